@@ -1,0 +1,178 @@
+"""mIoU of a checkpoint on Cityscapes. `--help` lists the options."""
+
+from options.evaluate_options import get_arguments
+
+args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
+
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from utils import device
+
+workaround = device.prepare_environment()  # before mindspore is imported
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, nn, ops
+from tqdm import tqdm
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.pipeline import batches
+from dataset.transform import CLASS_NAMES, IGNORE_LABEL
+from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
+from utils import checkpoint
+from utils.errors import UserError
+from utils.files import write_json
+from utils.visual import save_prediction
+
+
+class Predict(nn.Cell):
+    """Pictures (N, 3, h, w) -> trainIds (N, H, W) int32: logits up-sampled to (H, W), argmax."""
+
+    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int], classifier: str = "sum"):
+        super().__init__(auto_prefix=False)  # the parameters keep their names
+        self.net_G, self.size, self.classifier = net_G, size, classifier
+
+    def construct(self, x):
+        logits1, logits2 = self.net_G(x)
+        logits = logits1 + logits2
+        if self.classifier == "1":
+            logits = logits1
+        elif self.classifier == "2":
+            logits = logits2
+        logits = ops.interpolate(logits, size=self.size, mode="bilinear", align_corners=True)
+        return ops.Argmax(axis=1, output_type=mindspore.int32)(logits)
+
+
+@lru_cache(maxsize=4)
+def predictor(net_G: Res_Deeplab, size: tuple[int, int], classifier: str) -> Predict:
+    """One Predict, and so one compilation, for all evaluations of a network at a size."""
+    return Predict(net_G, size, classifier)
+
+
+def evaluate(
+    net_G: Res_Deeplab,
+    data: cityscapesDataSet,
+    classifier: str = "sum",
+    batch_size: int = 1,
+    workers: int = 4,
+    each: Callable[[str, np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """Confusion matrix (19, 19) int64 of net_G over `data` (with labels): rows truth, columns prediction.
+
+    `each(name, trainIds)` is called for every picture. Memory does not grow with the number of pictures.
+    """
+    net_G.set_train(False)
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    names = iter(data.names)
+    with tqdm(total=len(data), desc="evaluate", unit="picture", leave=False, disable=None) as bar:
+        for pictures, labels in batches(data, batch_size, workers):
+            prediction = predictor(net_G, labels.shape[1:], classifier)(pictures).asnumpy()
+            confusion += confusion_matrix(labels.asnumpy(), prediction)
+            if each:
+                for trainIds in prediction:
+                    each(next(names), trainIds)
+            bar.update(len(prediction))
+    return confusion
+
+
+def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Counts (19, 19) int64 of trainIds of the same shape; pixels labelled 255 do not count."""
+    valid = labels != IGNORE_LABEL
+    index = NUM_CLASSES * labels[valid].astype(np.int64) + prediction[valid]
+    return np.bincount(index, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """TP / (TP + FP + FN) in percent for each class, NaN for a class in neither truth nor prediction."""
+    tp = np.diag(confusion).astype(float)
+    union = confusion.sum(0) + confusion.sum(1) - tp
+    return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """The mean over the classes that have an IoU, in percent; NaN if none has."""
+    iou = class_iou(confusion)
+    return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+
+
+def iou_table(confusion: np.ndarray) -> str:
+    """A line for each class and one for the mean, in percent."""
+    rows = [
+        f"{name:<14}{iou:7.2f}" if iou == iou else f"{name:<14}      –"
+        for name, iou in zip(CLASS_NAMES, class_iou(confusion))
+    ]
+    return "\n".join([*rows, f"{'mIoU':<14}{mean_iou(confusion):7.2f}"])
+
+
+def adapt_bn(
+    net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
+) -> None:
+    """Replace batch norm's running statistics by the mean over batches of `data`'s first `count` pictures.
+
+    Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
+    them.
+    """
+    layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
+    total, passes = [0.0] * len(statistics), 0
+    net_G.set_train(True)
+    for pictures, *_ in batches(data, batch_size, workers, count):
+        for p in statistics:
+            p.set_data(ops.zeros_like(p))
+        net_G(pictures)
+        total = [t + p.asnumpy() / 0.1 for t, p in zip(total, statistics)]
+        passes += 1
+    for p, t in zip(statistics, total):
+        p.set_data(Tensor((t / passes).astype(np.float32)))
+
+
+def main(args) -> None:
+    path = checkpoint.find(args.restore_from)
+    if path != args.restore_from:
+        print(f"{args.restore_from} is not there; using {path}")
+    data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
+    content = checkpoint.read(path)
+    device.setup(args.device, args.device_id, args.mode)
+    net_G = generator(checkpoint.model_of(content) if args.model == "auto" else args.model)
+    print(checkpoint.load(net_G, content, path, "net_G"))
+
+    if args.adapt_bn:
+        train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+        adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
+        print(
+            f"batch statistics re-estimated on {min(args.adapt_bn, len(train))} unlabelled train pictures"
+        )
+    folder = Path(args.save_path)
+    each = (lambda name, trainIds: save_prediction(folder, name, trainIds)) if args.save else None
+    confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
+
+    print(iou_table(confusion))
+    write_json(
+        folder / "result.json",
+        {
+            "checkpoint": path,
+            "images": len(data),
+            "mIoU": value_or_none(mean_iou(confusion)),
+            "IoU": {name: value_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
+        },
+    )
+    print(
+        f"written: {folder / 'result.json'}"
+        + (f", {folder / 'labelIds'}, {folder / 'color'}" if args.save else "")
+    )
+
+
+def value_or_none(x: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if np.isnan(x) else float(x)
+
+
+if __name__ == "__main__":
+    try:
+        main(args)
+    except UserError as error:
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,324 @@
+"""Train CLAN (Luo et al., CVPR 2019) from GTA5 to Cityscapes. See --help; --demo needs no data."""
+
+from options.train_options import get_arguments
+
+args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
+
+import csv
+import sys
+import time
+from itertools import repeat
+from pathlib import Path
+
+from utils import device
+
+workaround = device.prepare_environment()  # before mindspore is imported
+
+import mindspore
+import numpy as np
+from mindspore import ParameterTuple, Tensor, nn, ops
+from tqdm import tqdm
+
+from CLAN_evaluate_city import class_iou, evaluate, mean_iou
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.pipeline import Stream, batches
+from dataset.transform import CLASS_NAMES
+from model.CLAN_D import discriminator
+from model.CLAN_G import freeze_bn_affine, generator
+from utils import checkpoint
+from utils.errors import UserError
+from utils.files import write_json
+from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
+from utils.softmax import softmax
+
+SOURCE, TARGET = 0.0, 1.0  # what D is to answer
+LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
+
+
+def up(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear up-sampling to (H, W), corners aligned."""
+    return ops.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class CLANStep(nn.Cell):
+    """One training step. All gradients are taken at the weights before the step; then both optimisers move.
+
+    Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32; damp, base and local are
+    float32 scalars (see `construct`). Returns the five losses of LOSSES as they enter the objectives.
+    """
+
+    def __init__(self, args, net_G, net_D, lr, lr_D):
+        super().__init__(auto_prefix=False)
+        net_G.update_parameters_name("net_G.")  # the names in checkpoints
+        net_D.update_parameters_name("net_D.")
+        self.net_G, self.net_D = net_G, net_D
+        self.method, self.focal, self.detach_map = (
+            args.method,
+            args.seg_loss == "focal",
+            args.detach_weight_map,
+        )
+        self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
+        self.source_size, self.target_size = args.input_size[::-1], args.input_size_target[::-1]
+        self.w5 = ParameterTuple(net_G.layer5.trainable_params())
+        self.w6 = ParameterTuple(net_G.layer6.trainable_params())
+        self.weights_G = ParameterTuple(net_G.trainable_params())
+        self.weights_D = ParameterTuple(net_D.trainable_params())
+
+        # Momentum for G, classifiers at ten times the backbone's rate; Adam for D.
+        self.optimizer_G = momentum(self.weights_G, lr, args)
+        self.optimizer_D = nn.Adam(self.weights_D, lr_D.tolist(), beta1=0.9, beta2=0.99)
+
+        # The released code lists backbone weights several times, so they are updated several times a step,
+        # with the same gradient: 3 times in bottlenecks, 4 times on `downsample`. The moments are shared, but
+        # in the first step, where PyTorch starts each entry from the gradient alone, hence with momentum 0.
+        again, self.again_index = [], []
+        for count in (2, 3, 4) if args.repeat_backbone_updates else ():
+            index = [i for i, w in enumerate(self.weights_G) if updates_per_step(w.name) >= count]
+            optimizer = momentum([self.weights_G[i] for i in index], lr, args)
+            optimizer.momentum.set_data(Tensor(0.0))
+            optimizer.moments = ParameterTuple([self.optimizer_G.moments[i] for i in index])
+            again.append(optimizer)
+            self.again_index.append(tuple(index))
+        self.again = nn.CellList(again, auto_prefix=False)
+
+        for part, optimizer in (("G", self.optimizer_G), ("D", self.optimizer_D), *enumerate(again, 2)):
+            for p in optimizer.get_parameters():
+                if not p.name.startswith(("net_", "optimizer_")):
+                    p.name = f"optimizer_{part}.{p.name}"
+
+        self.map = ops.HyperMap()
+        self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
+        self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
+        self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
+
+    def source_loss(self, x, y):
+        p1, p2 = self.net_G(x)
+        p1, p2 = up(p1, self.source_size), up(p2, self.source_size)
+        return seg_loss(p1, y, self.focal) + seg_loss(p2, y, self.focal), p1 + p2
+
+    def target_loss(self, x, damp, base, local):
+        t1, t2 = self.net_G(x)
+        t1, t2 = up(t1, self.target_size), up(t2, self.target_size)
+        q = softmax(t1 + t2)
+        weight, loss_weight = base, damp * 0.0
+        if self.method == "clan":
+            # Where C1 and C2 disagree, the class is not aligned yet: its adversarial loss counts more.
+            M = alignment_map(t1, t2)
+            weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
+            loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
+        o = up(self.net_D(q), self.target_size)
+        loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)  # G wants to pass for the source
+        return loss_adv + loss_weight, loss_adv, loss_weight, q, weight
+
+    def D_loss(self, q_s, q_t, weight):
+        loss_s = adv_loss(up(self.net_D(q_s), self.source_size), SOURCE, Tensor(1.0))
+        loss_t = adv_loss(up(self.net_D(q_t), self.target_size), TARGET, weight)
+        return loss_s + loss_t, loss_s, loss_t
+
+    def construct(self, x_s, y_s, x_t, damp, base, local):
+        # Source: segmentation loss of both classifiers. G sees each picture once; D reuses the predictions.
+        (loss_seg, p), grads_G = self.source_grad(x_s, y_s)
+        if self.method == "source":
+            zero = loss_seg * 0.0
+            loss_adv, loss_weight, loss_D_s, loss_D_t = zero, zero, zero, zero
+        else:
+            # Target: G minimises lambda_adv damp L_adv + 2 lambda_weight damp L_weight, D's weights standing
+            # still.
+            (_, loss_adv, loss_weight, q_t, weight), grads_t = self.target_grad(x_t, damp, base, local)
+            grads_G = self.map(ops.add, grads_G, grads_t)
+            # D tells the two domains apart, on detached predictions and with the same weights per pixel.
+            (_, loss_D_s, loss_D_t), grads_D = self.D_grad(softmax(p), q_t, weight)
+            self.optimizer_D(grads_D)
+        self.optimizer_G(grads_G)
+        for optimizer, index in zip(self.again, self.again_index):
+            optimizer(tuple([grads_G[i] for i in index]))
+            ops.assign(optimizer.momentum, self.optimizer_G.momentum)
+        return loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t
+
+
+def momentum(weights, lr: np.ndarray, args) -> nn.Momentum:
+    """v = momentum v + (g + weight_decay w); w = w - lr v, classifiers at a multiple of lr."""
+    classifiers = [w for w in weights if w.name.startswith(("net_G.layer5", "net_G.layer6"))]
+    backbone = [w for w in weights if not w.name.startswith(("net_G.layer5", "net_G.layer6"))]
+    groups = [{"params": backbone, "lr": lr.tolist()}]
+    if classifiers:
+        groups.append({"params": classifiers, "lr": (args.classifier_lr_mult * lr).tolist()})
+    return nn.Momentum(
+        [*groups, {"order_params": weights}],
+        learning_rate=0.0,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+    )
+
+
+def updates_per_step(name: str) -> int:
+    """How often the released code updates a weight of G in a step."""
+    return (
+        4 if ".downsample." in name else 3 if name.startswith(tuple(f"net_G.layer{k}" for k in "1234")) else 1
+    )
+
+
+def schedule(base: float, args) -> np.ndarray:
+    """The rate of every step: linear warm-up over preheat_steps, then base (1 - i / num_steps)^power."""
+    i = np.arange(args.num_steps_stop)
+    poly = base * (1 - i / args.num_steps) ** args.power
+    return np.where(i < args.preheat_steps, base * i / max(args.preheat_steps, 1), poly)
+
+
+def train(args) -> Path:
+    """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
+    adapt, folder, stop, batch = (
+        args.method != "source",
+        Path(args.snapshot_dir),
+        args.num_steps_stop,
+        args.batch_size,
+    )
+
+    # Data. The target's labels are read for validation alone.
+    source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
+    target, val = None, None
+    if adapt:
+        target = cityscapesDataSet(
+            args.data_dir_target, args.set, args.data_list_target, args.input_size_target
+        )
+    if not args.not_val:
+        val = cityscapesDataSet(args.data_dir_target, "val", size=args.input_size_target, labels=True)
+
+    # Networks, optimisers, the step.
+    mindspore.set_seed(args.random_seed)
+    net_G, net_D = generator(args.model), discriminator(args.model)
+    if not args.train_bn_affine:
+        freeze_bn_affine(net_G)
+    reports = []
+    for net, name, path in (
+        (net_G, "net_G", args.restore_from or default_start(args)),
+        (net_D, "net_D", args.restore_from_D or "none"),
+    ):
+        if path != "none" and not args.continue_train:
+            path = checkpoint.find(path)
+            reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
+    lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
+    step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
+    first, best = 0, 0.0
+    if args.continue_train:
+        first, best = checkpoint.restore(args.continue_train, step_cell)
+        reports.append(f"{args.continue_train}: going on after {first} steps, best mIoU so far {best:.2f}")
+        if first >= stop:
+            raise UserError(
+                f"{args.continue_train} has {first} steps; --num-steps-stop {stop} leaves nothing to do"
+            )
+
+    # Files of the run: nothing that is there is overwritten.
+    if not args.continue_train and (folder / "options.json").exists():
+        raise UserError(
+            f"{folder} already holds a run; choose another --snapshot-dir, move that one away, or go on "
+            f"with it: --continue-train {folder}/GTA5_<steps>.ckpt"
+        )
+    write_json(folder / "options.json", {**vars(args), "versions": device.versions()})
+    log_file, log_every = open(folder / "Train_log.log", "a", buffering=1), max(1, min(100, stop // 10))
+
+    def log(text: str) -> None:
+        tqdm.write(text)
+        log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    log(
+        f"{args.method}, recipe {args.recipe}, {args.model}: {len(source)} source pictures, "
+        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; files in {folder}"
+    )
+    for line in [workaround, *reports]:
+        if line:
+            log(line)
+
+    # Pictures of step i are a function of the seed and i alone, so that a run can go on anywhere.
+    def stream(data, domain: int):
+        positions = Stream(
+            data, first, stop, batch, [args.random_seed, domain], args.random_mirror, args.random_scale
+        )
+        return batches(positions, batch, args.num_workers)
+
+    sources, targets = stream(source, 0), stream(target, 1) if adapt else repeat((Tensor(0.0),))
+
+    bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=None)
+    losses, miou = append_csv(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds")), None
+    if val is not None:
+        miou = append_csv(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES))
+    step_cell.set_train()
+    started = time.perf_counter()
+    for i, (x_s, y_s), (x_t,) in zip(range(first, stop), sources, targets):
+        # Unweighted adversarial loss up to preheat_steps, then epsilon + lambda_local M per pixel.
+        weighted = args.method == "clan" and i > args.preheat_steps
+        base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
+        scalars = [Tensor(v, mindspore.float32) for v in (1 - i / args.num_steps, base, local)]
+        values = [float(v.asnumpy()) for v in step_cell(x_s, y_s, x_t, *scalars)]
+
+        seconds, started = time.perf_counter() - started, time.perf_counter()
+        losses([i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
+        shown = dict(
+            zip((*LOSSES, "lr", "lr_D", "s/step"), (f"{v:.3g}" for v in (*values, lr[i], lr_D[i], seconds)))
+        )
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
+        if i % log_every == 0:
+            log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
+
+        done = i + 1
+        if done % args.save_pred_every == 0 or done == stop:
+            if val is not None:
+                confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers)
+                step_cell.set_train()
+                score = mean_iou(confusion)
+                miou([done, *(f"{v:.9g}" for v in (score, *class_iou(confusion)))])
+                log(f"validation after {done} steps: mIoU {score:.2f}, best before {best:.2f}")
+                if score > best:
+                    best = score
+                    checkpoint.save(folder / "GTA5_best.ckpt", step_cell, args.model, done, best)
+            last = folder / f"GTA5_{done}.ckpt"
+            checkpoint.save(last, step_cell, args.model, done, best)
+            log(f"saved {last}")
+            started = time.perf_counter()
+    bar.close()
+    log_file.close()
+    return last
+
+
+def default_start(args) -> str:
+    """The DeepLab init file (ImageNet + COCO) under its usual names; the small model starts at random."""
+    if args.model == "small" or args.continue_train:
+        return "none"
+    for copy in ("", "(1)"):
+        for suffix in (".ckpt", ".pth"):
+            path = Path("model") / f"DeepLab_resnet_pretrained_init-f81d91e8{copy}{suffix}"
+            if path.is_file():
+                return str(path)
+    raise UserError(
+        "no start for G: model/DeepLab_resnet_pretrained_init-f81d91e8.ckpt or .pth is not there; README "
+        "says where to get it, --restore-from FILE takes another, --restore-from none starts at random"
+    )
+
+
+def append_csv(path: Path, header: tuple):
+    """A function that appends a row to `path`; a new file gets the header first."""
+    file = open(path, "a", newline="", buffering=1)
+    writer = csv.writer(file)
+    if file.tell() == 0:
+        writer.writerow(header)
+    return writer.writerow
+
+
+def main(args) -> None:
+    device.setup(args.device, args.device_id, args.mode)
+    if args.demo:
+        from utils.demo import demo
+
+        demo(args, train)
+    else:
+        train(args)
+
+
+if __name__ == "__main__":
+    try:
+        main(args)
+    except UserError as error:
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)

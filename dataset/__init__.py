@@ -1,0 +1,1 @@
+"""GTA5, Cityscapes, the demo's scenes, and how training walks through them."""

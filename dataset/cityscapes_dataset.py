@@ -1,0 +1,69 @@
+"""Cityscapes (Cordts et al., CVPR 2016): 2,975 / 500 / 1,525 pictures of streets, 2048x1024."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataset.transform import check_files, read_label, read_list, read_picture
+from utils.errors import UserError
+
+
+class cityscapesDataSet:
+    """leftImg8bit/SET/CITY/*_leftImg8bit.png below `root` or `root`/data; items are (picture,) or
+    (picture, label).
+
+    picture: float32 (3, H, W), BGR minus mean, at `size`. label, with `labels=True`: uint8 trainIds (H, W) of
+    the label file's own size, 255 = ignored. `names`: "CITY_NNNNNN_NNNNNN_leftImg8bit". UserError if the
+    folders, a file of the list or a label is missing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        set: str = "train",
+        list_path: str | None = None,
+        size: tuple[int, int] = (1024, 512),
+        labels: bool = False,
+    ):
+        self.size = size
+        folder, truth = find_tree(Path(root), set)
+        found = sorted(str(p.relative_to(folder)) for p in folder.glob("*/*.png"))
+        paths = read_list(list_path, found, folder)
+        self.pictures = [folder / path for path in paths]
+        self.names = [path.stem for path in self.pictures]
+        check_files(self.pictures, "Cityscapes picture")
+        self.labels = None
+        if labels:
+            self.labels = [
+                truth / path.parent.name / f"{path.stem[: -len('_leftImg8bit')]}_gtFine_labelIds.png"
+                for path in self.pictures
+            ]
+            check_files(self.labels, "Cityscapes label")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+        return self.read(i)
+
+    def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, ...]:
+        """Item i; `scale` and `mirror` are the released recipe's augmentation, for the picture alone."""
+        width, height = self.size
+        picture = read_picture(self.pictures[i], (int(width * scale), int(height * scale)))
+        if mirror:
+            picture = np.ascontiguousarray(picture[:, :, ::-1])
+        return (picture,) if self.labels is None else (picture, read_label(self.labels[i]))
+
+
+def find_tree(root: Path, set: str) -> tuple[Path, Path]:
+    """The picture and the label folder of one set, in the official tree or the one with data/leftimg8bit."""
+    for base in (root, root / "data"):
+        for name in ("leftImg8bit", "leftimg8bit"):
+            if (base / name / set).is_dir():
+                return base / name / set, base / "gtFine" / set
+    raise UserError(
+        f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "
+        f"{root / 'data' / 'leftimg8bit' / set} (--data-dir-target in training, --data-dir in evaluation); "
+        "it can be had at https://www.cityscapes-dataset.com/ — or try CLAN_train_gta5_2_city.py --demo, "
+        "which needs no data"
+    )

@@ -1,0 +1,82 @@
+"""Parallel reading with mindspore.dataset: endless and shuffled for training, one pass for scoring."""
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+
+import mindspore
+import numpy as np
+
+from utils.errors import UserError
+
+
+class Stream:
+    """Positions start, start + 1, … of an endless walk through `data`, shuffled anew each epoch.
+
+    Order and augmentation are functions of (seed, position) alone, so that a run can go on at any step with
+    the pictures it would have seen. The scale (released recipe) is drawn per batch, to keep a batch of one
+    size.
+    """
+
+    def __init__(
+        self, data, start: int, stop: int, batch_size: int, seed: list[int], mirror: bool, scale: bool
+    ):
+        self.data, self.start, self.stop = data, start * batch_size, stop * batch_size
+        self.batch_size, self.seed, self.mirror, self.scale = batch_size, seed, mirror, scale
+        self._order = lru_cache(maxsize=2)(lambda epoch: self._rng(0, epoch).permutation(len(data)))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
+        k += self.start
+        scale = 1.0
+        if self.scale:
+            r = self._rng(1, k // self.batch_size).random()
+            scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
+        mirror = self.mirror and self._rng(2, k).random() < 0.5
+        return self.data.read(self.index(k), scale, mirror)
+
+    def index(self, k: int) -> int:
+        """Which picture of the data set stands at position k (counted from step 0)."""
+        epoch, i = divmod(k, len(self.data))
+        return int(self._order(epoch)[i])
+
+    def _rng(self, use: int, k: int) -> np.random.Generator:
+        return np.random.default_rng([*self.seed, use, k])
+
+
+def batches(data, batch_size: int, workers: int, count: int | None = None) -> Iterator[tuple]:
+    """The first `count` (default: all) items of `data` in order, read ahead by `workers` threads, in batches.
+
+    Yields tuples of Tensors. An error about a file comes out as the UserError it was.
+    """
+    errors = []
+    count = min(count or len(data), len(data))
+
+    class Items:
+        def __len__(self):
+            return count
+
+        def __getitem__(self, i):
+            try:
+                return data[i]
+            except UserError as error:
+                errors.append(error)
+                raise
+
+    columns = [f"column{i}" for i in range(len(data[0]))]
+    pipeline = mindspore.dataset.GeneratorDataset(
+        Items(),
+        columns,
+        shuffle=False,
+        python_multiprocessing=False,
+        num_parallel_workers=min(workers, count, os.cpu_count()),
+    )
+    iterator = pipeline.batch(batch_size).create_tuple_iterator(num_epochs=1, do_copy=False)
+    try:
+        yield from iterator
+    except RuntimeError:
+        if errors:
+            raise errors[0] from None
+        raise

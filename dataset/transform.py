@@ -1,0 +1,82 @@
+"""From files to arrays: what the networks see (specified by the authors' code), read with Pillow."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+
+INFO = json.loads((Path(__file__).parent / "cityscapes_list" / "info.json").read_text())
+CLASS_NAMES: list[str] = INFO["label"]
+PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
+IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
+IGNORE_LABEL = 255
+
+LABEL_TO_TRAIN = np.full(256, IGNORE_LABEL, np.uint8)  # raw id (labelIds) -> trainId
+TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # and back; 255 -> 0, "unlabelled"
+for _id, _train_id in INFO["label2train"]:
+    if _train_id != IGNORE_LABEL:
+        LABEL_TO_TRAIN[_id] = _train_id
+        TRAIN_TO_LABEL[_train_id] = _id
+
+
+def open_image(path: Path) -> Image.Image:
+    """A decoded picture; UserError names the file if it is missing, cut short or no picture."""
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path}: not a readable picture ({error}); copy it again from the data set"
+        ) from None
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """File -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
+    image = open_image(path)
+    if image.mode not in ("RGB", "RGBA", "L", "P"):
+        raise UserError(f"{path}: a picture of mode {image.mode}; expected 8-bit RGB")
+    pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
+    return np.ascontiguousarray((pixels[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
+
+
+def read_label(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """File of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
+    image = open_image(path)
+    if image.mode not in ("L", "P"):
+        raise UserError(f"{path}: a label of mode {image.mode}; expected one 8-bit id a pixel (mode L or P)")
+    if size is not None:
+        image = image.resize(size, Image.Resampling.NEAREST)
+    return LABEL_TO_TRAIN[np.asarray(image)]
+
+
+def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
+    """The names in a list file, or without one all `found` below `where`; UserError if there are none."""
+    if path is None:
+        names = found
+    else:
+        try:
+            names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read this list ({error})") from None
+    if not names:
+        raise UserError(f"{path or where}: no pictures in it")
+    return names
+
+
+def check_files(paths: list[Path], what: str) -> None:
+    """One UserError with the count and the first few of the files that do not exist."""
+    folders: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:
+        folders[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    missing = [str(path) for path in paths if path.name not in folders[path.parent]]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} {what} files are missing: {', '.join(missing[:3])}"
+            + (" …" if len(missing) > 3 else "")
+        )

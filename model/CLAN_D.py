@@ -1,0 +1,36 @@
+"""Discriminator D of CLAN: which domain does a map of class probabilities come from?"""
+
+from mindspore import Tensor, nn, ops
+
+from model.CLAN_G import NUM_CLASSES
+
+
+class FCDiscriminator(nn.Cell):
+    """Probabilities (N, num_classes, H, W) -> one logit per 32x32 cell, (N, 1, H // 32, W // 32); 0 = source.
+
+    Five 4x4 convolutions of stride 2 with bias, leaky ReLU 0.2 between them. MindSpore's own initial values
+    for nn.Conv2d are the ones asked for: U(+-1/sqrt(fan_in)) for weights and biases.
+    """
+
+    def __init__(self, num_classes: int = NUM_CLASSES, ndf: int = 64):
+        super().__init__()
+        self.conv1 = self._conv(num_classes, ndf)
+        self.conv2 = self._conv(ndf, 2 * ndf)
+        self.conv3 = self._conv(2 * ndf, 4 * ndf)
+        self.conv4 = self._conv(4 * ndf, 8 * ndf)
+        self.classifier = self._conv(8 * ndf, 1)
+
+    @staticmethod
+    def _conv(c_in, c_out):
+        return nn.Conv2d(c_in, c_out, 4, 2, pad_mode="pad", padding=1, has_bias=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = layer(x)
+            x = ops.maximum(x, 0.2 * x)  # leaky ReLU
+        return self.classifier(x)
+
+
+def discriminator(model: str) -> FCDiscriminator:
+    """The paper's D (ndf 64, 2.78 M parameters), or a narrow one for the demo's `small` G."""
+    return FCDiscriminator(ndf=16 if model == "small" else 64)

@@ -1,0 +1,113 @@
+"""Generator G of CLAN: DeepLab-v2 on a dilated ResNet (output stride 8) with two classifiers, C1 and C2.
+
+Names follow the authors' PyTorch modules (layer1 … layer4, layer5 = C1, layer6 = C2), so that their
+checkpoints map one to one; see utils/checkpoint.py.
+"""
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import HeNormal, Initializer, Normal
+
+NUM_CLASSES = 19
+
+
+def conv(c_in: int, c_out: int, kernel: int, init: Initializer, stride: int = 1, dilation: int = 1):
+    """A convolution without bias that keeps the size (padding = dilation for 3x3), apart from its stride."""
+    return nn.Conv2d(c_in, c_out, kernel, stride, pad_mode="pad", padding=dilation * (kernel // 2),
+                     dilation=dilation, has_bias=False, weight_init=init)
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Running value = 0.9 old + 0.1 batch, as PyTorch's momentum 0.1."""
+    return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.9)
+
+
+class Bottleneck(nn.Cell):
+    """1x1 (with the stride, Caffe style), dilated 3x3, 1x1 to 4 x planes; residual sum."""
+
+    def __init__(self, c_in: int, planes: int, stride: int, dilation: int, project: bool, init: Initializer):
+        super().__init__()
+        self.conv1 = conv(c_in, planes, 1, init, stride)
+        self.bn1 = batch_norm(planes)
+        self.conv2 = conv(planes, planes, 3, init, dilation=dilation)
+        self.bn2 = batch_norm(planes)
+        self.conv3 = conv(planes, 4 * planes, 1, init)
+        self.bn3 = batch_norm(4 * planes)
+        self.relu = nn.ReLU()
+        self.downsample = None
+        if project:
+            self.downsample = nn.SequentialCell(
+                conv(c_in, 4 * planes, 1, init, stride), batch_norm(4 * planes))
+
+    def construct(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        residual = x if self.downsample is None else self.downsample(x)
+        return self.relu(out + residual)
+
+
+class Classifier_Module(nn.Cell):
+    """The weights of one classifier: four dilated 3x3 convolutions with bias, whose sum is its logits."""
+
+    def __init__(self, c_in: int, num_classes: int, dilations: tuple[int, ...]):
+        super().__init__()
+        self.conv2d_list = nn.CellList([
+            nn.Conv2d(c_in, num_classes, 3, pad_mode="pad", padding=d, dilation=d, has_bias=True,
+                      weight_init=Normal(0.01)) for d in dilations])
+
+
+class Res_Deeplab(nn.Cell):
+    """Pictures (N, 3, H, W) float32, BGR minus the mean -> logits of C1 and C2, each (N, num_classes, h, w).
+
+    The logits are not up-sampled: 1280x720 gives 161x91, because the max pooling rounds up (ceil mode).
+    """
+
+    def __init__(self, num_classes: int = NUM_CLASSES, layers: tuple[int, ...] = (3, 4, 23, 3),
+                 width: int = 64,
+                 dilations: tuple[int, ...] = (6, 12, 18, 24), init: Initializer | None = None):
+        super().__init__()
+        init = init or Normal(0.01)
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(3, width, 7, 2, pad_mode="pad", padding=3, has_bias=False, weight_init=init)
+        self.bn1 = batch_norm(width)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1, ceil_mode=True)
+        self.layer1 = self._layer(width, width, layers[0], 1, 1, init)
+        self.layer2 = self._layer(4 * width, 2 * width, layers[1], 2, 1, init)
+        self.layer3 = self._layer(8 * width, 4 * width, layers[2], 1, 2, init)
+        self.layer4 = self._layer(16 * width, 8 * width, layers[3], 1, 4, init)
+        self.layer5 = Classifier_Module(32 * width, num_classes, dilations)
+        self.layer6 = Classifier_Module(32 * width, num_classes, dilations)
+
+    @staticmethod
+    def _layer(c_in, planes, blocks, stride, dilation, init):
+        first = Bottleneck(c_in, planes, stride, dilation, True, init)
+        rest = [Bottleneck(4 * planes, planes, 1, dilation, False, init) for _ in range(blocks - 1)]
+        return nn.SequentialCell(first, *rest)
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        # C1 and C2 look at the same features with the same dilations: one convolution for both is twice as
+        # fast.
+        logits = 0.0
+        for c1, c2 in zip(self.layer5.conv2d_list, self.layer6.conv2d_list):
+            weight = ops.concat((c1.weight, c2.weight))
+            bias = ops.concat((c1.bias, c2.bias))
+            logits += ops.conv2d(x, weight, bias, 1, "pad", c1.padding, c1.dilation)
+        return logits[:, :self.num_classes], logits[:, self.num_classes:]
+
+
+def generator(model: str) -> Res_Deeplab:
+    """`resnet101`: the paper's network, 45.3 M parameters. `small`: one block a layer, 0.9 M, for demos."""
+    if model == "small":
+        return Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
+                           init=HeNormal(mode="fan_out", nonlinearity="relu"))
+    return Res_Deeplab()
+
+
+def freeze_bn_affine(G: Res_Deeplab) -> None:
+    """Exclude gamma and beta of every batch norm from training; the running statistics still move."""
+    for _, cell in G.cells_and_names():
+        if isinstance(cell, nn.BatchNorm2d):
+            cell.gamma.requires_grad = False
+            cell.beta.requires_grad = False

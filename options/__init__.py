@@ -1,0 +1,72 @@
+"""Command-line options of the two scripts, and what both parse alike."""
+
+import argparse
+import re
+import sys
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "1280,720" -> (1280, 720): width and height in pixels."""
+    match = re.fullmatch(r"(\d+)[,x](\d+)", text)
+    if not match or min(map(int, match.groups())) < 32:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not WIDTH,HEIGHT with both at least 32, such as 1280,720"
+        )
+    return int(match[1]), int(match[2])
+
+
+def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
+    """An argparse type: a finite int or float in [low, high], or in (low, high] with `open_low`."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+        if not (low < value if open_low else low <= value) or not value <= high or abs(value) == float("inf"):
+            bounds = f"{'above' if open_low else 'at least'} {low:g}"
+            bounds += f" and at most {high:g}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """One line and exit code 2 for a mistake; --underscore_spelling is read as --underscore-spelling."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), a) for a in args]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--device",
+        choices=("auto", "ascend", "gpu", "cpu"),
+        default="auto",
+        help="auto: Ascend when there is one, else CPU (default: auto)",
+    )
+    group.add_argument("--device-id", type=number(int, 0), default=0, help="card number (default: 0)")
+    group.add_argument(
+        "--mode",
+        choices=("graph", "pynative"),
+        default="graph",
+        help="MindSpore's execution mode (default: graph)",
+    )
+    group.add_argument(
+        "--num-workers", type=number(int, 1), default=4, help="threads that read pictures (default: 4)"
+    )

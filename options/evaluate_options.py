@@ -1,0 +1,32 @@
+"""Options of CLAN_evaluate_city.py."""
+import argparse
+
+from options import Parser, add_machine_options, number, size
+
+
+def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of the evaluation script."""
+    parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
+    add = parser.add_argument
+    add("--restore-from", metavar="FILE", required=True,
+        help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt")
+    add("--data-dir", default="./data/Cityscapes",
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
+    add("--set", default="val", help="part of Cityscapes to score (default: val)")
+    add("--data-list", metavar="FILE",
+        help="one picture a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+    add("--input-size", type=size, default=(1024, 512), metavar="W,H",
+        help="pictures as the network sees them, pixels (default: 1024,512)")
+    add("--classifier", choices=("sum", "1", "2"), default="sum",
+        help="logits of C1 + C2, or of one of them (default: sum)")
+    add("--batch-size", type=number(int, 1), default=1, help="pictures at a time (default: 1)")
+    add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
+        help="first re-estimate batch norm's statistics on the first N unlabelled pictures of "
+        "the train set, in batches of --batch-size (default: 0, the checkpoint's)")
+    add("--save", action="store_true", help="write the predictions as pictures")
+    add("--save-path", default="./result/cityscapes", metavar="DIR",
+        help="result.json, labelIds/ and color/ (default: ./result/cityscapes)")
+    add("--model", choices=("auto", "resnet101", "small"), default="auto",
+        help="auto: the checkpoint knows; a .pth is taken for resnet101 (default: auto)")
+    add_machine_options(parser)
+    return parser.parse_args(argv)

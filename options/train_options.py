@@ -1,0 +1,111 @@
+"""Options of CLAN_train_gta5_2_city.py. The defaults are the paper's."""
+import argparse
+from argparse import BooleanOptionalAction
+
+from options import Parser, add_machine_options, number, size
+
+# Where the paper and the authors' released code differ (both published 43.2 mIoU with the second).
+RECIPES = {
+    "default": {"seg_loss": "ce", "repeat_backbone_updates": False,
+                "random_mirror": False, "random_scale": False},
+    "released": {"seg_loss": "focal", "repeat_backbone_updates": True,
+                 "random_mirror": True, "random_scale": True},
+}
+DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
+
+
+def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; derived defaults (recipe, schedule, debug sizes) are filled in."""
+    parser = Parser("CLAN: adapt a segmentation network from GTA5 (labelled) to Cityscapes (unlabelled).")
+    positive = number(float, 0, open_low=True)
+    not_negative = number(float, 0)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data-dir", default="./data/GTA5", help="GTA5: images/ and labels/ (default: ./data/GTA5)")
+    add("--data-dir-target", default="./data/Cityscapes",
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
+    add("--data-list", metavar="FILE",
+        help="one picture a line, relative to images/ (default: all pictures found, sorted)")
+    add("--data-list-target", metavar="FILE",
+        help="one picture a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+    add("--set", default="train", help="part of Cityscapes to adapt to (default: train)")
+    add("--input-size", type=size, metavar="W,H", help="source pictures, pixels (default: 1280,720)")
+    add("--input-size-target", type=size, metavar="W,H",
+        help="target pictures, pixels (default: 1024,512)")
+    add("--random-mirror", action=BooleanOptionalAction, help="mirror half of the pictures "
+        "(default: by recipe)")
+    add("--random-scale", action=BooleanOptionalAction,
+        help="picture, not label, at 1.1x or 0.8x, probability 0.3 each (default: by recipe)")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--method", choices=("clan", "tan", "source"), default="clan",
+        help="clan; tan: plain adversarial; source: no adaptation (default: clan)")
+    add("--recipe", choices=tuple(RECIPES), default="default",
+        help="default: the paper; released: focal loss, repeated backbone updates, augmentation "
+        "(default: default)")
+    add("--seg-loss", choices=("ce", "focal"), help="cross-entropy or focal loss (default: by recipe)")
+    add("--repeat-backbone-updates", action=BooleanOptionalAction,
+        help="momentum update 3 times in bottlenecks, 4 on downsample (default: by recipe)")
+    add("--lambda-weight", type=not_negative, default=0.01, help="weight discrepancy (default: 0.01)")
+    add("--lambda-adv", type=not_negative, default=0.001, help="adversarial loss (default: 0.001)")
+    add("--lambda-local", type=not_negative, default=40.0, help="alignment map (default: 40)")
+    add("--epsilon", type=not_negative, default=0.4, help="weight of an aligned pixel (default: 0.4)")
+    add("--preheat-steps", type=number(int, 0),
+        help="steps of warm-up, of rates and of unweighted adversarial loss (default: "
+        "num-steps-stop / 20)")
+    add("--detach-weight-map", action=BooleanOptionalAction, default=False,
+        help="no gradient through the alignment map (default: off)")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--learning-rate", type=positive, default=2.5e-4, help="G's backbone (default: 2.5e-4)")
+    add("--classifier-lr-mult", type=positive, default=10.0,
+        help="classifiers' rate over the backbone's (default: 10)")
+    add("--learning-rate-D", type=positive, default=1e-4, help="D (default: 1e-4)")
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="G (default: 0.9)")
+    add("--weight-decay", type=not_negative, default=5e-4, help="G (default: 5e-4)")
+    add("--power", type=not_negative, default=0.9, help="of the decay of both rates (default: 0.9)")
+    add("--batch-size", type=number(int, 1), default=1, help="pictures a domain and step "
+        "(default: 1)")
+    add("--num-steps", type=number(int, 1), help="steps of the schedule (default: 100000; "
+        "with --demo 600)")
+    add("--num-steps-stop", type=number(int, 1), help="stop after this step (default: num-steps)")
+    add("--random-seed", type=number(int, 0, 2**31 - 1), default=1234,
+        help="weights, order and augmentation (default: 1234)")
+
+    add = parser.add_argument_group("network and checkpoints").add_argument
+    add("--model", choices=("resnet101", "small"), default="resnet101",
+        help="resnet101: the paper's; small: 0.9 M parameters (default: resnet101)")
+    add("--train-bn-affine", action=BooleanOptionalAction, default=False,
+        help="train batch norm's scale and offset (default: off, frozen)")
+    add("--restore-from", metavar="FILE",
+        help="start of G, .ckpt or .pth, or 'none' (default: "
+        "./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
+    add("--restore-from-D", metavar="FILE", help="start of D (default: random)")
+    add("--continue-train", metavar="FILE", help="go on from this checkpoint of a run")
+    add("--snapshot-dir", metavar="DIR", help="files of the run (default: ./checkpoint; "
+        "with --demo ./checkpoint/demo)")
+    add("--save-pred-every", type=number(int, 1), help="steps between checkpoints (default: 2000)")
+    add("--not-val", action="store_true", help="no validation (default: at every checkpoint)")
+
+    add_machine_options(parser)
+    parser.add_argument("--debug", action="store_true", help="tiny sizes, a few steps: does it run at all?")
+    parser.add_argument("--demo", action="store_true",
+        help="self-contained demonstration on drawn pictures; of the other options it takes "
+        "--num-steps, --random-seed, --snapshot-dir and the machine's")
+
+    args = parser.parse_args(argv)
+    fill = {**RECIPES[args.recipe], "input_size": (1280, 720), "input_size_target": (1024, 512),
+            "num_steps": 600 if args.demo else 100_000, "save_pred_every": 2000,
+            "snapshot_dir": "./checkpoint/demo" if args.demo else "./checkpoint"}
+    if args.debug:
+        fill.update(DEBUG)
+    for name, value in fill.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.num_steps_stop is None:
+        args.num_steps_stop = args.num_steps
+    if args.num_steps_stop > args.num_steps:
+        parser.error(f"--num-steps-stop {args.num_steps_stop} is more than --num-steps {args.num_steps}")
+    if args.preheat_steps is None:
+        args.preheat_steps = args.num_steps_stop // 20
+    return args

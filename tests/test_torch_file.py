@@ -1,0 +1,302 @@
+"""PyTorch checkpoints without PyTorch: real ones, hand-written ones, and hostile ones.
+
+fixtures/torch_zip.pth and torch_legacy.pth hold the same object, written once with PyTorch by the script
+fixtures/make_torch_fixtures.py; the arrays that they should give are computed here. Hostile files are put
+together from single pickle opcodes.
+"""
+import io
+import os
+import pickle
+import random
+import re
+import struct
+import time
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.torch_file import MAGIC, MAX_OPCODES, load
+
+FIXTURES = Path(__file__).parent / "fixtures"
+REAL = [FIXTURES / "torch_zip.pth", FIXTURES / "torch_legacy.pth"]
+ITEMS = np.arange(4, dtype="<f4").tobytes()
+BASE = np.arange(24, dtype=np.float32)
+EXPECTED = {
+    "float32": np.arange(6, dtype=np.float32).reshape(2, 3) / np.float32(7),
+    "float16": np.arange(5, dtype=np.float16) / np.float16(8) - np.float16(0.25),
+    "bfloat16": np.arange(-4, 4, dtype=np.float32) / 4,
+    "float64": np.arange(3, dtype=np.float64) / 3,
+    "int64": np.arange(4, dtype=np.int64) - 2**40,
+    "int32": np.arange(4, dtype=np.int32) - np.int32(2),
+    "uint8": np.arange(250, 256).astype(np.uint8),
+    "bool": np.arange(4) % 2 == 1,
+    "transposed": np.arange(12, dtype=np.int64).reshape(3, 4).T,
+    "shared_head": BASE[:8].reshape(2, 4),
+    "shared_tail": BASE[4:].reshape(4, 5),
+    "shared_strided": BASE[1::3],
+    "expanded": np.full((2, 3), 1.5, np.float32),
+    "parameter": np.arange(3, dtype=np.float32),
+    "scalar": np.array(7, dtype=np.int64),
+    "empty": np.empty((0, 3), np.float32),
+}
+
+
+def name(module, attribute):
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def lit(value):
+    """The opcodes of a plain value."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+ODICT = name("collections", "OrderedDict") + b")R"
+
+
+def pid(key="0", numel=4, kind="FloatStorage", view=b"", module="torch"):
+    return b"(" + lit("storage") + name(module, kind) + lit(key) + lit("cpu") + lit(numel) + view + b"tQ"
+
+
+def tensor(offset=0, size=(4,), stride=(1,), storage=None, view=b"", metadata=b""):
+    storage = pid(view=view) if storage is None else storage
+    args = storage + lit(offset) + lit(size) + lit(stride) + b"\x89" + ODICT + metadata
+    return name("torch._utils", "_rebuild_tensor_v2") + b"(" + args + b"tR"
+
+
+def zipped(body, storage=ITEMS, compression=zipfile.ZIP_STORED, **records):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for key, content in {"data.pkl": b"\x80\x02" + body + b".", "data/0": storage, **records}.items():
+            archive.writestr("archive/" + key, content)
+    return file.getvalue()
+
+
+def legacy(body, storage=ITEMS, keys=("0",), count=4):
+    head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": True}))
+    return head + b"\x80\x02" + body + b"." + pickle.dumps(list(keys), 2) + struct.pack("<q", count) + storage
+
+
+BOTH = pytest.mark.parametrize("pack, none", [(zipped, b""), (legacy, b"N")], ids=["zip", "legacy"])
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Load bytes; a refusal must be one line that begins with the path."""
+    path = tmp_path / "model.pth"
+
+    def read(data):
+        path.write_bytes(data)
+        try:
+            return load(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error) and len(str(error)) < 500
+            raise
+
+    return read
+
+
+@pytest.mark.parametrize("path", REAL, ids=["zip", "legacy"])
+def test_a_real_checkpoint_reads_bit_exactly(path):
+    checkpoint = load(str(path))
+    state = checkpoint.pop("state_dict")
+    assert checkpoint == {
+        "epoch": 3, "best": 0.5, "name": "clan", "done": False, "steps": [1, (2, None)],
+        "size": (2, 3), "dtype": "torch.bfloat16", "device": "cuda:0",
+    }
+    assert type(state) is OrderedDict and list(state) == list(EXPECTED)
+    assert state._metadata == {"": {"version": 1}}
+    for key, want in EXPECTED.items():
+        got = state[key]
+        assert (got.dtype, got.shape, got.tobytes()) == (want.dtype, want.shape, want.tobytes()), key
+        assert got.flags.c_contiguous and got.flags.writeable and got.flags.aligned
+    state["shared_head"][1, 0] = -1
+    assert state["shared_tail"][0, 0] == -1
+
+
+@BOTH
+def test_python_2_and_old_cuda_files(read, pack, none):
+    cuda = pid(view=none, module="torch.cuda")
+    old = name("torch._utils", "_rebuild_tensor") + b"(" + cuda + lit(1) + lit((3,)) + lit((1,)) + b"tR"
+    items = name("collections", "OrderedDict") + b"(](](U\x01w" + old + b"eetR"
+    state = read(pack(items))
+    assert type(state) is OrderedDict
+    np.testing.assert_array_equal(state["w"], np.float32([1, 2, 3]))
+
+
+def test_a_view_of_a_legacy_storage(read):
+    view = b"(" + lit("1") + lit(2) + lit(2) + b"t"
+    np.testing.assert_array_equal(read(legacy(tensor(size=(2,), view=view))), np.float32([2, 3]))
+    with pytest.raises(UserError, match="outside"):
+        read(legacy(tensor(size=(2,), view=b"(" + lit("1") + lit(3) + lit(2) + b"t")))
+
+
+def test_every_bfloat16_becomes_its_float32(read):
+    bits = np.arange(2**16, dtype="<u2")
+    storage = pid(numel=2**16, kind="BFloat16Storage")
+    got = read(zipped(tensor(size=(2**16,), storage=storage), bits.tobytes()))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got.view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+@BOTH
+@pytest.mark.parametrize("call, refused", [
+    (name("os", "system") + lit(("touch hacked",)) + b"R", "os.system"),
+    (name("posix", "system") + lit(("touch hacked",)) + b"R", "posix.system"),
+    (name("builtins", "eval") + lit(("open('hacked', 'w')",)) + b"R", "builtins.eval"),
+    (name("__builtin__", "getattr") + b")R", "__builtin__.getattr"),
+    (name("copyreg", "_reconstructor") + b")R", "copyreg._reconstructor"),
+    (name("argparse", "Namespace") + b")\x81}b", "argparse.Namespace"),
+    (name("torch", "load") + lit(("x",)) + b"R", "torch.load"),
+    (name("numpy", "frombuffer") + b")R", "numpy.frombuffer"),
+    (lit("os") + lit("system") + b"\x93" + lit(("touch hacked",)) + b"R", "os.system"),
+    (b"(" + lit("touch hacked") + b"ios\nsystem\n", "INST"),
+    (b"(" + name("os", "system") + lit("touch hacked") + b"o", "os.system"),
+    (b"\x82\x01", "EXT1"),
+])
+def test_a_pickle_never_runs_code(read, pack, none, call, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(refused) + ".*re-save it"):
+        read(pack(call))
+    assert not (tmp_path / "hacked").exists()
+
+
+@BOTH
+@pytest.mark.parametrize("body", [
+    name("torch._utils", "_rebuild_tensor_v2") + b"}b",  # BUILD on a callable
+    name("collections", "OrderedDict") + lit({"_metadata": 1}) + b"b",
+    ODICT + lit({"items": 1}) + b"b",  # would shadow a method
+    ODICT + b"N" + lit({"items": 1}) + b"\x86b",
+    name("torch", "float32") + b")R",
+    name("torch", "FloatStorage") + lit((10**12,)) + b"R",
+    lit("eval") + lit(("1",)) + b"R",
+    b"K\x01)R", b"R", b"b", b"t", b"u", b"e", b"", b"Q", b"h\x05", b"}K\x01s", b"(K\x01K\x02u", b"]]K\x01s",
+    b"}]K\x01s",  # unhashable key
+    name("torch", "device") + lit(("c" * 99, 10**50)) + b"R" + b"K\x01K\x02s",
+])
+def test_nonsense_is_refused(read, pack, none, body):
+    with pytest.raises(UserError):
+        read(pack(body))
+
+
+@BOTH
+@pytest.mark.parametrize("changes", [
+    {"size": (5,)}, {"offset": 1}, {"offset": 2**62}, {"offset": -1}, {"size": (-4,)}, {"stride": (2,)},
+    {"stride": (-1,), "offset": 3}, {"size": (2, 2), "stride": (3, 1)}, {"size": (4, 1), "stride": (1,)},
+    {"size": (2**62, 2**62), "stride": (1, 1)}, {"size": (2**70,)}, {"stride": (2**63,)},
+    {"size": (1,) * 40, "stride": (1,) * 40}, {"size": (10**6, 10**6), "stride": (0, 0)},
+    {"size": (0, 2**70), "stride": (1, 1)}, {"size": 4}, {"stride": None}, {"size": (2.0,)},
+    {"size": ((4,),)}, {"size": (True,)},
+])
+def test_a_tensor_never_leaves_its_storage(read, pack, none, changes):
+    with pytest.raises(UserError):
+        read(pack(tensor(**changes, view=none)))
+    assert read(pack(tensor(view=none))).tolist() == [0, 1, 2, 3]
+
+
+@BOTH
+@pytest.mark.parametrize("numel", [5, -1, 2**62, 2**70, "4", None])
+def test_a_storage_never_leaves_its_file(read, pack, none, numel):
+    with pytest.raises(UserError):
+        read(pack(tensor(storage=pid(numel=numel, view=none))))
+
+
+@pytest.mark.parametrize("count", [-1, 5, 2**40, 2**62])
+def test_the_counts_of_a_legacy_file_are_checked(read, count):
+    with pytest.raises(UserError, match="damaged"):
+        read(legacy(tensor(view=b"N"), count=count))
+
+
+def test_the_keys_of_a_legacy_file_are_checked(read):
+    for keys in [("1",), (["0"],), (0,)]:
+        with pytest.raises(UserError, match="damaged"):
+            read(legacy(tensor(view=b"N"), keys=keys))
+
+
+BOMBS = [  # small pickles on which `pickle` would run for ever, or take all memory or all of the stack
+    (b"}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s", "neither text nor a number"),  # a key of 2**60 parts
+    (b"})" + b"\x85" * 200_000 + b"K\x01s", "neither text nor a number"),  # a key 200 000 deep
+    (b"}\x8b" + struct.pack("<i", 10**6) + b"\x01" * 10**6 + b"K\x01s", "LONG4"),  # a key of 8 million bits
+    (b"K\x01r\xf0\xff\xff\xff", None),  # a memo slot near 2**32
+    (b"]" * 200_000 + b"a" * 199_999, None),  # a list 200 000 deep is no harm
+    (b"]" * (MAX_OPCODES + 10), "steps"),
+    (b"X\xff\xff\xff\xffx", "damaged"),
+    (b"\x8d" + b"\xff" * 7 + b"\x7fx", "damaged"),
+    (b"\x8e" + struct.pack("<Q", 2**40) + b"x", "damaged"),
+    (b"\x96" + struct.pack("<Q", 2**40) + b"x", "damaged"),
+    (lit([["a", 1]] * 1000) + b"q\xff" + (ODICT[:-2] + b"h\xff\x85R") * 10_000, "memory"),
+    (b"(" + tensor(size=(4, 10_000), stride=(1, 0)) * 1000 + b"t", "memory"),
+    (tensor(size=(10**12,), stride=(0,)), "memory"),
+]
+
+
+@pytest.mark.parametrize("body, message", BOMBS, ids=range(len(BOMBS)))
+def test_a_bomb_ends_soon(read, body, message):
+    start = time.perf_counter()
+    if message is None:
+        read(zipped(body))
+    else:
+        with pytest.raises(UserError, match=message):
+            read(zipped(body))
+    assert time.perf_counter() - start < 5
+
+
+def test_zip_files_that_are_no_checkpoints(read):
+    body = tensor()
+    with pytest.raises(UserError, match="compressed"):
+        read(zipped(body, bytes(10**7), zipfile.ZIP_DEFLATED))  # 10 MB in 10 KB
+    with pytest.raises(UserError, match="big-endian"):
+        read(zipped(body, byteorder=b"big"))
+    with pytest.raises(UserError, match="TorchScript"):
+        read(zipped(body, **{"constants.pkl": b""}))
+    with pytest.raises(UserError, match="not one of torch.save"):
+        read(zipped(body).replace(b"data.pkl", b"data.txt"))
+    with pytest.raises(UserError, match="conjugated"):
+        read(zipped(tensor(metadata=b"}\x8c\x03neg\x88s")))
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "not a PyTorch checkpoint"), (b"<html>404\nnot found</html>", "not a PyTorch checkpoint"),
+    (bytes(1000), "not a PyTorch checkpoint"), (pickle.dumps({"a": 1}), "not a PyTorch checkpoint"),
+    (pickle.dumps(MAGIC, 2), "damaged"), (b"PK\3\4", "damaged"),
+    (pickle.dumps(MAGIC, 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2), "unknown version"),
+    (b"x".ljust(257, b"\0") + b"ustar" + bytes(250), "0.1.10"),
+])
+def test_files_that_are_no_checkpoints(read, content, message):
+    with pytest.raises(UserError, match=message):
+        read(content)
+
+
+def test_paths_that_cannot_be_read(tmp_path):
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: no such file"):
+            load(path)
+    if os.path.exists("/dev/zero"):
+        with pytest.raises(UserError):
+            load("/dev/zero")
+
+
+@pytest.mark.parametrize("path", REAL, ids=["zip", "legacy"])
+def test_a_truncated_file_is_refused(read, path):
+    data = path.read_bytes()
+    for end in [*range(0, len(data), 13), len(data) - 1]:
+        with pytest.raises(UserError):
+            read(data[:end])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("path", REAL, ids=["zip", "legacy"])
+def test_a_damaged_file_gives_a_value_or_one_line(read, path):
+    data, rng, start = path.read_bytes(), random.Random(1), time.perf_counter()
+    for _ in range(600):
+        damaged = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            read(bytes(damaged))
+        except UserError:
+            pass
+    assert time.perf_counter() - start < 8

@@ -1,0 +1,108 @@
+"""The embedded demo: the real training and evaluation code on drawn streets, with a small network.
+
+Stage A trains on the source alone, from scratch. Stage B goes on from there three times, with equal steps,
+schedule and source pictures: source only; the control, where target pictures pass through the network (and so
+through its batch statistics) without any adversary; CLAN. Each is scored on the target's val set, with batch
+statistics re-estimated on unlabelled target pictures and, beside it, with the running ones. Target labels
+only score.
+"""
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, ops
+from PIL import Image
+
+from CLAN_evaluate_city import adapt_bn, class_iou, evaluate, mean_iou
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.demo_scenes import write_demo_data
+from dataset.transform import CLASS_NAMES
+from model.CLAN_G import generator
+from options.train_options import get_arguments
+from utils import checkpoint, device
+from utils.errors import UserError
+from utils.files import atomic, write_json
+from utils.loss import alignment_map
+from utils.visual import colourise, heat, panels
+
+SIZE = (192, 96)
+COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "192,96", "--batch-size", "2",
+          "--random-mirror", "--classifier-lr-mult", "1", "--not-val"]
+STAGE_A = ["--method", "source", "--learning-rate", "0.06", "--train-bn-affine", "--restore-from", "none"]
+STAGE_B = ["--learning-rate", "0.05", "--learning-rate-D", "0.001"]
+METHODS = {
+    "source": ["--method", "source"],
+    "control": ["--method", "tan", "--lambda-adv", "0"],
+    "clan": ["--method", "clan", "--lambda-adv", "1", "--lambda-weight", "0.1", "--detach-weight-map"],
+}
+ADAPT, BATCH, SHOWN = 160, 20, (3, 31, 62, 85)  # pictures for batch statistics; at a time; in demo.png
+
+
+def demo(args, train: Callable) -> None:
+    """Run the demo with the training script's `train`; demo.png and demo_result.json go to --snapshot-dir."""
+    started, folder, steps, seed = time.time(), Path(args.snapshot_dir), args.num_steps, args.random_seed
+    if (folder / "stage_a").exists():
+        raise UserError(f"{folder} already holds a demo; choose another --snapshot-dir or move that one away")
+    data = write_demo_data("./data/demo", seed)
+
+    def run(name: str, steps: int, options: list[str]) -> Path:
+        own = {"--data-dir": data / "GTA5", "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
+               "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder / name,
+               "--random-seed": seed, "--device": args.device, "--device-id": args.device_id,
+               "--mode": args.mode, "--num-workers": args.num_workers}
+        argv = [*COMMON, *options, *(str(word) for pair in own.items() for word in pair)]
+        print(f"\n{name}: python CLAN_train_gta5_2_city.py {' '.join(argv)}", flush=True)
+        return train(get_arguments(argv))
+
+    stage_a = run("stage_a", steps * 5 // 2, STAGE_A)
+    last = {name: run(name, steps, [*STAGE_B, *options, "--restore-from", str(stage_a)])
+            for name, options in METHODS.items()}
+
+    print("\nscoring on the target's val set")
+    val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
+    unlabelled = cityscapesDataSet(data / "Cityscapes", "train", size=SIZE)
+    result, nets = {}, {}
+    for name, path in last.items():
+        net_G = nets[name] = generator("small")
+        checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
+        running = mean_iou(evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers))
+        adapt_bn(net_G, unlabelled, ADAPT, BATCH, args.num_workers)
+        confusion = evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers)
+        result[name] = {"mIoU": mean_iou(confusion), "mIoU_running": running,
+                        "IoU": dict(zip(CLASS_NAMES, map(float, class_iou(confusion))))}
+
+    with atomic(folder / "demo.png") as temporary:
+        picture(nets, val).save(temporary)
+    seconds = time.time() - started
+    write_json(folder / "demo_result.json", {**result, "seed": seed, "steps": steps,
+                                             "seconds": round(seconds, 1), "versions": device.versions()})
+    print(table(result))
+    print(f"{seconds:.0f} s in all; written: {folder / 'demo.png'}, {folder / 'demo_result.json'}")
+
+
+def picture(nets: dict, val: cityscapesDataSet) -> Image.Image:
+    """For a few pictures: the picture, both predictions, the ground truth and CLAN's alignment map."""
+    rows = []
+    for i in (k % len(val) for k in SHOWN):
+        pixels, label = val[i]
+        x = Tensor(pixels[None])
+        logits = {name: upsampled(nets[name].set_train(False)(x)) for name in ("source", "clan")}
+        prediction = {name: (c1 + c2).asnumpy()[0].argmax(0) for name, (c1, c2) in logits.items()}
+        M = alignment_map(*logits["clan"]).asnumpy()[0, 0]
+        rows.append([np.asarray(Image.open(val.pictures[i])), colourise(prediction["source"]),
+                     colourise(prediction["clan"]), colourise(label), heat(M)])
+    return panels(rows, ["target picture", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"])
+
+
+def upsampled(logits: tuple) -> list:
+    return [ops.interpolate(c, size=SIZE[::-1], mode="bilinear", align_corners=True) for c in logits]
+
+
+def table(result: dict) -> str:
+    """IoU of each class, mIoU, mIoU with running statistics, in percent, a column a method."""
+    rows = [("", [f"{name:>9}" for name in result])]
+    rows += [(c, [f"{r['IoU'][c]:9.1f}" for r in result.values()]) for c in CLASS_NAMES]
+    rows += [("mIoU", [f"{r['mIoU']:9.2f}" for r in result.values()]),
+             ("mIoU, running statistics", [f"{r['mIoU_running']:9.2f}" for r in result.values()])]
+    return "\n".join(f"{name:<26}" + "".join(cells) for name, cells in rows)

@@ -1,0 +1,57 @@
+"""The one place that decides on the device, the mode and the CPU's convolution workaround.
+
+Call `prepare_environment()` before mindspore is imported; this module itself imports it only when asked to.
+"""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+
+def prepare_environment() -> str | None:
+    """Set what must be set before mindspore is imported; returns a line for the log if something was.
+
+    MindSpore 2.9 and 2.10 hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3
+    convolutions then run 100-300 times slower. Limiting oneDNN to AVX2 brings them back.
+    """
+    os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore's warnings are not for our users
+    version = importlib.metadata.version("mindspore")
+    cpuinfo = Path("/proc/cpuinfo")
+    avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text()
+    if (
+        tuple(map(int, version.split(".")[:2])) in ((2, 9), (2, 10))
+        and avx512
+        and "ONEDNN_MAX_CPU_ISA" not in os.environ
+    ):
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+        return (
+            f"MindSpore {version}: set ONEDNN_MAX_CPU_ISA=AVX2, its AVX-512 convolutions are slow on the CPU"
+        )
+    return None
+
+
+def setup(device: str, device_id: int, mode: str) -> str:
+    """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU"."""
+    import mindspore
+
+    name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
+    if name is None:
+        name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
+    mindspore.set_device(name, device_id if name != "CPU" else None)
+    mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
+    if name == "CPU":
+        mindspore.set_context(
+            jit_config={"jit_level": "O0"}
+        )  # 5-8 % faster here; Ascend keeps its own default
+    return name
+
+
+def versions() -> dict[str, str]:
+    """Python, platform and the five packages, for options.json and the results."""
+    packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,64 @@
+"""Predictions as pictures, in the ids and colours of Cityscapes."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
+from utils.files import atomic
+
+COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is black
+COLOURS[: len(PALETTE)] = PALETTE
+
+
+def colourise(trainIds: np.ndarray) -> np.ndarray:
+    """trainIds (H, W), 255 = ignored -> RGB uint8 (H, W, 3)."""
+    return COLOURS[trainIds]
+
+
+def save_prediction(folder: Path, name: str, trainIds: np.ndarray) -> None:
+    """labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png."""
+    for kind, pixels in (("labelIds", TRAIN_TO_LABEL[trainIds]), ("color", colourise(trainIds))):
+        with atomic(folder / kind / f"{name}_{kind}.png") as temporary:
+            Image.fromarray(pixels).save(temporary)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Values (H, W) in [0, 1] -> RGB uint8 (H, W, 3), from dark blue (0) over red to light yellow (1)."""
+    stops = np.array([(8, 8, 48), (90, 20, 110), (190, 50, 85), (245, 135, 45), (252, 253, 190)], float)
+    x = np.clip(values, 0, 1) * (len(stops) - 1)
+    return np.stack([np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)], -1).astype(np.uint8)
+
+
+def panels(rows: list[list[np.ndarray]], captions: list[str], height: int = 160) -> Image.Image:
+    """A sheet of pictures, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
+
+    Each picture is shown `height` pixels high; a last column of alignment maps gets a colour bar.
+    """
+    gap, head, bar, swatch = 6, 28, 46, 20
+    width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
+    sheet_width = gap + len(captions) * (width + gap) + bar
+    columns = 7
+    legend_rows = -(-len(CLASS_NAMES) // columns)
+    sheet = Image.new(
+        "RGB", (sheet_width, head + len(rows) * (height + gap) + legend_rows * 28 + gap), "white"
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for c, caption in enumerate(captions):
+        draw.text((gap + c * (width + gap) + width / 2, head / 2), caption, "black", font, anchor="mm")
+    for r, row in enumerate(rows):
+        for c, pixels in enumerate(row):
+            picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (gap + c * (width + gap), head + r * (height + gap)))
+    x, bottom = sheet_width - bar, head + len(rows) * (height + gap) - gap
+    ramp = heat(np.linspace(1, 0, bottom - head)[:, None].repeat(14, 1))
+    sheet.paste(Image.fromarray(ramp), (x, head))
+    for value, y, anchor in ((1, head, "lt"), (0.5, (head + bottom) // 2, "lm"), (0, bottom, "lb")):
+        draw.text((x + 18, y), f"{value:g}", "black", font, anchor=anchor)
+    for k, name in enumerate(CLASS_NAMES):
+        x = gap + (k % columns) * ((sheet_width - gap) // columns)
+        y = bottom + gap + (k // columns) * 28 + 4
+        draw.rectangle((x, y, x + swatch, y + swatch), tuple(int(v) for v in PALETTE[k]), "black")
+        draw.text((x + swatch + 6, y + swatch / 2), name, "black", font, anchor="lm")
+    return sheet
