@@ -25,6 +25,7 @@ from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import write_json
+from utils.upsample import up
 from utils.visual import save_prediction
 
 
@@ -42,8 +43,7 @@ class Predict(nn.Cell):
             logits = logits1
         elif self.classifier == "2":
             logits = logits2
-        logits = ops.interpolate(logits, size=self.size, mode="bilinear", align_corners=True)
-        return ops.Argmax(axis=1, output_type=mindspore.int32)(logits)
+        return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, self.size))
 
 
 @lru_cache(maxsize=4)

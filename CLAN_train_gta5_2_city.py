@@ -31,21 +31,18 @@ from utils.errors import UserError
 from utils.files import write_json
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
+from utils.upsample import up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 
 
-def up(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear up-sampling to (H, W), corners aligned."""
-    return ops.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
 class CLANStep(nn.Cell):
     """One training step. All gradients are taken at the weights before the step; then both optimisers move.
 
-    Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32; damp, base and local are
-    float32 scalars (see `construct`). Returns the five losses of LOSSES as they enter the objectives.
+    Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32, and three float32 scalars:
+    damp = 1 - step / num_steps, and base, local, which give a pixel the adversarial weight base + local M.
+    Returns the five losses of LOSSES as they enter the objectives.
     """
 
     def __init__(self, args, net_G, net_D, lr, lr_D):
@@ -53,11 +50,8 @@ class CLANStep(nn.Cell):
         net_G.update_parameters_name("net_G.")  # the names in checkpoints
         net_D.update_parameters_name("net_D.")
         self.net_G, self.net_D = net_G, net_D
-        self.method, self.focal, self.detach_map = (
-            args.method,
-            args.seg_loss == "focal",
-            args.detach_weight_map,
-        )
+        self.method, self.focal = args.method, args.seg_loss == "focal"
+        self.detach_map = args.detach_weight_map
         self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
         self.source_size, self.target_size = args.input_size[::-1], args.input_size_target[::-1]
         self.w5 = ParameterTuple(net_G.layer5.trainable_params())
@@ -123,11 +117,10 @@ class CLANStep(nn.Cell):
             zero = loss_seg * 0.0
             loss_adv, loss_weight, loss_D_s, loss_D_t = zero, zero, zero, zero
         else:
-            # Target: G minimises lambda_adv damp L_adv + 2 lambda_weight damp L_weight, D's weights standing
-            # still.
+            # Target: G minimises damp (lambda_adv L_adv + 2 lambda_weight L_weight); D's weights stand still.
             (_, loss_adv, loss_weight, q_t, weight), grads_t = self.target_grad(x_t, damp, base, local)
             grads_G = self.map(ops.add, grads_G, grads_t)
-            # D tells the two domains apart, on detached predictions and with the same weights per pixel.
+            # D tells the domains apart, on detached predictions and with the same weights per pixel.
             (_, loss_D_s, loss_D_t), grads_D = self.D_grad(softmax(p), q_t, weight)
             self.optimizer_D(grads_D)
         self.optimizer_G(grads_G)

@@ -67,7 +67,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=number(int, 1), default=1, help="pictures a domain and step "
         "(default: 1)")
     add("--num-steps", type=number(int, 1), help="steps of the schedule (default: 100000; "
-        "with --demo 600)")
+        "with --demo 500)")
     add("--num-steps-stop", type=number(int, 1), help="stop after this step (default: num-steps)")
     add("--random-seed", type=number(int, 0, 2**31 - 1), default=1234,
         help="weights, order and augmentation (default: 1234)")
@@ -95,7 +95,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     args = parser.parse_args(argv)
     fill = {**RECIPES[args.recipe], "input_size": (1280, 720), "input_size_target": (1024, 512),
-            "num_steps": 600 if args.demo else 100_000, "save_pred_every": 2000,
+            "num_steps": 500 if args.demo else 100_000, "save_pred_every": 2000,
             "snapshot_dir": "./checkpoint/demo" if args.demo else "./checkpoint"}
     if args.debug:
         fill.update(DEBUG)

@@ -2,7 +2,7 @@
 
 Stage A trains on the source alone, from scratch. Stage B goes on from there three times, with equal steps,
 schedule and source pictures: source only; the control, where target pictures pass through the network (and so
-through its batch statistics) without any adversary; CLAN. Each is scored on the target's val set, with batch
+through its batch statistics) without any adversary (lambda_adv 0); CLAN. Each is scored on the target's val set, with batch
 statistics re-estimated on unlabelled target pictures and, beside it, with the running ones. Target labels
 only score.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 from PIL import Image
 
 from CLAN_evaluate_city import adapt_bn, class_iou, evaluate, mean_iou
@@ -24,6 +24,7 @@ from utils import checkpoint, device
 from utils.errors import UserError
 from utils.files import atomic, write_json
 from utils.loss import alignment_map
+from utils.upsample import up
 from utils.visual import colourise, heat, panels
 
 SIZE = (192, 96)
@@ -31,10 +32,11 @@ COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "
           "--random-mirror", "--classifier-lr-mult", "1", "--not-val"]
 STAGE_A = ["--method", "source", "--learning-rate", "0.06", "--train-bn-affine", "--restore-from", "none"]
 STAGE_B = ["--learning-rate", "0.05", "--learning-rate-D", "0.001"]
+CLAN = ["--method", "clan", "--lambda-weight", "0.1", "--detach-weight-map"]
 METHODS = {
     "source": ["--method", "source"],
-    "control": ["--method", "tan", "--lambda-adv", "0"],
-    "clan": ["--method", "clan", "--lambda-adv", "1", "--lambda-weight", "0.1", "--detach-weight-map"],
+    "control": [*CLAN, "--lambda-adv", "0"],
+    "clan": [*CLAN, "--lambda-adv", "1"],
 }
 ADAPT, BATCH, SHOWN = 160, 20, (3, 31, 62, 85)  # pictures for batch statistics; at a time; in demo.png
 
@@ -62,18 +64,18 @@ def demo(args, train: Callable) -> None:
     print("\nscoring on the target's val set")
     val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
     unlabelled = cityscapesDataSet(data / "Cityscapes", "train", size=SIZE)
-    result, nets = {}, {}
+    net_G, result, logits = generator("small"), {}, {}
     for name, path in last.items():
-        net_G = nets[name] = generator("small")
         checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
         running = mean_iou(evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers))
         adapt_bn(net_G, unlabelled, ADAPT, BATCH, args.num_workers)
         confusion = evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers)
         result[name] = {"mIoU": mean_iou(confusion), "mIoU_running": running,
                         "IoU": dict(zip(CLASS_NAMES, map(float, class_iou(confusion))))}
+        logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
-        picture(nets, val).save(temporary)
+        picture(val, logits["source"], logits["clan"]).save(temporary)
     seconds = time.time() - started
     write_json(folder / "demo_result.json", {**result, "seed": seed, "steps": steps,
                                              "seconds": round(seconds, 1), "versions": device.versions()})
@@ -81,22 +83,17 @@ def demo(args, train: Callable) -> None:
     print(f"{seconds:.0f} s in all; written: {folder / 'demo.png'}, {folder / 'demo_result.json'}")
 
 
-def picture(nets: dict, val: cityscapesDataSet) -> Image.Image:
-    """For a few pictures: the picture, both predictions, the ground truth and CLAN's alignment map."""
-    rows = []
-    for i in (k % len(val) for k in SHOWN):
-        pixels, label = val[i]
-        x = Tensor(pixels[None])
-        logits = {name: upsampled(nets[name].set_train(False)(x)) for name in ("source", "clan")}
-        prediction = {name: (c1 + c2).asnumpy()[0].argmax(0) for name, (c1, c2) in logits.items()}
-        M = alignment_map(*logits["clan"]).asnumpy()[0, 0]
-        rows.append([np.asarray(Image.open(val.pictures[i])), colourise(prediction["source"]),
-                     colourise(prediction["clan"]), colourise(label), heat(M)])
-    return panels(rows, ["target picture", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"])
+def picture(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) -> Image.Image:
+    """For a few pictures: the picture, both predictions, the ground truth and CLAN's alignment map.
 
-
-def upsampled(logits: tuple) -> list:
-    return [ops.interpolate(c, size=SIZE[::-1], mode="bilinear", align_corners=True) for c in logits]
+    `source` and `clan` are the logits of C1 and C2 for the pictures SHOWN, (N, 19, H, W) each.
+    """
+    M = alignment_map(*clan).asnumpy()[:, 0]
+    top = float(np.quantile(M, 0.995))
+    prediction = [(c1 + c2).asnumpy().argmax(1) for c1, c2 in (source, clan)]
+    rows = [[np.asarray(Image.open(val.pictures[i])), *(colourise(p[n]) for p in prediction),
+             colourise(val[i][1]), heat(M[n] / top)] for n, i in enumerate(SHOWN)]
+    return panels(rows, ["target picture", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"], top)
 
 
 def table(result: dict) -> str:

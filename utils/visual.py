@@ -31,12 +31,13 @@ def heat(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)], -1).astype(np.uint8)
 
 
-def panels(rows: list[list[np.ndarray]], captions: list[str], height: int = 160) -> Image.Image:
+def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height: int = 160) -> Image.Image:
     """A sheet of pictures, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
 
-    Each picture is shown `height` pixels high; a last column of alignment maps gets a colour bar.
+    Each picture is shown `height` pixels high. The last column is `heat` of values from 0 to `top`: the colour
+    bar beside it says so.
     """
-    gap, head, bar, swatch = 6, 28, 46, 20
+    gap, head, bar, swatch = 6, 28, 64, 20
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
     sheet_width = gap + len(captions) * (width + gap) + bar
     columns = 7
@@ -54,8 +55,8 @@ def panels(rows: list[list[np.ndarray]], captions: list[str], height: int = 160)
     x, bottom = sheet_width - bar, head + len(rows) * (height + gap) - gap
     ramp = heat(np.linspace(1, 0, bottom - head)[:, None].repeat(14, 1))
     sheet.paste(Image.fromarray(ramp), (x, head))
-    for value, y, anchor in ((1, head, "lt"), (0.5, (head + bottom) // 2, "lm"), (0, bottom, "lb")):
-        draw.text((x + 18, y), f"{value:g}", "black", font, anchor=anchor)
+    for value, y, anchor in ((top, head, "lt"), (top / 2, (head + bottom) // 2, "lm"), (0, bottom, "lb")):
+        draw.text((x + 18, y), f"{value:.2g}", "black", font, anchor=anchor)
     for k, name in enumerate(CLASS_NAMES):
         x = gap + (k % columns) * ((sheet_width - gap) // columns)
         y = bottom + gap + (k // columns) * 28 + 4

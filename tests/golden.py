@@ -1,0 +1,331 @@
+"""The authors' PyTorch code as figures, and this project's runs to hold against them.
+
+golden/ holds traces of the authors' released modules: losses of 8 steps with both recipes, logits, gradients
+and weights by their norms, and predictions. They were made on the weights and pictures that the functions
+below generate again from names and seeds, so that nothing large is stored and PyTorch is not needed.
+
+    python -m tests.golden        prints every measured difference (README, "How faithful?")
+"""
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "tests" / "golden"
+LABEL_IDS = np.array(
+    [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 0, 4], np.uint8
+)
+LAYERS = ((1, 64, 3), (2, 128, 4), (3, 256, 23), (4, 512, 3))  # number, planes, blocks
+
+
+def shapes_G() -> dict[str, tuple[int, ...]]:
+    """Names (PyTorch's) and shapes of the published G."""
+    shapes = {}
+
+    def bn(prefix: str, channels: int) -> None:
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{prefix}.{leaf}"] = (channels,)
+
+    shapes["conv1.weight"] = (64, 3, 7, 7)
+    bn("bn1", 64)
+    c_in = 64
+    for layer, planes, blocks in LAYERS:
+        for block in range(blocks):
+            prefix = f"layer{layer}.{block}"
+            convs = ((planes, c_in, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1))
+            for k, shape in enumerate(convs, 1):
+                shapes[f"{prefix}.conv{k}.weight"] = shape
+                bn(f"{prefix}.bn{k}", shape[0])
+            if block == 0:
+                shapes[f"{prefix}.downsample.0.weight"] = (4 * planes, c_in, 1, 1)
+                bn(f"{prefix}.downsample.1", 4 * planes)
+            c_in = 4 * planes
+    for layer in (5, 6):
+        for k in range(4):
+            shapes[f"layer{layer}.conv2d_list.{k}.weight"] = (19, 2048, 3, 3)
+            shapes[f"layer{layer}.conv2d_list.{k}.bias"] = (19,)
+    return shapes
+
+
+def shapes_D() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the published D."""
+    shapes, channels = {}, (19, 64, 128, 256, 512, 1)
+    for name, a, b in zip(("conv1", "conv2", "conv3", "conv4", "classifier"), channels, channels[1:]):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (b, a, 4, 4), (b,)
+    return shapes
+
+
+def tensor(name: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
+    """The float32 values of one tensor, a function of its name, shape and the salt."""
+    rng = np.random.RandomState(zlib.crc32((salt + name).encode()) & 0x7FFFFFFF)
+    if name.endswith("running_var"):
+        value = rng.uniform(0.6, 1.4, shape) * (3600.0 if name == "bn1.running_var" else 1.0)
+    elif name.endswith("running_mean"):
+        value = 0.1 * rng.standard_normal(shape) * (60.0 if name == "bn1.running_mean" else 1.0)
+    elif name.endswith("bias"):
+        value = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        value = (0.25 if ".bn3." in name else 1.0) * rng.uniform(0.8, 1.2, shape)
+    elif "conv2d_list" in name:
+        value = 0.01 * rng.standard_normal(shape)
+    else:
+        value = np.sqrt(2.0 / np.prod(shape[1:])) * rng.standard_normal(shape)
+        value -= value.mean(axis=(1, 2, 3), keepdims=True)
+    return value.astype(np.float32)
+
+
+def state(shapes: dict[str, tuple[int, ...]], salt: str = "") -> dict[str, np.ndarray]:
+    """A whole state dict, as PyTorch would name it."""
+    return {name: tensor(name, shape, salt) for name, shape in shapes.items()}
+
+
+def picture(seed: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Waves, 60 random rectangles and noise: RGB uint8 (H, W, 3) and raw label ids uint8 (H, W)."""
+    rng = np.random.RandomState(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.empty((height, width, 3), np.float32)
+    for c in range(3):
+        fx, fy, phase = rng.uniform(0.5, 3, 3)
+        rgb[..., c] = 120 + 80 * np.sin(2 * np.pi * (fx * x / width + fy * y / height) + phase)
+    ids = np.full((height, width), 23, np.uint8)
+    for _ in range(60):
+        x0, y0 = rng.randint(0, width), rng.randint(0, height)
+        w, h = rng.randint(width // 40 + 1, width // 4), rng.randint(height // 40 + 1, height // 3)
+        box = np.s_[y0 : y0 + h, x0 : x0 + w]
+        ids[box] = LABEL_IDS[rng.randint(len(LABEL_IDS))]
+        rgb[box] = rgb[box] * 0.3 + 0.7 * rng.uniform(0, 255, 3)
+    rgb += rng.normal(0, 12, rgb.shape)
+    return np.clip(rgb, 0, 255).astype(np.uint8), ids
+
+
+def write_city(
+    root: Path, set_name: str, seeds: dict[str, int], size: tuple[int, int] = (2048, 1024)
+) -> Path:
+    """A Cityscapes tree of generated pictures, name -> seed, named aachen_<name>_*; returns its root."""
+    for name, seed in seeds.items():
+        rgb, ids = picture(seed, *size)
+        for kind, pixels, end in (("leftImg8bit", rgb, "leftImg8bit"), ("gtFine", ids, "gtFine_labelIds")):
+            folder = root / kind / set_name / "aachen"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"aachen_{name}_000019_{end}.png", compress_level=1)
+    return root
+
+
+def write_gta5(root: Path, seeds: dict[str, int], size: tuple[int, int] = (1914, 1052)) -> Path:
+    """A GTA5 tree of generated pictures, name -> seed; labels are palette pictures. Returns its root."""
+    for name, seed in seeds.items():
+        rgb, ids = picture(seed, *size)
+        label = Image.fromarray(ids)
+        label.putpalette([v for i in range(256) for v in (i, 255 - i, i // 2)])
+        for kind, image in (("images", Image.fromarray(rgb)), ("labels", label)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            image.save(root / kind / f"{name}.png", compress_level=1)
+    return root
+
+
+def load(name: str) -> dict:
+    """A trace by its file's name."""
+    return json.loads((FOLDER / name).read_text())
+
+
+def train_run(recipe: str, folder: Path) -> tuple[list[list[float]], dict[str, np.ndarray]]:
+    """8 steps of the training script from the golden weights: rows of loss.csv and the last tensors of G."""
+    import mindspore
+
+    setup = load(f"train_gold_{recipe}.json")["setup"]
+    for net, shapes, salt in (("G", shapes_G(), ""), ("D", shapes_D(), "D.")):
+        entries = [
+            {"name": n, "data": mindspore.Tensor(v)} for n, v in state(shapes, setup["salt"] + salt).items()
+        ]
+        mindspore.save_checkpoint(entries, str(folder / f"golden_{net}.ckpt"))
+    options = {
+        "--recipe": recipe,
+        "--data-dir": write_gta5(folder / "GTA5", {"00001": setup["picture_seed_source"]}),
+        "--data-dir-target": write_city(folder / "City", "train", {"000001": setup["picture_seed_target"]}),
+        "--input-size": "{},{}".format(*setup["source"]),
+        "--input-size-target": "{},{}".format(*setup["target"]),
+        "--num-steps": setup["num_steps"],
+        "--num-steps-stop": setup["num_steps_stop"],
+        "--preheat-steps": setup["preheat_steps"],
+        "--restore-from": folder / "golden_G.ckpt",
+        "--restore-from-D": folder / "golden_D.ckpt",
+        "--snapshot-dir": folder / "run",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    run("CLAN_train_gta5_2_city.py", *words, "--not-val", "--no-random-mirror", "--no-random-scale")
+    with open(folder / "run" / "loss.csv", newline="") as file:
+        rows = [[float(v) for v in row[:8]] for row in list(csv.reader(file))[1:]]
+    last = mindspore.load_checkpoint(str(folder / "run" / f"GTA5_{setup['num_steps_stop']}.ckpt"))
+    return rows, {n[len("net_G.") :]: p.asnumpy() for n, p in last.items() if n.startswith("net_G.")}
+
+
+def run(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """A script of this project as a user would start it; its output is shown if it fails."""
+    done = subprocess.run([sys.executable, ROOT / script, *words], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def first_step(recipe: str) -> dict:
+    """Logits, alignment map and D's output as (mean, std, largest), gradients as norms, before any update."""
+    import mindspore
+    from mindspore import Tensor
+
+    from CLAN_train_gta5_2_city import CLANStep, schedule
+    from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
+    from model.CLAN_D import discriminator
+    from model.CLAN_G import freeze_bn_affine, generator
+    from options.train_options import get_arguments
+    from utils import checkpoint, device
+    from utils.loss import alignment_map
+    from utils.softmax import softmax
+    from utils.upsample import up
+
+    setup = load(f"train_gold_{recipe}.json")["setup"]
+    size = {"source": tuple(setup["source"]), "target": tuple(setup["target"])}
+    argv = ["--recipe", recipe, "--input-size", "{},{}".format(*size["source"])]
+    args = get_arguments([*argv, "--input-size-target", "{},{}".format(*size["target"])])
+    device.setup("cpu", 0, "pynative")
+    net_G, net_D = generator("resnet101"), discriminator("resnet101")
+    freeze_bn_affine(net_G)
+    checkpoint.load(net_G, state(shapes_G(), setup["salt"]), "golden", "net_G")
+    checkpoint.load(net_D, state(shapes_D(), setup["salt"] + "D."), "golden", "net_D")
+    rates = schedule(args.learning_rate, args)[:1]
+    step = CLANStep(args, net_G, net_D, rates, rates).set_train()
+
+    def inputs(domain: str, width: int, height: int):
+        rgb, ids = picture(setup[f"picture_seed_{domain}"], width, height)
+        x = np.asarray(Image.fromarray(rgb).resize(size[domain], Image.Resampling.BICUBIC), np.float32)
+        y = LABEL_TO_TRAIN[np.asarray(Image.fromarray(ids).resize(size[domain], Image.Resampling.NEAREST))]
+        x = (x[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1)[None]
+        return Tensor(np.ascontiguousarray(x)), Tensor(y[None].astype(np.int32))
+
+    (x_s, y_s), (x_t, _) = inputs("source", 1914, 1052), inputs("target", 2048, 1024)
+    scalars = [Tensor(v, mindspore.float32) for v in (1.0, 1.0, 0.0)]  # damp, base, local of step 0
+    (_, p), grads_s = step.source_grad(x_s, y_s)
+    (_, _, _, q, weight), grads_t = step.target_grad(x_t, *scalars)
+    _, grads_D = step.D_grad(softmax(p), q, weight)
+    grads = {w.name[6:]: norm(a.asnumpy() + b.asnumpy()) for w, a, b in zip(step.weights_G, grads_s, grads_t)}
+    (c1_s, c2_s), (c1_t, c2_t) = net_G(x_s), net_G(x_t)
+    M = alignment_map(up(c1_t, step.target_size), up(c2_t, step.target_size))
+    arrays = {"C1_source": c1_s, "C2_source": c2_s, "C1_target": c1_t, "C2_target": c2_t, "alignment_map": M}
+    arrays["D_out_target_upsampled"] = up(net_D(q), step.target_size)
+    summary = {
+        name: (v.mean(), v.std(ddof=1), abs(v).max()) for name, t in arrays.items() for v in [t.asnumpy()]
+    }
+    return {
+        **summary,
+        "grad_norm": grads,
+        "grad_norm_D": {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_D, grads_D)},
+    }
+
+
+def norm(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x.astype(np.float64)))
+
+
+def our_name(name: str) -> str:
+    """PyTorch's name of a tensor of G under this project's."""
+    from utils.checkpoint import tensors_of
+
+    return next(iter(tensors_of({name: np.zeros(1), "layer6.": np.zeros(1)}, "net_G")))
+
+
+def compare_first_step(recipe: str) -> list[tuple[str, float, float]]:
+    """(what, relative difference, tolerance) for everything that the trace holds of step 0."""
+    gold, ours = load(f"train_gold_{recipe}.json")["first_step_mean_std_absmax"], first_step(recipe)
+    out = []
+    for name, value in gold.items():
+        if name.startswith("grad_norm"):
+            out += [(f"{name} {w}", abs(ours[name][w] / v - 1), 5e-3) for w, v in value.items()]
+        elif name in ours:  # differences of the mean are relative to the spread: the mean may be near 0
+            scale = (value[1], value[1], value[2])
+            out += [(name, max(abs(a - b) / s for a, b, s in zip(ours[name], value, scale)), 5e-4)]
+    return out
+
+
+def compare_train(recipe: str, folder: Path) -> list[tuple[str, float, float]]:
+    """(what, relative difference, tolerance) for losses, rates and final weights of 8 steps."""
+    gold, (rows, last) = load(f"train_gold_{recipe}.json"), train_run(recipe, folder)
+    out = []
+    for ours, row in zip(rows, gold["rows"], strict=True):
+        step = int(row[0])
+        tolerance = 1e-3 if step <= 2 else 5e-3 if step <= 4 else 3e-2
+        for name, a, b in zip(gold["columns"][1:6], ours[1:6], row[1:6]):
+            out.append((f"{name}, step {step}", abs(a / b - 1), tolerance))
+        for name, a, b in zip(gold["columns"][6:], ours[6:], row[6:]):
+            out.append((f"{name}, step {step}", abs(a - b) / 2.5e-4, 1e-6))
+    start = state(shapes_G(), gold["setup"]["salt"])
+    for name, (_, size) in gold["state_mean_norm"].items():
+        value = last[our_name(name)]
+        change = norm(value.astype(np.float64) - start[name])
+        out.append((f"norm of {name}", abs(norm(value) / size - 1), 1e-3))
+        out.append((f"change of {name}", abs(change / gold["state_delta_norm"][name] - 1), 5e-2))
+    return out
+
+
+def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
+    """(what, difference, tolerance): differing pixels, mIoU and IoU in points, by the evaluation script."""
+    import mindspore
+
+    entries = [{"name": n, "data": mindspore.Tensor(v)} for n, v in state(shapes_G()).items()]
+    mindspore.save_checkpoint(entries, str(folder / "golden_G.ckpt"))
+    city = write_city(folder / "City", "val", {"000011": 11, "000012": 12})
+    gold, masks = load("eval_gold.json"), np.load(FOLDER / "eval_gold.npz")
+    out = []
+    for classifier, key in (("sum", "sum"), ("1", "first"), ("2", "second")):
+        result = folder / f"result_{classifier}"
+        words = [
+            "--restore-from",
+            folder / "golden_G.ckpt",
+            "--data-dir",
+            city,
+            "--save-path",
+            result,
+            "--save",
+        ]
+        run("CLAN_evaluate_city.py", *map(str, words), "--classifier", classifier)
+        ours = json.loads((result / "result.json").read_text())
+        out.append((f"mIoU, {key}", abs(ours["mIoU"] - gold["miou"][key]), 5e-3))
+        worst = max(abs(a - b) for a, b in zip(ours["IoU"].values(), gold[key], strict=True))
+        out.append((f"IoU of a class, {key}", worst, 2e-2))
+    for seed in (11, 12):
+        path = folder / "result_sum" / "labelIds" / f"aachen_0000{seed}_000019_leftImg8bit_labelIds.png"
+        expected = LABEL_IDS[masks[f"pred_{seed}"]]
+        out.append(
+            (f"pixels of picture {seed}", float((np.asarray(Image.open(path)) != expected).mean()), 5e-4)
+        )
+    return out
+
+
+def main() -> None:
+    print("| what | largest difference | tolerance |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        report("evaluation: {}", compare_evaluation(Path(folder)))
+    for recipe in ("default", "released"):
+        report(f"{recipe}, before the first update: {{}}", compare_first_step(recipe))
+        with tempfile.TemporaryDirectory() as folder:
+            report(f"{recipe}, 8 steps: {{}}", compare_train(recipe, Path(folder)))
+
+
+def report(title: str, rows: list[tuple[str, float, float]]) -> None:
+    """A line for each tolerance and kind of figure: the largest difference and where it is."""
+    groups: dict[tuple[str, float], list] = {}
+    for what, difference, tolerance in rows:
+        kind = what.split()[0] if not what.startswith("loss") else "losses"
+        groups.setdefault((kind, tolerance), []).append((difference, what))
+    for (_, tolerance), found in groups.items():
+        difference, what = max(found)
+        print(f"| {title.format(what)} | {difference:.1e} | {tolerance:.0e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

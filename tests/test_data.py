@@ -1,0 +1,163 @@
+"""Data sets and the training stream, on small files made here."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.pipeline import Stream, batches
+from dataset.transform import CLASS_NAMES, IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
+from tests.golden import write_city, write_gta5
+from utils.errors import UserError
+
+
+@pytest.fixture
+def gta5(tmp_path):
+    return write_gta5(tmp_path / "GTA5", {f"{i:05d}": i for i in (1, 2, 3)}, (192, 105))
+
+
+@pytest.fixture
+def city(tmp_path):
+    return write_city(tmp_path / "City", "val", {"000001": 5, "000002": 6}, (204, 102))
+
+
+def test_label_table_is_the_published_one():
+    pairs = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19)))
+    assert [LABEL_TO_TRAIN[i] for i in range(256)] == [pairs.get(i, 255) for i in range(256)]
+    assert all(TRAIN_TO_LABEL[train] == raw for raw, train in pairs.items())
+    assert len(CLASS_NAMES) == 19
+
+
+def test_gta5_picture_and_label(gta5):
+    data = GTA5DataSet(gta5, size=(96, 64))
+    x, y = data[1]
+    with Image.open(gta5 / "images" / "00002.png") as image:
+        expected = (
+            np.asarray(image.resize((96, 64), Image.Resampling.BICUBIC), np.float32)[:, :, ::-1] - IMG_MEAN
+        )
+    assert x.dtype == np.float32 and np.array_equal(x, expected.transpose(2, 0, 1))
+    with Image.open(gta5 / "labels" / "00002.png") as label:  # a palette picture: its index is the id
+        assert label.mode == "P"
+        ids = np.asarray(label.resize((96, 64), Image.Resampling.NEAREST))
+    assert y.dtype == np.int32 and np.array_equal(y, LABEL_TO_TRAIN[ids])
+
+
+def test_mirror_flips_both_and_scale_the_picture_alone(gta5):
+    data = GTA5DataSet(gta5, size=(96, 64))
+    (x, y), (x_flipped, y_flipped) = data.read(0), data.read(0, mirror=True)
+    assert np.array_equal(x_flipped, x[:, :, ::-1]) and np.array_equal(y_flipped, y[:, ::-1])
+    x_large, y_same = data.read(0, scale=1.1)
+    assert x_large.shape == (3, 70, 105) and np.array_equal(y, y_same)
+
+
+def test_pair_of_different_sizes_is_used_with_one_warning(gta5):
+    path = gta5 / "labels" / "00001.png"
+    with Image.open(path) as label:
+        label.resize((100, 50), Image.Resampling.NEAREST).save(path)
+    data = GTA5DataSet(gta5, size=(96, 64))
+    with pytest.warns(UserWarning, match="00001.png.*size differs"):
+        assert data[0][1].shape == (64, 96)
+    data[0]  # no second warning: warnings of the data sets are errors in these tests
+
+
+@pytest.mark.parametrize("tree", ["official", "nested", "lower"])
+def test_cityscapes_trees(city, tree):
+    if tree == "lower":
+        (city / "leftImg8bit").rename(city / "leftimg8bit")
+    if tree == "nested":
+        (city / "data").mkdir()
+        (city / "leftImg8bit").rename(city / "data" / "leftimg8bit")
+        (city / "gtFine").rename(city / "data" / "gtFine")
+    data = cityscapesDataSet(city, "val", size=(64, 32), labels=True)
+    assert data.names == ["aachen_000001_000019_leftImg8bit", "aachen_000002_000019_leftImg8bit"]
+    x, y = data[0]
+    assert x.shape == (3, 32, 64) and y.shape == (102, 204) and y.dtype == np.uint8
+    assert set(np.unique(y)) <= {*range(19), 255}
+    assert len(cityscapesDataSet(city, "val", size=(64, 32))[0]) == 1
+
+
+def test_list_files_choose_and_order(gta5, city, tmp_path):
+    names = tmp_path / "list.txt"
+    names.write_text("00003.png\n\n00001.png\n")
+    assert GTA5DataSet(gta5, names).names == ["00003.png", "00001.png"]
+    names.write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
+    assert cityscapesDataSet(city, "val", names).names == ["aachen_000002_000019_leftImg8bit"]
+
+
+def test_user_errors_name_the_file(gta5, city, tmp_path):
+    with pytest.raises(UserError, match="GTA5 not found.*nowhere.*--demo"):
+        GTA5DataSet("nowhere")
+    with pytest.raises(UserError, match="Cityscapes not found.*train"):
+        cityscapesDataSet(city, "train")
+    names = tmp_path / "list.txt"
+    names.write_text("00001.png\n00009.png\n")
+    with pytest.raises(UserError, match="1 of 2 GTA5 picture files are missing: .*00009.png"):
+        GTA5DataSet(gta5, names)
+    (gta5 / "labels" / "00002.png").unlink()
+    with pytest.raises(UserError, match="1 of 3 GTA5 label files are missing: .*00002.png"):
+        GTA5DataSet(gta5)
+    (city / "gtFine" / "val" / "aachen" / "aachen_000002_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(UserError, match="1 of 2 Cityscapes label"):
+        cityscapesDataSet(city, "val", labels=True)
+
+
+def test_broken_picture_is_an_error_that_names_it_never_replaced(gta5):
+    path = gta5 / "images" / "00002.png"
+    path.write_bytes(path.read_bytes()[:500])
+    data = GTA5DataSet(gta5, size=(96, 64))
+    with pytest.raises(UserError, match="00002.png: not a readable picture"):
+        data[1]
+    with pytest.raises(
+        UserError, match="00002.png: not a readable picture"
+    ):  # through the parallel pipeline, too
+        list(batches(data, 1, workers=2))
+
+
+def test_wrong_kinds_of_pictures_are_refused(gta5):
+    data = GTA5DataSet(gta5, size=(96, 64))
+    with Image.open(gta5 / "images" / "00001.png") as image:
+        image.save(gta5 / "labels" / "00001.png")
+    with pytest.raises(UserError, match="labels/00001.png: a label of mode RGB"):
+        data[0]
+    Image.fromarray(np.zeros((105, 192), np.uint16)).save(gta5 / "images" / "00002.png")
+    with pytest.raises(UserError, match="images/00002.png: a picture of mode I"):
+        data[1]
+
+
+def test_stream_shuffles_each_epoch_and_depends_on_seed_and_position_alone(gta5):
+    data = GTA5DataSet(gta5, size=(96, 64))
+    stream = Stream(data, 0, 12, 1, [7, 0], mirror=True, scale=False)
+    order = [stream.index(k) for k in range(12)]
+    assert all(sorted(order[e : e + 3]) == [0, 1, 2] for e in (0, 3, 6, 9))
+    assert len({tuple(order[e : e + 3]) for e in (0, 3, 6, 9)}) > 1
+    later = Stream(data, 5, 12, 1, [7, 0], mirror=True, scale=False)
+    assert len(later) == 7
+    for k in range(7):
+        for a, b in zip(later[k], stream[5 + k]):
+            assert np.array_equal(a, b)
+    other = Stream(data, 0, 12, 1, [8, 0], mirror=True, scale=False)
+    assert [other.index(k) for k in range(12)] != order
+
+
+def test_random_scale_is_one_for_a_batch_and_has_the_released_frequencies(gta5):
+    class Sizes:
+        def __len__(self):
+            return 3
+
+        def read(self, i, scale, mirror):
+            return (scale,)
+
+    stream = Stream(Sizes(), 0, 2000, 2, [1, 0], mirror=False, scale=True)
+    scales = np.array([stream[k][0] for k in range(4000)]).reshape(-1, 2)
+    assert (scales[:, 0] == scales[:, 1]).all()
+    for value, share in ((1.1, 0.3), (0.8, 0.3), (1.0, 0.4)):
+        assert abs((scales[:, 0] == value).mean() - share) < 0.04
+
+
+def test_batches_are_in_order_and_complete(gta5):
+    data = GTA5DataSet(gta5, size=(96, 64))
+    shapes = [tuple(x.shape) for x, _ in batches(data, 2, workers=2)]
+    assert shapes == [(2, 3, 64, 96), (1, 3, 64, 96)]
+    x = next(iter(batches(data, 3, workers=2)))[0].asnumpy()
+    assert all(np.array_equal(x[i], data[i][0]) for i in range(3))

@@ -1,0 +1,151 @@
+"""Networks, losses, schedules and scores against NumPy and hand-made cases."""
+
+import argparse
+
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from scipy.special import expit, log_softmax
+from scipy.special import softmax as scipy_softmax
+
+from CLAN_evaluate_city import class_iou, confusion_matrix, iou_table, mean_iou
+from CLAN_train_gta5_2_city import schedule, updates_per_step
+from model.CLAN_D import discriminator
+from model.CLAN_G import freeze_bn_affine, generator
+from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
+from utils.softmax import softmax
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 3, (2, 19, 5, 7)).astype(np.float32)
+OTHER = RNG.normal(0, 3, (2, 19, 5, 7)).astype(np.float32)
+LABELS = np.where(RNG.random((2, 5, 7)) < 0.2, 255, RNG.integers(0, 19, (2, 5, 7))).astype(np.int32)
+
+
+def picked(values):
+    """The values (N, C, H, W) at the labels, of labelled pixels only."""
+    n, y, x = np.nonzero(LABELS != 255)
+    return values[n, LABELS[n, y, x], y, x]
+
+
+def test_softmax_is_stable():
+    big = LOGITS * 100
+    assert np.allclose(softmax(Tensor(big)).asnumpy(), scipy_softmax(big.astype(float), 1), atol=1e-6)
+
+
+def test_cross_entropy():
+    expected = -picked(log_softmax(LOGITS.astype(float), 1)).mean()
+    assert seg_loss(Tensor(LOGITS), Tensor(LABELS)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_focal_loss_is_clamped():
+    p = np.clip(picked(scipy_softmax(LOGITS.astype(float) * 20, 1)), 1e-9, 1 - 1e-9)
+    expected = -((1 - p) ** 2 * np.log(p)).mean()
+    assert seg_loss(Tensor(LOGITS * 20), Tensor(LABELS), focal=True).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("focal", [False, True])
+def test_batch_without_a_label_gives_zero(focal):
+    assert seg_loss(Tensor(LOGITS), Tensor(np.full_like(LABELS, 255)), focal).item() == 0
+
+
+def test_alignment_map():
+    p, q = scipy_softmax(LOGITS.astype(float), 1), scipy_softmax(OTHER.astype(float), 1)
+    cos = (p * q).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(q, axis=1)
+    M = alignment_map(Tensor(LOGITS), Tensor(OTHER)).asnumpy()
+    assert M.shape == (2, 1, 5, 7) and np.allclose(M[:, 0], 1 - cos, atol=1e-6)
+    assert np.allclose(alignment_map(Tensor(LOGITS), Tensor(LOGITS + 5)).asnumpy(), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("domain", [0.0, 1.0])
+def test_adversarial_loss(domain):
+    o, weight = LOGITS[:, :1] * 10, np.abs(OTHER[:, :1])
+    p = np.clip(expit(o.astype(float)), 1e-300, 1)
+    bce = -np.log(p) if domain else -np.log(np.clip(1 - p, 1e-300, 1))
+    bce = np.where(np.abs(o) > 30, np.maximum(o * (1 - 2 * domain), 0), bce)
+    assert adv_loss(Tensor(o), domain, Tensor(weight)).item() == pytest.approx(
+        (weight * bce).mean(), rel=1e-5
+    )
+    assert adv_loss(Tensor(o), domain, Tensor(1.0)).item() == pytest.approx(bce.mean(), rel=1e-5)
+
+
+def test_weight_discrepancy_is_lowest_for_opposite_classifiers():
+    w, b = LOGITS[0], OTHER[0, 0]
+    pair = (Tensor(w), Tensor(b))
+    assert weight_discrepancy(pair, pair).item() == pytest.approx(2)
+    assert weight_discrepancy(pair, (Tensor(-w), Tensor(-b))).item() == pytest.approx(0, abs=1e-6)
+    a, c = np.r_[w.ravel(), b.ravel()], np.r_[OTHER[1].ravel(), LOGITS[1, 0].ravel()]
+    expected = a @ c / np.linalg.norm(a) / np.linalg.norm(c) + 1
+    measured = weight_discrepancy(pair, (Tensor(OTHER[1]), Tensor(LOGITS[1, 0])))
+    assert measured.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_schedule_warms_up_from_zero_then_decays():
+    args = argparse.Namespace(num_steps=100, num_steps_stop=50, preheat_steps=10, power=0.9)
+    lr = schedule(2.5e-4, args)
+    assert len(lr) == 50 and lr[0] == 0 and lr[5] == pytest.approx(1.25e-4)
+    assert lr[10] == pytest.approx(2.5e-4 * 0.9**0.9) and lr[49] == pytest.approx(2.5e-4 * 0.51**0.9)
+    assert schedule(1.0, argparse.Namespace(**{**vars(args), "preheat_steps": 0}))[0] == 1
+
+
+def test_released_update_counts_are_314_for_104_tensors():
+    net_G = generator("resnet101")
+    freeze_bn_affine(net_G)
+    names = [p.name for p in net_G.trainable_params() if not p.name.startswith(("layer5", "layer6"))]
+    assert len(names) == 104
+    assert sum(updates_per_step("net_G." + name) for name in names) == 314
+
+
+def test_full_network_has_the_published_size_and_rounds_up():
+    net_G, net_D = generator("resnet101"), discriminator("resnet101")
+    assert sum(p.size for p in net_G.trainable_params()) == 45_301_976
+    freeze_bn_affine(net_G)
+    assert {p.name.rsplit(".", 1)[1] for p in net_G.trainable_params()} == {"weight", "bias"}
+    assert round(sum(p.size for p in net_D.trainable_params()) / 1e6, 2) == 2.78
+    assert net_G.layer2[0].conv1.stride == (2, 2) and net_G.layer2[0].conv2.stride == (1, 1)
+    assert net_G.layer3[5].conv2.dilation == (2, 2) and net_G.layer4[2].conv2.dilation == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((1280, 720), (161, 91)), ((1024, 512), (129, 65)), ((328, 184), (42, 24))]
+)
+def test_logits_have_the_size_of_ceil_mode_pooling(size, expected):
+    net_G = generator("small").set_train(False)
+    c1, c2 = net_G(Tensor(np.zeros((1, 3, size[1], size[0]), np.float32)))
+    assert c1.shape == c2.shape == (1, 19, expected[1], expected[0])
+
+
+def test_initial_values():
+    net_G = generator("resnet101")
+    assert net_G.layer3[4].conv2.weight.asnumpy().std() == pytest.approx(0.01, rel=0.02)
+    assert net_G.layer6.conv2d_list[2].weight.asnumpy().std() == pytest.approx(0.01, rel=0.02)
+    assert 0 < abs(net_G.layer5.conv2d_list[0].bias.asnumpy()).max() <= (2048 * 9) ** -0.5
+    conv = discriminator("resnet101").conv2
+    bound = (64 * 16) ** -0.5
+    assert abs(conv.weight.asnumpy()).max() == pytest.approx(bound, rel=0.01)
+    assert abs(conv.bias.asnumpy()).max() <= bound
+
+
+def test_batch_norm_moves_its_statistics_by_a_tenth():
+    net_G = generator("small").set_train()
+    x = RNG.normal(0, 50, (2, 3, 64, 64)).astype(np.float32)
+    features = net_G.conv1(Tensor(x)).asnumpy()
+    net_G(Tensor(x))
+    mean, var = features.mean((0, 2, 3)), features.var((0, 2, 3), ddof=1)
+    assert np.allclose(net_G.bn1.moving_mean.asnumpy(), 0.1 * mean, rtol=1e-3, atol=1e-3)
+    assert np.allclose(net_G.bn1.moving_variance.asnumpy(), 0.9 + 0.1 * var, rtol=1e-3)
+    assert isinstance(net_G.bn1, nn.BatchNorm2d)
+
+
+def test_miou_by_hand():
+    truth = np.array([[0, 0, 1, 1], [2, 255, 255, 1]], np.uint8)
+    prediction = np.array([[0, 1, 1, 1], [3, 0, 4, 1]], np.int32)
+    confusion = confusion_matrix(truth, prediction)
+    iou = class_iou(confusion)
+    # road: 1 of 2; sidewalk: 3 of 4; building: 0 of 1; wall: predicted, never true: 0; the others: none
+    assert iou[:4].tolist() == [50, 75, 0, 0] and np.isnan(iou[4:]).all()
+    assert mean_iou(confusion) == 31.25
+    lines = [line.split() for line in iou_table(confusion).splitlines()]
+    assert ["road", "50.00"] in lines and ["fence", "–"] in lines and lines[-1] == ["mIoU", "31.25"]
+    assert np.isnan(mean_iou(np.zeros((19, 19), int)))

@@ -1,0 +1,258 @@
+"""Both scripts through their command lines, as a user starts them, on small files."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
+from tests.golden import ROOT, run, write_city, write_gta5
+
+TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(1, 5)}, (191, 105))
+    for k, name in enumerate(("train", "val")):
+        write_city(folder / "City", name, {f"{i:06d}": 10 + 5 * k + i for i in range(3)}, (204, 102))
+    return folder
+
+
+def train_words(data, snapshot_dir, *more):
+    words = [
+        "--data-dir",
+        data / "GTA5",
+        "--data-dir-target",
+        data / "City",
+        "--model",
+        "small",
+        "--input-size",
+        "96,64",
+    ]
+    words += ["--input-size-target", "64,48", "--device", "cpu", "--snapshot-dir", snapshot_dir, *more]
+    return [str(word) for word in words]
+
+
+def fails(script, *words, cwd=ROOT):
+    """Exit code 2 and one line on stderr, which is returned."""
+    done = subprocess.run([sys.executable, ROOT / script, *words], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, (
+        done.stderr
+    )
+    return done.stderr
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A short run of CLAN; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    words = train_words(data, folder, "--num-steps", "6", "--save-pred-every", "4", "--preheat_steps", "2")
+    return folder, run(TRAIN, *words, "--batch-size", "2", "--random-mirror")
+
+
+@pytest.mark.parametrize("script", [TRAIN, EVALUATE])
+def test_help_answers_at_once(script):
+    started = time.time()
+    assert "--restore-from" in run(script, "--help").stdout
+    assert time.time() - started < 2
+
+
+def test_without_data_one_line_says_what_to_do(tmp_path):
+    message = fails(TRAIN, cwd=tmp_path)
+    assert "data/GTA5" in message and "https://" in message and "--demo" in message
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    assert "Cityscapes not found" in fails(EVALUATE, "--restore-from", "a.ckpt", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--input-size", "1280"], "--input-size"),
+        (["--learning-rate", "0"], "--learning-rate"),
+        (["--num-steps", "many"], "--num-steps"),
+        (["--num-steps", "10", "--num-steps-stop", "20"], "--num-steps-stop"),
+        (["--method", "clam"], "--method"),
+        (["--lambda-advv", "1"], "--lambda-advv"),
+    ],
+)
+def test_bad_options_are_named_in_one_line(words, named):
+    assert named in fails(TRAIN, *words)
+
+
+def test_training_writes_its_files(trained):
+    folder, done = trained
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "options.json",
+        "loss.csv",
+        "miou.csv",
+        "Train_log.log",
+        "GTA5_4.ckpt",
+        "GTA5_6.ckpt",
+        "GTA5_best.ckpt",
+    }
+    rows = rows_of(folder / "loss.csv")
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert list(rows[0])[1:] == [
+        "loss_seg",
+        "loss_adv",
+        "loss_weight",
+        "loss_D_s",
+        "loss_D_t",
+        "lr",
+        "lr_D",
+        "seconds",
+    ]
+    values = np.array([[float(row[name]) for name in list(row)[1:8]] for row in rows])
+    assert np.isfinite(values).all() and (values[:, :5] > 0).all()
+    assert values[0, 5] == 0 and values[1, 5] == pytest.approx(1.25e-4)
+    scores = rows_of(folder / "miou.csv")
+    assert [row["step"] for row in scores] == ["4", "6"] and list(scores[0])[2:] == CLASS_NAMES
+    options = json.loads((folder / "options.json").read_text())
+    assert options["preheat_steps"] == 2 and options["versions"]["mindspore"]
+    assert "validation after 6 steps: mIoU" in (folder / "Train_log.log").read_text()
+    assert "step 5:" in done.stdout
+
+
+def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp_path):
+    folder, _ = trained
+    words = train_words(
+        data, tmp_path / "again", "--num-steps", "6", "--save-pred-every", "4", "--preheat-steps", "2"
+    )
+    run(TRAIN, *words, "--batch-size", "2", "--random-mirror")
+    a, b = rows_of(folder / "loss.csv"), rows_of(tmp_path / "again" / "loss.csv")
+    assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
+    assert "already holds a run" in fails(TRAIN, *train_words(data, folder, "--num-steps", "6"))
+
+
+def test_continued_run_takes_the_same_steps(trained, data, tmp_path):
+    folder, _ = trained
+    words = train_words(
+        data, tmp_path / "rest", "--num-steps", "6", "--preheat-steps", "2", "--batch-size", "2"
+    )
+    run(TRAIN, *words, "--random-mirror", "--not-val", "--continue-train", str(folder / "GTA5_4.ckpt"))
+    a, b = rows_of(folder / "loss.csv")[4:], rows_of(tmp_path / "rest" / "loss.csv")
+    assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method", "source"],
+        ["--method", "tan", "--recipe", "released", "--batch-size", "2"],
+        ["--mode", "pynative", "--detach-weight-map", "--train-bn-affine"],
+    ],
+)
+def test_other_methods_run(data, tmp_path, words):
+    run(TRAIN, *train_words(data, tmp_path / "run", "--num-steps", "3", "--not-val", *words))
+    rows = rows_of(tmp_path / "run" / "loss.csv")
+    assert len(rows) == 3 and all(float(row["loss_seg"]) > 0 for row in rows)
+    adapted = words[1] != "source"
+    assert all((float(row["loss_D_t"]) > 0) == adapted for row in rows)
+    assert all((float(row["loss_weight"]) > 0) == (adapted and words[1] != "tan") for row in rows)
+
+
+def test_evaluation_writes_predictions_and_agrees_with_validation(trained, data, tmp_path):
+    folder, _ = trained
+    words = [
+        "--data-dir",
+        data / "City",
+        "--input-size",
+        "64,48",
+        "--save-path",
+        tmp_path / "result",
+        "--save",
+    ]
+    # the command of the seed's README: .pth is not there, .ckpt is
+    done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, words))
+    assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
+    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
+    last = rows_of(folder / "miou.csv")[-1]
+    assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
+    for i in range(3):
+        name = f"aachen_{i:06d}_000019_leftImg8bit"
+        ids = np.asarray(Image.open(tmp_path / "result" / "labelIds" / f"{name}_labelIds.png"))
+        colour = np.asarray(Image.open(tmp_path / "result" / "color" / f"{name}_color.png"))
+        assert ids.shape == (102, 204) and colour.shape == (102, 204, 3)
+        train_id = list(TRAIN_TO_LABEL[:19]).index(ids[50, 100])
+        assert (colour[50, 100] == PALETTE[train_id]).all()
+
+
+def test_adapt_bn_uses_no_labels_and_changes_the_statistics(trained, data, tmp_path):
+    folder, _ = trained
+    words = ["--restore-from", folder / "GTA5_6.ckpt", "--data-dir", data / "City", "--input-size", "64,48"]
+    (data / "City" / "gtFine" / "train").rename(tmp_path / "hidden")
+    try:
+        done = run(EVALUATE, *map(str, words), "--adapt-bn", "3", "--save-path", str(tmp_path / "result"))
+    finally:
+        (tmp_path / "hidden").rename(data / "City" / "gtFine" / "train")
+    assert "re-estimated on 3 unlabelled" in done.stdout
+    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert result["mIoU"] != pytest.approx(float(rows_of(folder / "miou.csv")[-1]["mIoU"]), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_full_network_on_full_size_pictures(tmp_path):
+    """ResNet-101 on files of the real shapes: trains, validates, and evaluation reads it."""
+    write_gta5(tmp_path / "GTA5", {"00001": 1, "00002": 2})
+    for name, seed in (("train", 3), ("val", 5)):
+        write_city(tmp_path / "City", name, {"000000": seed, "000001": seed + 1})
+    words = [
+        "--data-dir",
+        tmp_path / "GTA5",
+        "--data-dir-target",
+        tmp_path / "City",
+        "--input-size",
+        "320,180",
+    ]
+    words += [
+        "--input-size-target",
+        "256,128",
+        "--restore-from",
+        "none",
+        "--num-steps",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    run(TRAIN, *map(str, words), "--snapshot-dir", str(tmp_path / "run"))
+    assert len(rows_of(tmp_path / "run" / "loss.csv")) == 3
+    words = ["--restore-from", tmp_path / "run" / "GTA5_3.ckpt", "--data-dir", tmp_path / "City"]
+    run(EVALUATE, *map(str, words), "--input-size", "256,128", "--save-path", str(tmp_path / "result"))
+    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert result["images"] == 2
+    assert result["mIoU"] == pytest.approx(
+        float(rows_of(tmp_path / "run" / "miou.csv")[-1]["mIoU"]), abs=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_demo_at_its_smallest(tmp_path):
+    run(TRAIN, "--demo", "--num-steps", "4", cwd=tmp_path)
+    result = json.loads((tmp_path / "checkpoint" / "demo" / "demo_result.json").read_text())
+    for method in ("source", "control", "clan"):
+        assert (
+            set(result[method]) == {"mIoU", "mIoU_running", "IoU"}
+            and list(result[method]["IoU"]) == CLASS_NAMES
+        )
+    assert result["seed"] == 1234 and result["steps"] == 4 and result["seconds"] > 0
+    assert Image.open(tmp_path / "checkpoint" / "demo" / "demo.png").width > 1000
+    losses = [
+        rows_of(tmp_path / "checkpoint" / "demo" / name / "loss.csv")
+        for name in ("source", "control", "clan")
+    ]
+    assert len({rows[0]["loss_seg"] for rows in losses}) == 1  # the same start and the same source pictures
+    assert "already holds a demo" in fails(TRAIN, "--demo", cwd=tmp_path)
