@@ -40,7 +40,7 @@ LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 class CLANStep(nn.Cell):
     """One training step. All gradients are taken at the weights before the step; then both optimisers move.
 
-    Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32, and three float32 scalars:
+    Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32, and three scalars:
     damp = 1 - step / num_steps, and base, local, which give a pixel the adversarial weight base + local M.
     Returns the five losses of LOSSES as they enter the objectives.
     """

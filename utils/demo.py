@@ -2,9 +2,9 @@
 
 Stage A trains on the source alone, from scratch. Stage B goes on from there three times, with equal steps,
 schedule and source pictures: source only; the control, where target pictures pass through the network (and so
-through its batch statistics) without any adversary (lambda_adv 0); CLAN. Each is scored on the target's val set, with batch
-statistics re-estimated on unlabelled target pictures and, beside it, with the running ones. Target labels
-only score.
+through its batch statistics) without an adversary (lambda_adv 0); CLAN. Each is scored on the target's val set,
+with batch statistics re-estimated on unlabelled target pictures and, beside it, with the running ones. Target
+labels only score.
 """
 import time
 from collections.abc import Callable
@@ -93,7 +93,8 @@ def picture(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) ->
     prediction = [(c1 + c2).asnumpy().argmax(1) for c1, c2 in (source, clan)]
     rows = [[np.asarray(Image.open(val.pictures[i])), *(colourise(p[n]) for p in prediction),
              colourise(val[i][1]), heat(M[n] / top)] for n, i in enumerate(SHOWN)]
-    return panels(rows, ["target picture", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"], top)
+    captions = ["target picture", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"]
+    return panels(rows, captions, top)
 
 
 def table(result: dict) -> str:

@@ -34,8 +34,8 @@ def heat(values: np.ndarray) -> np.ndarray:
 def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height: int = 160) -> Image.Image:
     """A sheet of pictures, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
 
-    Each picture is shown `height` pixels high. The last column is `heat` of values from 0 to `top`: the colour
-    bar beside it says so.
+    Each picture is shown `height` pixels high. The last column is `heat` of values from 0 to `top`, as the
+    colour bar beside it says.
     """
     gap, head, bar, swatch = 6, 28, 64, 20
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
