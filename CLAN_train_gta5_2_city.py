@@ -28,7 +28,7 @@ from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import atomic, write_json
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
 from utils.upsample import up
@@ -161,54 +161,46 @@ def schedule(base: float, args) -> np.ndarray:
 
 def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
-    adapt, folder, stop, batch = (
-        args.method != "source",
-        Path(args.snapshot_dir),
-        args.num_steps_stop,
-        args.batch_size,
-    )
+    folder, adapt = Path(args.snapshot_dir), args.method != "source"
+    stop, batch = args.num_steps_stop, args.batch_size
+    if not args.continue_train and (folder / "options.json").exists():
+        raise UserError(
+            f"{folder} already holds a run; choose another --snapshot-dir, move that one away, or go on "
+            f"with it: --continue-train {folder}/GTA5_<steps>.ckpt"
+        )
 
     # Data. The target's labels are read for validation alone.
     source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
-    target, val = None, None
+    target, val, city = None, None, args.data_dir_target
     if adapt:
-        target = cityscapesDataSet(
-            args.data_dir_target, args.set, args.data_list_target, args.input_size_target
-        )
+        target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
     if not args.not_val:
-        val = cityscapesDataSet(args.data_dir_target, "val", size=args.input_size_target, labels=True)
+        val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
 
-    # Networks, optimisers, the step.
+    # Networks, their start, optimisers, the step.
     mindspore.set_seed(args.random_seed)
     net_G, net_D = generator(args.model), discriminator(args.model)
     if not args.train_bn_affine:
         freeze_bn_affine(net_G)
-    reports = []
-    for net, name, path in (
-        (net_G, "net_G", args.restore_from or default_start(args)),
-        (net_D, "net_D", args.restore_from_D or "none"),
-    ):
-        if path != "none" and not args.continue_train:
+    reports = [workaround] if workaround else []
+    starts = (net_G, "net_G", args.restore_from or default_start(args)), (net_D, "net_D", args.restore_from_D)
+    for net, name, path in starts:
+        if path not in (None, "none") and not args.continue_train:
             path = checkpoint.find(path)
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
     step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
     first, best = 0, 0.0
     if args.continue_train:
-        first, best = checkpoint.restore(args.continue_train, step_cell)
+        first, best = checkpoint.restore(checkpoint.find(args.continue_train), step_cell)
         reports.append(f"{args.continue_train}: going on after {first} steps, best mIoU so far {best:.2f}")
         if first >= stop:
-            raise UserError(
-                f"{args.continue_train} has {first} steps; --num-steps-stop {stop} leaves nothing to do"
-            )
+            raise UserError(f"{args.continue_train} has {first} steps; --num-steps-stop {stop} is reached")
 
-    # Files of the run: nothing that is there is overwritten.
-    if not args.continue_train and (folder / "options.json").exists():
-        raise UserError(
-            f"{folder} already holds a run; choose another --snapshot-dir, move that one away, or go on "
-            f"with it: --continue-train {folder}/GTA5_<steps>.ckpt"
-        )
+    # Files of the run.
     write_json(folder / "options.json", {**vars(args), "versions": device.versions()})
+    losses = csv_writer(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
+    miou = csv_writer(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES), first + 1) if val else None
     log_file, log_every = open(folder / "Train_log.log", "a", buffering=1), max(1, min(100, stop // 10))
 
     def log(text: str) -> None:
@@ -219,23 +211,17 @@ def train(args) -> Path:
         f"{args.method}, recipe {args.recipe}, {args.model}: {len(source)} source pictures, "
         f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; files in {folder}"
     )
-    for line in [workaround, *reports]:
-        if line:
-            log(line)
+    for line in reports:
+        log(line)
 
     # Pictures of step i are a function of the seed and i alone, so that a run can go on anywhere.
     def stream(data, domain: int):
-        positions = Stream(
-            data, first, stop, batch, [args.random_seed, domain], args.random_mirror, args.random_scale
-        )
-        return batches(positions, batch, args.num_workers)
+        seed, augment = [args.random_seed, domain], (args.random_mirror, args.random_scale)
+        return batches(Stream(data, first, stop, batch, seed, *augment), batch, args.num_workers)
 
     sources, targets = stream(source, 0), stream(target, 1) if adapt else repeat((Tensor(0.0),))
 
     bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=None)
-    losses, miou = append_csv(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds")), None
-    if val is not None:
-        miou = append_csv(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES))
     step_cell.set_train()
     started = time.perf_counter()
     for i, (x_s, y_s), (x_t,) in zip(range(first, stop), sources, targets):
@@ -247,9 +233,8 @@ def train(args) -> Path:
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
         losses([i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
-        shown = dict(
-            zip((*LOSSES, "lr", "lr_D", "s/step"), (f"{v:.3g}" for v in (*values, lr[i], lr_D[i], seconds)))
-        )
+        figures = dict(zip((*LOSSES, "lr", "lr_D", "s/step"), (*values, lr[i], lr_D[i], seconds)))
+        shown = {name: f"{value:.3g}" for name, value in figures.items()}
         bar.set_postfix(shown, refresh=False)
         bar.update()
         if i % log_every == 0:
@@ -290,13 +275,15 @@ def default_start(args) -> str:
     )
 
 
-def append_csv(path: Path, header: tuple):
-    """A function that appends a row to `path`; a new file gets the header first."""
-    file = open(path, "a", newline="", buffering=1)
-    writer = csv.writer(file)
-    if file.tell() == 0:
-        writer.writerow(header)
-    return writer.writerow
+def csv_writer(path: Path, header: tuple, first: int):
+    """A function that appends a row to `path`; rows that are there stay up to step `first`."""
+    kept = []
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    return csv.writer(open(path, "a", newline="", buffering=1)).writerow
 
 
 def main(args) -> None:

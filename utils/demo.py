@@ -1,10 +1,10 @@
 """The embedded demo: the real training and evaluation code on drawn streets, with a small network.
 
 Stage A trains on the source alone, from scratch. Stage B goes on from there three times, with equal steps,
-schedule and source pictures: source only; the control, where target pictures pass through the network (and so
-through its batch statistics) without an adversary (lambda_adv 0); CLAN. Each is scored on the target's val set,
-with batch statistics re-estimated on unlabelled target pictures and, beside it, with the running ones. Target
-labels only score.
+schedule and source pictures: source only; the control, where target pictures pass through the network (and
+so through its batch statistics) without an adversary (lambda_adv 0); CLAN. Each is scored on the target's val
+set, with batch statistics re-estimated on unlabelled target pictures and, beside it, with the running ones.
+Target labels only score.
 """
 import time
 from collections.abc import Callable

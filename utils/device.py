@@ -8,6 +8,8 @@ import os
 import platform
 from pathlib import Path
 
+from utils.errors import UserError
+
 
 def prepare_environment() -> str | None:
     """Set what must be set before mindspore is imported; returns a line for the log if something was.
@@ -38,12 +40,15 @@ def setup(device: str, device_id: int, mode: str) -> str:
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
     if name is None:
         name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
-    mindspore.set_device(name, device_id if name != "CPU" else None)
+    try:
+        mindspore.set_device(name, device_id if name != "CPU" else None)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {device} --device-id {device_id} cannot be used: {reason}") from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
     if name == "CPU":
-        mindspore.set_context(
-            jit_config={"jit_level": "O0"}
-        )  # 5-8 % faster here; Ascend keeps its own default
+        # O1 compiles longer and is no faster here; Ascend keeps its own default.
+        mindspore.set_context(jit_config={"jit_level": "O0"})
     return name
 
 
