@@ -110,16 +110,17 @@ def iou_table(confusion: np.ndarray) -> str:
 def adapt_bn(
     net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
 ) -> None:
-    """Replace batch norm's running statistics by the mean over batches of `data`'s first `count` pictures.
+    """Replace batch norm's running statistics by the mean over batches of `count` pictures of `data`.
 
     Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
     them.
     """
     layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
+    indices = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)  # spread over all cities
     total, passes = [0.0] * len(statistics), 0
     net_G.set_train(True)
-    for pictures, *_ in batches(data, batch_size, workers, count):
+    for pictures, *_ in batches(data, batch_size, workers, indices):
         for p in statistics:
             p.set_data(ops.zeros_like(p))
         net_G(pictures)
@@ -130,6 +131,8 @@ def adapt_bn(
 
 
 def main(args) -> None:
+    if workaround:
+        print(workaround)
     path = checkpoint.find(args.restore_from)
     if path != args.restore_from:
         print(f"{args.restore_from} is not there; using {path}")
@@ -155,8 +158,8 @@ def main(args) -> None:
         {
             "checkpoint": path,
             "images": len(data),
-            "mIoU": value_or_none(mean_iou(confusion)),
-            "IoU": {name: value_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
+            "mIoU": number_or_none(mean_iou(confusion)),
+            "IoU": {name: number_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
         },
     )
     print(
@@ -165,7 +168,7 @@ def main(args) -> None:
     )
 
 
-def value_or_none(x: float) -> float | None:
+def number_or_none(x: float) -> float | None:
     """JSON knows no NaN."""
     return None if np.isnan(x) else float(x)
 
@@ -173,6 +176,6 @@ def value_or_none(x: float) -> float | None:
 if __name__ == "__main__":
     try:
         main(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

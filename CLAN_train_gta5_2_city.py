@@ -34,6 +34,7 @@ from utils.softmax import softmax
 from utils.upsample import up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
+CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 
 
@@ -63,9 +64,9 @@ class CLANStep(nn.Cell):
         self.optimizer_G = momentum(self.weights_G, lr, args)
         self.optimizer_D = nn.Adam(self.weights_D, lr_D.tolist(), beta1=0.9, beta2=0.99)
 
-        # The released code lists backbone weights several times, so they are updated several times a step,
-        # with the same gradient: 3 times in bottlenecks, 4 times on `downsample`. The moments are shared, but
-        # in the first step, where PyTorch starts each entry from the gradient alone, hence with momentum 0.
+        # The released code lists backbone weights several times: 3 times in bottlenecks, 4 times on
+        # `downsample`. PyTorch then updates them so many times a step, with the same gradient and a shared
+        # moment; in the first step, however, every update starts a moment of its own, hence momentum 0 there.
         again, self.again_index = [], []
         for count in (2, 3, 4) if args.repeat_backbone_updates else ():
             index = [i for i, w in enumerate(self.weights_G) if updates_per_step(w.name) >= count]
@@ -132,8 +133,8 @@ class CLANStep(nn.Cell):
 
 def momentum(weights, lr: np.ndarray, args) -> nn.Momentum:
     """v = momentum v + (g + weight_decay w); w = w - lr v, classifiers at a multiple of lr."""
-    classifiers = [w for w in weights if w.name.startswith(("net_G.layer5", "net_G.layer6"))]
-    backbone = [w for w in weights if not w.name.startswith(("net_G.layer5", "net_G.layer6"))]
+    classifiers = [w for w in weights if w.name.startswith(CLASSIFIERS)]
+    backbone = [w for w in weights if not w.name.startswith(CLASSIFIERS)]
     groups = [{"params": backbone, "lr": lr.tolist()}]
     if classifiers:
         groups.append({"params": classifiers, "lr": (args.classifier_lr_mult * lr).tolist()})
@@ -147,27 +148,24 @@ def momentum(weights, lr: np.ndarray, args) -> nn.Momentum:
 
 def updates_per_step(name: str) -> int:
     """How often the released code updates a weight of G in a step."""
-    return (
-        4 if ".downsample." in name else 3 if name.startswith(tuple(f"net_G.layer{k}" for k in "1234")) else 1
-    )
+    if ".downsample." in name:
+        return 4
+    return 1 if name.startswith(("net_G.conv1", "net_G.bn1", *CLASSIFIERS)) else 3
 
 
-def schedule(base: float, args) -> np.ndarray:
-    """The rate of every step: linear warm-up over preheat_steps, then base (1 - i / num_steps)^power."""
+def schedule(rate: float, args) -> np.ndarray:
+    """The rate of every step: linear warm-up over preheat_steps, then rate (1 - i / num_steps)^power."""
     i = np.arange(args.num_steps_stop)
-    poly = base * (1 - i / args.num_steps) ** args.power
-    return np.where(i < args.preheat_steps, base * i / max(args.preheat_steps, 1), poly)
+    poly = rate * (1 - i / args.num_steps) ** args.power
+    return np.where(i < args.preheat_steps, rate * i / max(args.preheat_steps, 1), poly)
 
 
 def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     folder, adapt = Path(args.snapshot_dir), args.method != "source"
     stop, batch = args.num_steps_stop, args.batch_size
-    if not args.continue_train and (folder / "options.json").exists():
-        raise UserError(
-            f"{folder} already holds a run; choose another --snapshot-dir, move that one away, or go on "
-            f"with it: --continue-train {folder}/GTA5_<steps>.ckpt"
-        )
+    if (folder / "options.json").exists():
+        check_continues(args, folder)
 
     # Data. The target's labels are read for validation alone.
     source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
@@ -193,14 +191,17 @@ def train(args) -> Path:
     first, best = 0, 0.0
     if args.continue_train:
         first, best = checkpoint.restore(checkpoint.find(args.continue_train), step_cell)
-        reports.append(f"{args.continue_train}: going on after {first} steps, best mIoU so far {best:.2f}")
+        reports.append(f"{args.continue_train}: going on after {first} steps")
         if first >= stop:
             raise UserError(f"{args.continue_train} has {first} steps; --num-steps-stop {stop} is reached")
 
     # Files of the run.
-    write_json(folder / "options.json", {**vars(args), "versions": device.versions()})
-    losses = csv_writer(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
-    miou = csv_writer(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES), first + 1) if val else None
+    options = folder / (f"options_{first}.json" if (folder / "options.json").exists() else "options.json")
+    write_json(options, {**vars(args), "versions": device.versions()})
+    losses, _ = csv_writer(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
+    if val is not None:
+        miou, scores = csv_writer(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES), first + 1)
+        best = max([best, *(float(row[1]) for row in scores if row[1] != "nan")])
     log_file, log_every = open(folder / "Train_log.log", "a", buffering=1), max(1, min(100, stop // 10))
 
     def log(text: str) -> None:
@@ -208,7 +209,7 @@ def train(args) -> Path:
         log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     log(
-        f"{args.method}, recipe {args.recipe}, {args.model}: {len(source)} source pictures, "
+        f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
         f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; files in {folder}"
     )
     for line in reports:
@@ -242,6 +243,9 @@ def train(args) -> Path:
 
         done = i + 1
         if done % args.save_pred_every == 0 or done == stop:
+            last = folder / f"GTA5_{done}.ckpt"
+            checkpoint.save(last, step_cell, args.model, done, best)
+            log(f"saved {last}")
             if val is not None:
                 confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers)
                 step_cell.set_train()
@@ -251,13 +255,26 @@ def train(args) -> Path:
                 if score > best:
                     best = score
                     checkpoint.save(folder / "GTA5_best.ckpt", step_cell, args.model, done, best)
-            last = folder / f"GTA5_{done}.ckpt"
-            checkpoint.save(last, step_cell, args.model, done, best)
-            log(f"saved {last}")
             started = time.perf_counter()
     bar.close()
     log_file.close()
     return last
+
+
+def check_continues(args, folder: Path) -> None:
+    """UserError unless --continue-train names the newest checkpoint in `folder`: nothing is overwritten."""
+    steps = [int(p.stem[5:]) for p in folder.glob("GTA5_*.ckpt") if p.stem[5:].isdigit()]
+    newest = folder / f"GTA5_{max(steps, default=0)}.ckpt"
+    if not args.continue_train:
+        raise UserError(
+            f"{folder} already holds a run; choose another --snapshot-dir, move that one away, or go on with "
+            f"it: --continue-train {newest}"
+        )
+    if Path(checkpoint.find(args.continue_train)).resolve() != newest.resolve():
+        raise UserError(
+            f"{folder} holds a run whose newest checkpoint is {newest.name}: going on from "
+            f"{args.continue_train} would overwrite it; choose another --snapshot-dir or move that one away"
+        )
 
 
 def default_start(args) -> str:
@@ -276,18 +293,18 @@ def default_start(args) -> str:
 
 
 def csv_writer(path: Path, header: tuple, first: int):
-    """A function that appends a row to `path`; rows that are there stay up to step `first`."""
+    """A function that appends a row to `path`, and the rows of steps before `first`, which stay in it."""
     kept = []
     if path.exists():
         with open(path, newline="") as file:
             kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
-    return csv.writer(open(path, "a", newline="", buffering=1)).writerow
+    return csv.writer(open(path, "a", newline="", buffering=1)).writerow, kept
 
 
 def main(args) -> None:
-    device.setup(args.device, args.device_id, args.mode)
+    args.device = device.setup(args.device, args.device_id, args.mode)
     if args.demo:
         from utils.demo import demo
 
@@ -299,6 +316,6 @@ def main(args) -> None:
 if __name__ == "__main__":
     try:
         main(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.transform import check_files, read_label, read_list, read_picture
+from dataset.transform import check_files, open_image, read_list, to_input, to_trainIds
 from utils.errors import UserError
 
 
@@ -47,12 +47,15 @@ class cityscapesDataSet:
         return self.read(i)
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, ...]:
-        """Item i; `scale` and `mirror` are the released recipe's augmentation, for the picture alone."""
+        """Item i; `scale` resizes the picture alone (as the released code does), `mirror` flips both."""
         width, height = self.size
-        picture = read_picture(self.pictures[i], (int(width * scale), int(height * scale)))
+        picture = to_input(open_image(self.pictures[i]), (int(width * scale), int(height * scale)))
         if mirror:
             picture = np.ascontiguousarray(picture[:, :, ::-1])
-        return (picture,) if self.labels is None else (picture, read_label(self.labels[i]))
+        if self.labels is None:
+            return (picture,)
+        label = to_trainIds(open_image(self.labels[i]))
+        return picture, np.ascontiguousarray(label[:, ::-1]) if mirror else label
 
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:

@@ -4,9 +4,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dataset.transform import check_files, read_label, read_list, read_picture
+from dataset.transform import check_files, open_image, read_list, to_input, to_trainIds
 from utils.errors import UserError
 
 
@@ -44,15 +43,16 @@ class GTA5DataSet:
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Item i; `scale` resizes the picture alone (as the released code does), `mirror` flips both."""
         width, height = self.size
-        picture = read_picture(self.pictures[i], (int(width * scale), int(height * scale)))
-        label = read_label(self.labels[i], self.size).astype(np.int32)
-        if not self._warned and Image.open(self.pictures[i]).size != Image.open(self.labels[i]).size:
+        image, ids = open_image(self.pictures[i]), open_image(self.labels[i])
+        if image.size != ids.size and not self._warned:
             self._warned = True  # the data set has a few such pairs: both are resized, so the pair is of use
             warnings.warn(
                 f"{self.labels[i]}: the label's size differs from the picture's; both are resized "
                 "(further cases are not reported)",
                 stacklevel=2,
             )
+        picture = to_input(image, (int(width * scale), int(height * scale)))
+        label = to_trainIds(ids, self.size).astype(np.int32)
         if mirror:
             picture, label = picture[:, :, ::-1], label[:, ::-1]
         return np.ascontiguousarray(picture), np.ascontiguousarray(label)

@@ -1,7 +1,7 @@
 """Parallel reading with mindspore.dataset: endless and shuffled for training, one pass for scoring."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import mindspore
@@ -46,21 +46,21 @@ class Stream:
         return np.random.default_rng([*self.seed, use, k])
 
 
-def batches(data, batch_size: int, workers: int, count: int | None = None) -> Iterator[tuple]:
-    """The first `count` (default: all) items of `data` in order, read ahead by `workers` threads, in batches.
+def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None = None) -> Iterator[tuple]:
+    """The items of `data` at `indices` (default: all, in order), read ahead by `workers` threads, in batches.
 
     Yields tuples of Tensors. An error about a file comes out as the UserError it was.
     """
     errors = []
-    count = min(count or len(data), len(data))
+    indices = range(len(data)) if indices is None else indices
 
     class Items:
         def __len__(self):
-            return count
+            return len(indices)
 
         def __getitem__(self, i):
             try:
-                return data[i]
+                return data[indices[i]]
             except UserError as error:
                 errors.append(error)
                 raise
@@ -71,7 +71,7 @@ def batches(data, batch_size: int, workers: int, count: int | None = None) -> It
         columns,
         shuffle=False,
         python_multiprocessing=False,
-        num_parallel_workers=min(workers, count, os.cpu_count()),
+        num_parallel_workers=min(workers, len(indices), os.cpu_count()),
     )
     iterator = pipeline.batch(batch_size).create_tuple_iterator(num_epochs=1, do_copy=False)
     try:

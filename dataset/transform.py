@@ -36,20 +36,18 @@ def open_image(path: Path) -> Image.Image:
         ) from None
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """File -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
-    image = open_image(path)
+def to_input(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """A picture -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
     if image.mode not in ("RGB", "RGBA", "L", "P"):
-        raise UserError(f"{path}: a picture of mode {image.mode}; expected 8-bit RGB")
+        raise UserError(f"{image.filename}: a picture of mode {image.mode}; expected 8-bit RGB")
     pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
     return np.ascontiguousarray((pixels[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
 
 
-def read_label(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """File of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
-    image = open_image(path)
+def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
     if image.mode not in ("L", "P"):
-        raise UserError(f"{path}: a label of mode {image.mode}; expected one 8-bit id a pixel (mode L or P)")
+        raise UserError(f"{image.filename}: a label of mode {image.mode}; expected 8-bit ids, mode L or P")
     if size is not None:
         image = image.resize(size, Image.Resampling.NEAREST)
     return LABEL_TO_TRAIN[np.asarray(image)]

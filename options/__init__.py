@@ -29,7 +29,6 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
             raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
         return value
 
-    parse.__name__ = kind.__name__
     return parse
 
 

@@ -21,12 +21,18 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="logits of C1 + C2, or of one of them (default: sum)")
     add("--batch-size", type=number(int, 1), default=1, help="pictures at a time (default: 1)")
     add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
-        help="first re-estimate batch norm's statistics on the first N unlabelled pictures of "
-        "the train set, in batches of --batch-size (default: 0, the checkpoint's)")
+        help="first re-estimate batch norm's statistics on N unlabelled pictures of the train "
+        "set, in batches of --batch-size (default: 0, the checkpoint's)")
     add("--save", action="store_true", help="write the predictions as pictures")
     add("--save-path", default="./result/cityscapes", metavar="DIR",
         help="result.json, labelIds/ and color/ (default: ./result/cityscapes)")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: the checkpoint knows; a .pth is taken for resnet101 (default: auto)")
+    add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
+        help="score on the pictures that --demo of the training script drew for this --random-seed "
+        "(default: 1234), in ./data/demo")
     add_machine_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.demo is not None:
+        args.data_dir, args.input_size = f"./data/demo/seed{args.demo}/Cityscapes", (192, 96)
+    return args

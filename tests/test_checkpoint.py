@@ -26,7 +26,10 @@ def load(net, content):
 
 def test_authors_snapshot_matches_completely(net_G, authors):
     report = load(net_G, {**authors, "bn1.num_batches_tracked": np.array(7)})
-    assert report == "FILE -> G: 536 tensors matched, 0 skipped, 0 left at their initial value"
+    assert report == (
+        "FILE -> G: 536 tensors matched, 1 skipped (bn1.num_batches_tracked), "
+        "0 left at their initial value"
+    )
     assert np.array_equal(net_G.layer3[22].bn3.gamma.asnumpy(), authors["layer3.22.bn3.weight"])
     assert np.array_equal(net_G.layer1[0].downsample[1].beta.asnumpy(), authors["layer1.0.downsample.1.bias"])
     assert np.array_equal(net_G.bn1.moving_mean.asnumpy(), authors["bn1.running_mean"])
@@ -41,7 +44,8 @@ def test_deeplab_init_leaves_both_classifiers_alone(net_G, authors, classes):
         init[name] = np.ones((classes, *init[name].shape[1:]), np.float32)
     before = net_G.layer5.conv2d_list[0].weight.asnumpy()
     report = load(net_G, init)
-    assert "520 tensors matched" in report and "16 left at their initial value (layer5" in report
+    assert "520 tensors matched, 8 skipped (Scale.layer5" in report
+    assert "16 left at their initial value (layer5" in report
     assert np.array_equal(net_G.layer5.conv2d_list[0].weight.asnumpy(), before)
 
 
@@ -77,7 +81,8 @@ def test_what_does_not_cover_the_network_is_an_error(net_G, authors):
 
 def test_discriminator():
     net_D, tensors = discriminator("resnet101"), state(shapes_D())
-    assert "10 tensors matched, 0 skipped, 0 left" in checkpoint.load(net_D, tensors, "FILE", "net_D")
+    report = checkpoint.load(net_D, tensors, "FILE", "net_D")
+    assert "10 tensors matched, 0 skipped, 0 left" in report
     assert np.array_equal(net_D.classifier.bias.asnumpy(), tensors["classifier.bias"])
     with pytest.raises(UserError, match="FILE: 1 of 10"):
         tensors.pop("conv2.weight")
@@ -98,6 +103,10 @@ def test_damaged_and_missing_files(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_the_other_suffix_is_found(tmp_path):
+def test_the_other_suffix_is_found(tmp_path, monkeypatch):
     (tmp_path / "GTA5_best.ckpt").write_bytes(b"")
     assert checkpoint.find(str(tmp_path / "GTA5_best.pth")) == str(tmp_path / "GTA5_best.ckpt")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.find("./GTA5_best.ckpt") == "./GTA5_best.ckpt"
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.find(".")

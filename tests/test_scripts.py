@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
 from tests.golden import ROOT, run, write_city, write_gta5
+from utils import checkpoint
 
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
 
@@ -137,14 +139,21 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp
     assert "already holds a run" in fails(TRAIN, *train_words(data, folder, "--num-steps", "6"))
 
 
-def test_continued_run_takes_the_same_steps(trained, data, tmp_path):
-    folder, _ = trained
-    words = train_words(
-        data, tmp_path / "rest", "--num-steps", "6", "--preheat-steps", "2", "--batch-size", "2"
-    )
-    run(TRAIN, *words, "--random-mirror", "--not-val", "--continue-train", str(folder / "GTA5_4.ckpt"))
-    a, b = rows_of(folder / "loss.csv")[4:], rows_of(tmp_path / "rest" / "loss.csv")
-    assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
+def test_continued_run_ends_with_the_same_bits(trained, data, tmp_path):
+    """As after a crash before the checkpoint of step 6: the same rows, none double, and the same weights."""
+    folder, again = trained[0], tmp_path / "again"
+    shutil.copytree(folder, again)
+    words = ["--data-dir", data / "GTA5", "--continue-train", again / "GTA5_4.pth"]
+    assert "newest checkpoint is GTA5_6.ckpt" in fails(TRAIN, *map(str, words))
+    (again / "GTA5_6.ckpt").unlink()
+    assert "--batch-size 1 contradicts" in fails(TRAIN, *map(str, words), "--batch-size", "1")
+    run(TRAIN, *map(str, words))
+    for name in ("loss.csv", "miou.csv"):
+        a, b = rows_of(folder / name), rows_of(again / name)
+        assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
+    a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (folder, again))
+    assert a.keys() == b.keys() and len(a) > 100
+    assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Our .ckpt holds net_G.*, net_D.*, the state of both optimisers and, as text, the
 the best mIoU, so that reading one needs no further option.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -27,11 +28,11 @@ CLASSIFIERS = ("layer5.", "layer6.")
 
 def find(path: str) -> str:
     """`path` if it is there, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
-    stem = Path(path).with_suffix("")
-    for candidate in (Path(path), *(Path(f"{stem}{end}") for end in (".ckpt", ".pth", ".pt"))):
-        if candidate.is_file():
-            return str(candidate)
-    raise UserError(f"{path}: no such checkpoint (nor {stem.name}.ckpt or .pth beside it)")
+    stem = os.path.splitext(path)[0]
+    for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
+        if Path(candidate).is_file():
+            return candidate
+    raise UserError(f"{path}: no such checkpoint (nor {stem}.ckpt or {stem}.pth)")
 
 
 def read(path: str) -> dict[str, np.ndarray | str]:
@@ -57,37 +58,37 @@ def model_of(content: dict) -> str:
     return content.get("model", "resnet101")
 
 
-def tensors_of(content: dict, net: str) -> dict[str, np.ndarray]:
-    """The tensors of one network ("net_G" or "net_D") under this project's names."""
+def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of one network ("net_G", "net_D") under this project's names, and the names left out."""
     own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
     if own:
-        return own
-    out = {}
+        return own, []
+    # A single classifier (the DeepLab init's) would make C1 start elsewhere than C2: both start afresh.
+    one_classifier = net == "net_G" and not any("layer6." in name for name in content)
+    tensors, left_out = {}, []
     for name, value in content.items():
-        if isinstance(value, str) or name.endswith("num_batches_tracked"):
-            continue
-        name = name.replace("down_sample", "downsample")
+        ours = name.replace("down_sample", "downsample")  # MindCV
         if net == "net_G":
-            head, _, rest = name.partition(".")
-            if not name.startswith(BACKBONE + CLASSIFIERS) and rest.startswith(BACKBONE + CLASSIFIERS):
-                name = rest  # "Scale." of the DeepLab init, "module." of DataParallel
-            bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", name)
+            _, _, rest = ours.partition(".")
+            if not ours.startswith(BACKBONE + CLASSIFIERS) and rest.startswith(BACKBONE + CLASSIFIERS):
+                ours = rest  # "Scale." of the DeepLab init, "module." of DataParallel
+            bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
             if bn:
-                name = f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}"
-        out[name] = value
-    if net == "net_G" and not any(name.startswith("layer6.") for name in out):
-        # A single classifier (the DeepLab init's) would make C1 start elsewhere than C2: both start afresh.
-        out = {name: value for name, value in out.items() if not name.startswith("layer5.")}
-    return out
+                ours = f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}"
+        if isinstance(value, str) or (one_classifier and ours.startswith("layer5.")):
+            left_out.append(name)
+        else:
+            tensors[ours] = value
+    return tensors, left_out
 
 
 def load(net: nn.Cell, content: dict, path: str, prefix: str) -> str:
-    """Copy what fits into G ("net_G") or D ("net_D"); returns a report of what matched, was skipped, is left.
+    """Copy what fits into G ("net_G") or D ("net_D"); returns a report of what matched and what did not.
 
-    UserError if the backbone of G, or D, is not covered completely: a checkpoint that silently does not load
+    UserError if the backbone of G, or D, is not covered completely: a checkpoint that silently did not load
     is the most common failure with this family of code.
     """
-    tensors = tensors_of(content, prefix)
+    tensors, skipped = tensors_of(content, prefix)
     matched, left = [], []
     for name, parameter in net.parameters_and_names():
         value = tensors.get(name)
@@ -103,16 +104,14 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str) -> str:
             f"{path}: {len(needed)} of {len(matched) + len(left)} tensors of {prefix} are not in it or "
             f"differ in shape, such as {', '.join(needed[:3])}{hint}"
         )
-    skipped = (
-        sorted(set(content) - {"model", "step", "best_mIoU"})
-        if not matched
-        else [name for name in tensors if name not in matched]
-    )
+    skipped += [name for name in tensors if name not in matched]
+
+    def listed(names: list[str]) -> str:
+        return f" ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})" if names else ""
+
     return (
-        f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped"
-        + (f" ({', '.join(skipped[:3])}{' …' if len(skipped) > 3 else ''})" if skipped else "")
-        + f", {len(left)} left at their initial value"
-        + (f" ({left[0]} …)" if left else "")
+        f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped{listed(skipped)}, "
+        f"{len(left)} left at their initial value{listed(left)}"
     )
 
 

@@ -6,6 +6,7 @@ so through its batch statistics) without an adversary (lambda_adv 0); CLAN. Each
 set, with batch statistics re-estimated on unlabelled target pictures and, beside it, with the running ones.
 Target labels only score.
 """
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 from PIL import Image
 
-from CLAN_evaluate_city import adapt_bn, class_iou, evaluate, mean_iou
+from CLAN_evaluate_city import adapt_bn, class_iou, evaluate, mean_iou, number_or_none
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.demo_scenes import write_demo_data
 from dataset.transform import CLASS_NAMES
@@ -51,10 +52,10 @@ def demo(args, train: Callable) -> None:
     def run(name: str, steps: int, options: list[str]) -> Path:
         own = {"--data-dir": data / "GTA5", "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
                "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder / name,
-               "--random-seed": seed, "--device": args.device, "--device-id": args.device_id,
+               "--random-seed": seed, "--device": args.device.lower(), "--device-id": args.device_id,
                "--mode": args.mode, "--num-workers": args.num_workers}
         argv = [*COMMON, *options, *(str(word) for pair in own.items() for word in pair)]
-        print(f"\n{name}: python CLAN_train_gta5_2_city.py {' '.join(argv)}", flush=True)
+        print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)
         return train(get_arguments(argv))
 
     stage_a = run("stage_a", steps * 5 // 2, STAGE_A)
@@ -71,7 +72,7 @@ def demo(args, train: Callable) -> None:
         adapt_bn(net_G, unlabelled, ADAPT, BATCH, args.num_workers)
         confusion = evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers)
         result[name] = {"mIoU": mean_iou(confusion), "mIoU_running": running,
-                        "IoU": dict(zip(CLASS_NAMES, map(float, class_iou(confusion))))}
+                        "IoU": {c: number_or_none(v) for c, v in zip(CLASS_NAMES, class_iou(confusion))}}
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
@@ -100,7 +101,9 @@ def picture(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) ->
 def table(result: dict) -> str:
     """IoU of each class, mIoU, mIoU with running statistics, in percent, a column a method."""
     rows = [("", [f"{name:>9}" for name in result])]
-    rows += [(c, [f"{r['IoU'][c]:9.1f}" for r in result.values()]) for c in CLASS_NAMES]
+    for c in CLASS_NAMES:
+        ious = [r["IoU"][c] for r in result.values()]
+        rows.append((c, [f"{'–':>9}" if iou is None else f"{iou:9.1f}" for iou in ious]))
     rows += [("mIoU", [f"{r['mIoU']:9.2f}" for r in result.values()]),
              ("mIoU, running statistics", [f"{r['mIoU_running']:9.2f}" for r in result.values()])]
     return "\n".join(f"{name:<26}" + "".join(cells) for name, cells in rows)

@@ -2,9 +2,8 @@
 
 from mindspore import Tensor, ops
 
+from dataset.transform import IGNORE_LABEL
 from utils.softmax import shifted_exp
-
-IGNORE_LABEL = 255
 
 
 def seg_loss(logits: Tensor, labels: Tensor, focal: bool = False) -> Tensor:
