@@ -4,7 +4,6 @@ from options.evaluate_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from dataset.pipeline import batches
 from dataset.transform import CLASS_NAMES, IGNORE_LABEL
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint
-from utils.errors import UserError
+from utils.errors import run
 from utils.files import write_json
 from utils.upsample import up
 from utils.visual import save_prediction
@@ -174,8 +173,4 @@ def number_or_none(x: float) -> float | None:
 
 
 if __name__ == "__main__":
-    try:
-        main(args)
-    except (UserError, OSError) as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, args)

@@ -5,7 +5,6 @@ from options.train_options import get_arguments
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
 import csv
-import sys
 import time
 from itertools import repeat
 from pathlib import Path
@@ -27,7 +26,7 @@ from dataset.transform import CLASS_NAMES
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
 from utils import checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, run
 from utils.files import atomic, write_json
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
@@ -314,8 +313,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(args)
-    except (UserError, OSError) as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, args)

@@ -1,5 +1,19 @@
-"""The one exception of this project that is meant for the person at the keyboard."""
+"""Mistakes that the person at the keyboard can mend, and how the scripts end with them."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
     """A mistake that the user can mend: the message is one line, without a traceback, and the exit code 2."""
+
+
+def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Call main(args); a UserError, or an OSError such as a full disk, becomes one line and exit code 2."""
+    try:
+        main(args)
+    except (UserError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
