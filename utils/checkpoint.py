@@ -128,6 +128,7 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
             str(temporary),
             append_dict={"model": model, "step": step, "best_mIoU": best_mIoU},
         )
+        temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
 
 
 def restore(path: str, step_cell: nn.Cell) -> tuple[int, float]:
