@@ -322,7 +322,7 @@ def report(title: str, rows: list[tuple[str, float, float]]) -> None:
     """A line for each tolerance and kind of figure: the largest difference and where it is."""
     groups: dict[tuple[str, float], list] = {}
     for what, difference, tolerance in rows:
-        kind = what.split()[0] if not what.startswith("loss") else "losses"
+        kind = "loss" if what.startswith("loss") else what.split()[0] if " " in what else "outputs"
         groups.setdefault((kind, tolerance), []).append((difference, what))
     for (_, tolerance), found in groups.items():
         difference, what = max(found)
