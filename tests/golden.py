@@ -184,7 +184,7 @@ def first_step(recipe: str) -> dict:
     from model.CLAN_D import discriminator
     from model.CLAN_G import freeze_bn_affine, generator
     from options.train_options import get_arguments
-    from utils import checkpoint, device
+    from utils import checkpoint
     from utils.loss import alignment_map
     from utils.softmax import softmax
     from utils.upsample import up
@@ -193,7 +193,6 @@ def first_step(recipe: str) -> dict:
     size = {"source": tuple(setup["source"]), "target": tuple(setup["target"])}
     argv = ["--recipe", recipe, "--input-size", "{},{}".format(*size["source"])]
     args = get_arguments([*argv, "--input-size-target", "{},{}".format(*size["target"])])
-    device.setup("cpu", 0, "pynative")
     net_G, net_D = generator("resnet101"), discriminator("resnet101")
     freeze_bn_affine(net_G)
     checkpoint.load(net_G, state(shapes_G(), setup["salt"]), "golden", "net_G")
