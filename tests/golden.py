@@ -7,8 +7,10 @@ below generate again from names and seeds, so that nothing large is stored and P
     python -m tests.golden        prints every measured difference (README, "How faithful?")
 """
 
+import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -305,6 +307,24 @@ def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
             (f"pixels of picture {seed}", float((np.asarray(Image.open(path)) != expected).mean()), 5e-4)
         )
     return out
+
+
+def official_iou(city: Path, result: Path) -> tuple[np.ndarray, float]:
+    """IoU of each class and mIoU, in percent, of <result>/labelIds by Cityscapes' own evaluator."""
+    os.environ["CITYSCAPES_DATASET"] = str(city)  # it insists on one, without using it here
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+
+    from dataset.transform import CLASS_NAMES
+
+    settings = argparse.Namespace(**vars(official.args))
+    settings.quiet, settings.JSONOutput, settings.evalInstLevelScore = True, False, False
+    settings.evalPixelAccuracy = False
+    predictions = sorted(map(str, (result / "labelIds").glob("*.png")))
+    truths = sorted(map(str, (city / "gtFine" / "val").glob("*/*_gtFine_labelIds.png")))
+    scores = official.evaluateImgLists(predictions, truths, settings)
+    names = {"light": "traffic light", "sign": "traffic sign"}
+    ious = np.array([scores["classScores"][names.get(name, name)] for name in CLASS_NAMES])
+    return 100 * ious, 100 * scores["averageScoreClasses"]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
-from tests.golden import ROOT, run, write_city, write_gta5
+from tests.golden import ROOT, official_iou, run, write_city, write_gta5
 from utils import checkpoint
 
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
@@ -191,6 +191,9 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(trained, data,
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
     last = rows_of(folder / "miou.csv")[-1]
     assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
+    theirs, mean = official_iou(data / "City", tmp_path / "result")  # the package cityscapesscripts
+    ours = [np.nan if iou is None else iou for iou in result["IoU"].values()]
+    assert np.allclose(ours, theirs, rtol=1e-12, equal_nan=True) and result["mIoU"] == pytest.approx(mean)
     for i in range(3):
         name = f"aachen_{i:06d}_000019_leftImg8bit"
         ids = np.asarray(Image.open(tmp_path / "result" / "labelIds" / f"{name}_labelIds.png"))
