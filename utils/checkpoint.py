@@ -32,7 +32,7 @@ def find(path: str) -> str:
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
         if Path(candidate).is_file():
             return candidate
-    raise UserError(f"{path}: no such checkpoint (nor {stem}.ckpt or {stem}.pth)")
+    raise UserError(f"{path}: no such checkpoint, nor with the suffix .ckpt, .pth or .pt")
 
 
 def read(path: str) -> dict[str, np.ndarray | str]:
