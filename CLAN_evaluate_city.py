@@ -22,7 +22,7 @@ from dataset.pipeline import batches
 from dataset.transform import CLASS_NAMES, IGNORE_LABEL
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.files import write_json
 from utils.upsample import up
 from utils.visual import save_prediction
@@ -135,6 +135,11 @@ def main(args) -> None:
     path = checkpoint.find(args.restore_from)
     if path != args.restore_from:
         print(f"{args.restore_from} is not there; using {path}")
+    if args.demo is not None and not Path(args.data_dir).is_dir():
+        raise UserError(
+            f"{args.data_dir} is not there yet: draw it with CLAN_train_gta5_2_city.py --demo "
+            f"--random-seed {args.demo}"
+        )
     data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
     content = checkpoint.read(path)
     device.setup(args.device, args.device_id, args.mode)

@@ -163,6 +163,8 @@ def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     folder, adapt = Path(args.snapshot_dir), args.method != "source"
     stop, batch = args.num_steps_stop, args.batch_size
+    if args.continue_train:
+        args.continue_train = checkpoint.find(args.continue_train)
     if (folder / "options.json").exists():
         check_continues(args, folder)
 
@@ -189,14 +191,15 @@ def train(args) -> Path:
     step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
     first, best = 0, 0.0
     if args.continue_train:
-        first, best = checkpoint.restore(checkpoint.find(args.continue_train), step_cell)
+        first, best = checkpoint.restore(args.continue_train, step_cell)
         reports.append(f"{args.continue_train}: going on after {first} steps")
         if first >= stop:
             raise UserError(f"{args.continue_train} has {first} steps; --num-steps-stop {stop} is reached")
 
     # Files of the run.
-    options = folder / (f"options_{first}.json" if (folder / "options.json").exists() else "options.json")
-    write_json(options, {**vars(args), "versions": device.versions()})
+    if (folder / "options.json").exists():
+        (folder / "options.json").replace(folder / f"options_before_{first}.json")
+    write_json(folder / "options.json", {**vars(args), "versions": device.versions()})
     losses, _ = csv_writer(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
     if val is not None:
         miou, scores = csv_writer(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES), first + 1)
@@ -265,11 +268,9 @@ def check_continues(args, folder: Path) -> None:
     steps = [int(p.stem[5:]) for p in folder.glob("GTA5_*.ckpt") if p.stem[5:].isdigit()]
     newest = folder / f"GTA5_{max(steps, default=0)}.ckpt"
     if not args.continue_train:
-        raise UserError(
-            f"{folder} already holds a run; choose another --snapshot-dir, move that one away, or go on with "
-            f"it: --continue-train {newest}"
-        )
-    if Path(checkpoint.find(args.continue_train)).resolve() != newest.resolve():
+        hint = f", or go on with it: --continue-train {newest}" if steps else " (it has no checkpoint yet)"
+        raise UserError(f"{folder} already holds a run; choose another --snapshot-dir or move it away{hint}")
+    if Path(args.continue_train).resolve() != newest.resolve():
         raise UserError(
             f"{folder} holds a run whose newest checkpoint is {newest.name}: going on from "
             f"{args.continue_train} would overwrite it; choose another --snapshot-dir or move that one away"
@@ -303,7 +304,7 @@ def csv_writer(path: Path, header: tuple, first: int):
 
 
 def main(args) -> None:
-    args.device = device.setup(args.device, args.device_id, args.mode)
+    args.device = device.setup(args.device, args.device_id, args.mode).lower()
     if args.demo:
         from utils.demo import demo
 

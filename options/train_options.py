@@ -15,6 +15,8 @@ RECIPES = {
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
               "save_pred_every", "device", "device_id", "mode", "num_workers"}
+DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode",
+              "num_workers"}
 DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
 
 
@@ -101,6 +103,9 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.continue_train:
         args = continued(parser, args, argv)
+    for name, value in vars(args).items():
+        if args.demo and name not in DEMO_TAKES and value != parser.get_default(name):
+            parser.error(f"--demo sets --{name.replace('_', '-')} itself; run without --demo to choose it")
     fill = {**RECIPES[args.recipe], "input_size": (1280, 720), "input_size_target": (1024, 512),
             "num_steps": 500 if args.demo else 100_000, "save_pred_every": 2000,
             "snapshot_dir": "./checkpoint/demo" if args.demo else "./checkpoint"}

@@ -87,6 +87,8 @@ def test_without_data_one_line_says_what_to_do(tmp_path):
         (["--num-steps", "10", "--num-steps-stop", "20"], "--num-steps-stop"),
         (["--method", "clam"], "--method"),
         (["--lambda-advv", "1"], "--lambda-advv"),
+        (["--demo", "--method", "source"], "--method"),
+        (["--continue-train", "nowhere/GTA5_4.ckpt"], "nowhere/GTA5_4.ckpt"),
     ],
 )
 def test_bad_options_are_named_in_one_line(words, named):
@@ -147,9 +149,13 @@ def test_continued_run_ends_with_the_same_bits(trained, data, tmp_path):
     assert "newest checkpoint is GTA5_6.ckpt" in fails(TRAIN, *map(str, words))
     (again / "GTA5_6.ckpt").unlink()
     assert "--batch-size 1 contradicts" in fails(TRAIN, *map(str, words), "--batch-size", "1")
-    run(TRAIN, *map(str, words))
+    run(TRAIN, *map(str, words), "--num-steps-stop", "5")
+    words[-1] = again / "GTA5_5.ckpt"  # the options of a continued run are those of its last leg
+    assert "num-steps-stop 5 is reached" in fails(TRAIN, *map(str, words))
+    run(TRAIN, *map(str, words), "--num-steps-stop", "6")
     for name in ("loss.csv", "miou.csv"):
         a, b = rows_of(folder / name), rows_of(again / name)
+        b = [row for row in b if name == "loss.csv" or row["step"] != "5"]  # a validation more
         assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (folder, again))
     assert a.keys() == b.keys() and len(a) > 100

@@ -52,7 +52,7 @@ def demo(args, train: Callable) -> None:
     def run(name: str, steps: int, options: list[str]) -> Path:
         own = {"--data-dir": data / "GTA5", "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
                "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder / name,
-               "--random-seed": seed, "--device": args.device.lower(), "--device-id": args.device_id,
+               "--random-seed": seed, "--device": args.device, "--device-id": args.device_id,
                "--mode": args.mode, "--num-workers": args.num_workers}
         argv = [*COMMON, *options, *(str(word) for pair in own.items() for word in pair)]
         print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)

@@ -6,6 +6,7 @@ Call `prepare_environment()` before mindspore is imported; this module itself im
 import importlib.metadata
 import os
 import platform
+import sys
 from pathlib import Path
 
 from utils.errors import UserError
@@ -18,7 +19,10 @@ def prepare_environment() -> str | None:
     convolutions then run 100-300 times slower. Limiting oneDNN to AVX2 brings them back.
     """
     os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore's warnings are not for our users
-    version = importlib.metadata.version("mindspore")
+    try:
+        version = importlib.metadata.version("mindspore")
+    except importlib.metadata.PackageNotFoundError:
+        sys.exit(f"mindspore is not installed for {sys.executable}: pip install -r requirements.txt")
     cpuinfo = Path("/proc/cpuinfo")
     avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text()
     if (
