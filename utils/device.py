@@ -22,7 +22,7 @@ def prepare_environment() -> str | None:
     try:
         version = importlib.metadata.version("mindspore")
     except importlib.metadata.PackageNotFoundError:
-        sys.stderr.write(f"mindspore is not installed for {sys.executable}: pip install -r requirements.txt\n")
+        sys.stderr.write(f"no mindspore for {sys.executable}: pip install -r requirements.txt\n")
         sys.exit(2)
     cpuinfo = Path("/proc/cpuinfo")
     avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text()
