@@ -5,7 +5,6 @@ layout looks: colours, light, haze, blur, noise. Lengths are metres: x to the ri
 the ground, z ahead. Shapes are painted from far to near on a canvas of twice the size of the picture.
 """
 
-import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +17,9 @@ from numpy.random import Generator, default_rng
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from dataset.transform import LABEL_TO_TRAIN
+from utils.visual import colourise
+
 Colour = tuple[float, float, float]
 Point = tuple[float, float]
 Plan = list[tuple]  # of (z, painter, x, further arguments of the painter)
@@ -28,7 +30,6 @@ CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 26, 27, 28, 31, 32, 33
 SHADOW = -1  # no class: what is painted with it darkens the ground
 SIDES = (-1, 1)  # left and right of the street
 SCALE, FAR = 2, 127  # size of the canvas over that of the picture; greatest distance it records
-INFO = Path(__file__).parent / "cityscapes_list" / "info.json"
 SEED_STRIDE, SPLIT_STRIDE = 1_000_000, 100_000  # between the first scenes of two data sets, of two splits
 
 DOMAINS = ("source", "target")
@@ -473,15 +474,6 @@ def draw_scene(seed: int, domain: str, width: int = 192, height: int = 96) -> tu
     return develop(canvas)
 
 
-def label_palette() -> list[int]:
-    """Return the flat palette of a label picture: the colours of Cityscapes at the raw ids, else black."""
-    info, palette = json.loads(INFO.read_text(encoding="utf-8")), np.zeros((256, 3), np.uint8)
-    for raw, train in info["label2train"]:
-        if train != 255:
-            palette[raw] = info["palette"][train]
-    return palette.ravel().tolist()
-
-
 def demo_files(split: str, n: int) -> tuple[str, str]:
     """Return where the n-th picture and labels of a split lie, named as in the real data sets."""
     if split == "source":
@@ -502,7 +494,7 @@ def write_demo_data(
         raise ValueError(f"a split holds at most {SPLIT_STRIDE} scenes")
     splits = enumerate((("source", source), ("train", target), ("val", val)))
     jobs = [(split, i * SPLIT_STRIDE, n) for i, (split, count) in splits for n in range(count)]
-    palette = label_palette()
+    palette = colourise(LABEL_TO_TRAIN).ravel().tolist()  # by raw id
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name

@@ -62,8 +62,8 @@ class Res_Deeplab(nn.Cell):
     """
 
     def __init__(self, num_classes: int = NUM_CLASSES, layers: tuple[int, ...] = (3, 4, 23, 3),
-                 width: int = 64,
-                 dilations: tuple[int, ...] = (6, 12, 18, 24), init: Initializer | None = None):
+                 width: int = 64, dilations: tuple[int, ...] = (6, 12, 18, 24),
+                 init: Initializer | None = None):
         super().__init__()
         init = init or Normal(0.01)
         self.num_classes = num_classes
@@ -87,8 +87,7 @@ class Res_Deeplab(nn.Cell):
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        # C1 and C2 look at the same features with the same dilations: one convolution for both is twice as
-        # fast.
+        # C1 and C2 look at the same features with the same dilations: one convolution serves both.
         logits = 0.0
         for c1, c2 in zip(self.layer5.conv2d_list, self.layer6.conv2d_list):
             weight = ops.concat((c1.weight, c2.weight))
