@@ -8,9 +8,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from utils import device
+from utils import device, interrupt
 
 workaround = device.prepare_environment()  # before mindspore is imported
+if args:
+    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a picture
 
 import mindspore
 import numpy as np
@@ -120,6 +122,7 @@ def adapt_bn(
     total, passes = [0.0] * len(statistics), 0
     net_G.set_train(True)
     for pictures, *_ in batches(data, batch_size, workers, indices):
+        interrupt.exit_if_asked()
         for p in statistics:
             p.set_data(ops.zeros_like(p))
         net_G(pictures)
@@ -153,7 +156,12 @@ def main(args) -> None:
             f"batch statistics re-estimated on {min(args.adapt_bn, len(train))} unlabelled train pictures"
         )
     folder = Path(args.save_path)
-    each = (lambda name, trainIds: save_prediction(folder, name, trainIds)) if args.save else None
+
+    def each(name: str, trainIds: np.ndarray) -> None:
+        interrupt.exit_if_asked()
+        if args.save:
+            save_prediction(folder, name, trainIds)
+
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
 
     print(iou_table(confusion))

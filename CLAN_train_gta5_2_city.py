@@ -4,14 +4,17 @@ from options.train_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
-import csv
+import os
+import sys
 import time
 from itertools import repeat
 from pathlib import Path
 
-from utils import device
+from utils import device, interrupt
 
 workaround = device.prepare_environment()  # before mindspore is imported
+if args:
+    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
 
 import mindspore
 import numpy as np
@@ -25,9 +28,9 @@ from dataset.pipeline import Stream, batches
 from dataset.transform import CLASS_NAMES
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.errors import UserError, run
-from utils.files import atomic, write_json
+from utils.files import flush
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
 from utils.upsample import up
@@ -163,10 +166,15 @@ def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     folder, adapt = Path(args.snapshot_dir), args.method != "source"
     stop, batch = args.num_steps_stop, args.batch_size
+
+    # The folder: a new run, or one to go on with.
+    reports, origin, last, damaged = [workaround] if workaround else [], None, None, {}
     if args.continue_train:
-        args.continue_train = checkpoint.find(args.continue_train)
-    if (folder / "options.json").exists():
-        check_continues(args, folder)
+        origin, last, content, damaged = run_folder.newest(Path(checkpoint.find(args.continue_train)))
+        reports += [f"passed over {reason}" for reason in damaged.values()]
+        reports += [f"going on from {last}" if last else f"{origin}: no checkpoint yet, from the beginning"]
+    if origin != folder.resolve():
+        run_folder.check_new(folder)
 
     # Data. The target's labels are read for validation alone.
     source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
@@ -175,40 +183,47 @@ def train(args) -> Path:
         target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
     if not args.not_val:
         val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
+    for data, name in ((source, "source"), (target, "target")):
+        if data is not None and batch > len(data):
+            raise UserError(f"--batch-size {batch} is more than the {len(data)} pictures of the {name}")
 
     # Networks, their start, optimisers, the step.
     mindspore.set_seed(args.random_seed)
     net_G, net_D = generator(args.model), discriminator(args.model)
     if not args.train_bn_affine:
         freeze_bn_affine(net_G)
-    reports = [workaround] if workaround else []
-    starts = (net_G, "net_G", args.restore_from or default_start(args)), (net_D, "net_D", args.restore_from_D)
-    for net, name, path in starts:
-        if path not in (None, "none") and not args.continue_train:
+    start = "none" if last else args.restore_from or default_start(args)
+    start_D = "none" if last else args.restore_from_D or "none"
+    for net, name, path in ((net_G, "net_G", start), (net_D, "net_D", start_D)):
+        if path != "none":
             path = checkpoint.find(path)
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
     step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
-    first, best = 0, 0.0
-    if args.continue_train:
-        first, best = checkpoint.restore(args.continue_train, step_cell)
-        reports.append(f"{args.continue_train}: going on after {first} steps")
-        if first >= stop:
-            raise UserError(f"{args.continue_train} has {first} steps; --num-steps-stop {stop} is reached")
+    first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
+    if first > stop:
+        raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
+    reports += [f"all {stop} steps are done"] if first == stop else []
 
-    # Files of the run.
-    if (folder / "options.json").exists():
-        (folder / "options.json").replace(folder / f"options_before_{first}.json")
-    write_json(folder / "options.json", {**vars(args), "versions": device.versions()})
-    losses, _ = csv_writer(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
+    # Files of the run. What lies after step `first` makes room: it will be written again.
+    lock = run_folder.hold(folder)
+    if last and origin != folder.resolve():
+        run_folder.adopt(origin, folder, last.name)
+    reports += run_folder.rewind(folder, origin or folder, first, damaged)
+    run_folder.write_options(folder, {**vars(args), "versions": device.versions()}, first)
+    loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
+    run_folder.start_table(loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
+    scores = []
     if val is not None:
-        miou, scores = csv_writer(folder / "miou.csv", ("step", "mIoU", *CLASS_NAMES), first + 1)
-        best = max([best, *(float(row[1]) for row in scores if row[1] != "nan")])
-    log_file, log_every = open(folder / "Train_log.log", "a", buffering=1), max(1, min(100, stop // 10))
+        scores = run_folder.start_table(miou_csv, ("step", "mIoU", *CLASS_NAMES), first + 1)
+        known = [float(row[1]) for row in scores if row[1] != "nan"]
+        best = max([best, *known]) if best_ckpt.exists() else 0.0
+    log_every = max(1, min(100, stop // 10))
 
     def log(text: str) -> None:
         tqdm.write(text)
-        log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        with open(folder / "Train_log.log", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     log(
         f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
@@ -217,15 +232,39 @@ def train(args) -> Path:
     for line in reports:
         log(line)
 
-    # Pictures of step i are a function of the seed and i alone, so that a run can go on anywhere.
-    def stream(data, domain: int):
-        seed, augment = [args.random_seed, domain], (args.random_mirror, args.random_scale)
-        return batches(Stream(data, first, stop, batch, seed, *augment), batch, args.num_workers)
+    def validate(done: int, best: float) -> float:
+        """Score the weights after `done` steps on the val set, keep them if best; returns the best mIoU."""
+        confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers, each=end_if_asked)
+        step_cell.set_train()
+        score = float(f"{mean_iou(confusion):.9g}")  # as miou.csv has it, which a continued run reads
+        log(f"validation after {done} steps: mIoU {score:.2f}, best before {best:.2f}")
+        if score > best:
+            best = score
+            checkpoint.save(best_ckpt, step_cell, args.model, done, best)
+        run_folder.append(miou_csv, [done, *(f"{v:.9g}" for v in (score, *class_iou(confusion)))])
+        return best
 
-    sources, targets = stream(source, 0), stream(target, 1) if adapt else repeat((Tensor(0.0),))
+    def end_if_asked(*_) -> None:
+        if interrupt.asked():
+            bar.close()
+            log(f"{done} steps are done; python {sys.argv[0]} --continue-train {folder} goes on")
+            interrupt.exit_if_asked()
+
+    # Pictures of step i are a function of the seed and i alone, so that a run can go on anywhere.
+    streams = []
+    for domain, data in enumerate((source, target) if adapt else (source,)):
+        seed, augment = [args.random_seed, domain], (args.random_mirror, args.random_scale)
+        streams.append(Stream(data, first, stop, batch, seed, *augment))
+    sources, *targets = [batches(stream, batch, args.num_workers) for stream in streams]
+    targets = targets[0] if adapt else repeat((Tensor(0.0),))
 
     bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=None)
+    done = first
+    end_if_asked()
     step_cell.set_train()
+    due = first > 0 and (first % args.save_pred_every == 0 or first == stop)
+    if val is not None and due and str(first) not in [row[0] for row in scores]:
+        best = validate(first, best)  # the run was killed before this validation had ended
     started = time.perf_counter()
     for i, (x_s, y_s), (x_t,) in zip(range(first, stop), sources, targets):
         # Unweighted adversarial loss up to preheat_steps, then epsilon + lambda_local M per pixel.
@@ -233,9 +272,17 @@ def train(args) -> Path:
         base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
         scalars = [Tensor(v, mindspore.float32) for v in (1 - i / args.num_steps, base, local)]
         values = [float(v.asnumpy()) for v in step_cell(x_s, y_s, x_t, *scalars)]
+        done = i + 1
+        if not np.isfinite(values).all():
+            named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
+            pictures = ", ".join(name for stream in streams for name in stream.names(i))
+            raise UserError(
+                f"step {i}: a loss is not finite: {named}; its pictures: {pictures}. No checkpoint was "
+                f"written; look at them and at {loss_csv}, or lower --learning-rate in a new --snapshot-dir"
+            )
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
-        losses([i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
+        run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
         figures = dict(zip((*LOSSES, "lr", "lr_D", "s/step"), (*values, lr[i], lr_D[i], seconds)))
         shown = {name: f"{value:.3g}" for name, value in figures.items()}
         bar.set_postfix(shown, refresh=False)
@@ -243,43 +290,26 @@ def train(args) -> Path:
         if i % log_every == 0:
             log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
 
-        done = i + 1
-        if done % args.save_pred_every == 0 or done == stop:
+        if done % args.save_pred_every == 0 or done == stop or interrupt.asked():
             last = folder / f"GTA5_{done}.ckpt"
+            flush(loss_csv)
             checkpoint.save(last, step_cell, args.model, done, best)
             log(f"saved {last}")
+            end_if_asked()
             if val is not None:
-                confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers)
-                step_cell.set_train()
-                score = mean_iou(confusion)
-                miou([done, *(f"{v:.9g}" for v in (score, *class_iou(confusion)))])
-                log(f"validation after {done} steps: mIoU {score:.2f}, best before {best:.2f}")
-                if score > best:
-                    best = score
-                    checkpoint.save(folder / "GTA5_best.ckpt", step_cell, args.model, done, best)
+                best = validate(done, best)
+            if args.keep_checkpoints:
+                run_folder.prune(folder, args.keep_checkpoints)
             started = time.perf_counter()
     bar.close()
-    log_file.close()
+    if lock is not None:
+        os.close(lock)
     return last
-
-
-def check_continues(args, folder: Path) -> None:
-    """UserError unless --continue-train names the newest checkpoint in `folder`: nothing is overwritten."""
-    steps = [int(p.stem[5:]) for p in folder.glob("GTA5_*.ckpt") if p.stem[5:].isdigit()]
-    newest = folder / f"GTA5_{max(steps, default=0)}.ckpt"
-    if not args.continue_train:
-        hint = f", or go on with it: --continue-train {newest}" if steps else " (it has no checkpoint yet)"
-        raise UserError(f"{folder} already holds a run; choose another --snapshot-dir or move it away{hint}")
-    if Path(args.continue_train).resolve() != newest.resolve():
-        raise UserError(
-            f"{folder} holds a run whose newest checkpoint is {newest.name}: going on from "
-            f"{args.continue_train} would overwrite it; choose another --snapshot-dir or move that one away"
-        )
 
 
 def default_start(args) -> str:
     """The DeepLab init file (ImageNet + COCO) under its usual names; the small model starts at random."""
-    if args.model == "small" or args.continue_train:
+    if args.model == "small":
         return "none"
     for copy in ("", "(1)"):
         for suffix in (".ckpt", ".pth"):
@@ -290,17 +320,6 @@ def default_start(args) -> str:
         "no start for G: model/DeepLab_resnet_pretrained_init-f81d91e8.ckpt or .pth is not there; README "
         "says where to get it, --restore-from FILE takes another, --restore-from none starts at random"
     )
-
-
-def csv_writer(path: Path, header: tuple, first: int):
-    """A function that appends a row to `path`, and the rows of steps before `first`, which stay in it."""
-    kept = []
-    if path.exists():
-        with open(path, newline="") as file:
-            kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
-    return csv.writer(open(path, "a", newline="", buffering=1)).writerow, kept
 
 
 def main(args) -> None:

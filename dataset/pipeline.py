@@ -42,6 +42,11 @@ class Stream:
         epoch, i = divmod(k, len(self.data))
         return int(self._order(epoch)[i])
 
+    def names(self, step: int) -> list[str]:
+        """The pictures of one step, counted from 0."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [self.data.names[self.index(k)] for k in positions]
+
     def _rng(self, use: int, k: int) -> np.random.Generator:
         return np.random.default_rng([*self.seed, use, k])
 

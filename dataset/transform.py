@@ -1,6 +1,7 @@
 """From files to arrays: what the networks see (specified by the authors' code), read with Pillow."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,17 @@ for _id, _train_id in INFO["label2train"]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """A decoded picture; UserError names the file if it is missing, cut short or no picture."""
-    try:
-        image = Image.open(path)
+    """A decoded PNG or JPEG; UserError names the file if it is missing, cut short or no such picture."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:  # of Pillow's formats only these two: others start programs or hold many pictures
+        image = Image.open(path, formats=("PNG", "JPEG"))
         image.load()
         return image
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{path}: not a readable picture ({error}); copy it again from the data set"
+            f"{path}: not a readable picture ({reason}); copy it again from the data set"
         ) from None
 
 
@@ -54,7 +56,10 @@ def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.n
 
 
 def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
-    """The names in a list file, or without one all `found` below `where`; UserError if there are none."""
+    """The names in a list file, or without one all `found` below `where`.
+
+    UserError if there are none, or two pictures of one name: results would overwrite each other.
+    """
     if path is None:
         names = found
     else:
@@ -64,6 +69,13 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
             raise UserError(f"{path}: cannot read this list ({error})") from None
     if not names:
         raise UserError(f"{path or where}: no pictures in it")
+    stems = Counter(Path(name).stem for name in names)
+    double = [name for name in names if stems[Path(name).stem] > 1]
+    if double:
+        raise UserError(
+            f"{path or where}: {len(double)} of {len(names)} pictures share a name with another: "
+            + ", ".join(sorted(double, key=lambda name: Path(name).stem)[:4]) + " …" * (len(double) > 4)
+        )
     return names
 
 

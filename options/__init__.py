@@ -1,6 +1,7 @@
 """Command-line options of the two scripts, and what both parse alike."""
 
 import argparse
+import difflib
 import re
 import sys
 
@@ -46,6 +47,13 @@ class Parser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else args
         args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), a) for a in args]
         return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
+            self.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
+        return args
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")

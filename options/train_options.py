@@ -1,6 +1,7 @@
 """Options of CLAN_train_gta5_2_city.py. The defaults are the paper's."""
 import argparse
 import json
+import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
@@ -14,7 +15,10 @@ RECIPES = {
                  "random_mirror": True, "random_scale": True},
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
-              "save_pred_every", "device", "device_id", "mode", "num_workers"}
+              "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "num_workers"}
+UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
+                     "lambda_local", "epsilon", "detach_weight_map"),
+          "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
 DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode",
               "num_workers"}
 DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
@@ -87,11 +91,14 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="start of G, .ckpt or .pth, or 'none' (default: "
         "./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
     add("--restore-from-D", metavar="FILE", help="start of D (default: random)")
-    add("--continue-train", metavar="FILE",
-        help="go on from this checkpoint; other options default to those of its run")
+    add("--continue-train", metavar="CKPT",
+        help="go on from this checkpoint, or from the newest in this folder; other options default to those "
+        "of its run")
     add("--snapshot-dir", metavar="DIR", help="files of the run (default: ./checkpoint; with --demo "
         "./checkpoint/demo; with --continue-train that run's)")
     add("--save-pred-every", type=number(int, 1), help="steps between checkpoints (default: 2000)")
+    add("--keep-checkpoints", type=number(int, 1), metavar="K",
+        help="delete all but the K newest GTA5_<steps>.ckpt, never GTA5_best.ckpt (default: keep all)")
     add("--not-val", action="store_true", help="no validation (default: at every checkpoint)")
 
     add_machine_options(parser)
@@ -120,21 +127,41 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--num-steps-stop {args.num_steps_stop} is more than --num-steps {args.num_steps}")
     if args.preheat_steps is None:
         args.preheat_steps = args.num_steps_stop // 20
+    if args.preheat_steps > args.num_steps_stop and not args.continue_train:
+        parser.error(f"--preheat-steps {args.preheat_steps} is more than the {args.num_steps_stop} steps")
+    for name in UNUSED[args.method]:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}")
     return args
 
 
 def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
     """The options of a continued run: those in options.json beside the checkpoint, and harmless new ones."""
-    folder = Path(args.continue_train).parent
-    if not (folder / "options.json").is_file():
+    folder = Path(args.continue_train)
+    folder = folder if folder.is_dir() else folder.parent
+    path = folder / "options.json"
+    if not path.is_file():
+        if args.restore_from or args.restore_from_D:
+            parser.error("--continue-train goes on from the checkpoint: leave out --restore-from")
         return args
-    saved = json.loads((folder / "options.json").read_text())
-    saved = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if hasattr(args, name)}
-    parser.set_defaults(**{**saved, "device": args.device, "snapshot_dir": str(folder)})
-    args = parser.parse_args(argv)
-    other = [name for name, value in saved.items() if getattr(args, name) != value and name not in MAY_CHANGE]
-    if other:
-        name = other[0]
-        parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} contradicts the run that "
-                     f"{args.continue_train} is of: there it is {saved[name]}")
+    try:
+        saved = json.loads(path.read_text())
+        saved = {name: value for name, value in saved.items() if name in vars(args) and name != "device"}
+    except (ValueError, AttributeError):
+        parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
+    # As if they stood on the command line, so that they are checked alike; what the user gives comes later.
+    words = ["--snapshot-dir", str(folder)]
+    for name, value in saved.items():
+        option = f"--{name.replace('_', '-')}"
+        if name != "snapshot_dir" and value != parser.get_default(name):
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            flag = option if value is True else f"--no-{option[2:]}"
+            words.append(flag if isinstance(value, bool) else f"{option}={text}")
+    before = parser.parse_args(words)
+    args = parser.parse_args(words + (sys.argv[1:] if argv is None else argv))
+    for name in saved:
+        given, there = getattr(args, name), getattr(before, name)
+        if given != there and name not in MAY_CHANGE:
+            parser.error(f"--{name.replace('_', '-')} {given} contradicts the run that {args.continue_train} "
+                         f"is of: there it is {there}")
     return args

@@ -11,8 +11,6 @@ import argparse
 import csv
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -20,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "tests" / "golden"
+from tests.scripts import run
+
+FOLDER = Path(__file__).parent / "golden"
 LABEL_IDS = np.array(
     [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 0, 4], np.uint8
 )
@@ -167,13 +166,6 @@ def train_run(recipe: str, folder: Path) -> tuple[list[list[float]], dict[str, n
         rows = [[float(v) for v in row[:8]] for row in list(csv.reader(file))[1:]]
     last = mindspore.load_checkpoint(str(folder / "run" / f"GTA5_{setup['num_steps_stop']}.ckpt"))
     return rows, {n[len("net_G.") :]: p.asnumpy() for n, p in last.items() if n.startswith("net_G.")}
-
-
-def run(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """A script of this project as a user would start it; its output is shown if it fails."""
-    done = subprocess.run([sys.executable, ROOT / script, *words], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def first_step(recipe: str) -> dict:

@@ -1,10 +1,7 @@
 """Both scripts through their command lines, as a user starts them, on small files."""
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,48 +9,9 @@ import pytest
 from PIL import Image
 
 from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
-from tests.golden import ROOT, official_iou, run, write_city, write_gta5
+from tests.golden import official_iou, write_city, write_gta5
+from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
 from utils import checkpoint
-
-TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(1, 5)}, (191, 105))
-    for k, name in enumerate(("train", "val")):
-        write_city(folder / "City", name, {f"{i:06d}": 10 + 5 * k + i for i in range(3)}, (204, 102))
-    return folder
-
-
-def train_words(data, snapshot_dir, *more):
-    words = [
-        "--data-dir",
-        data / "GTA5",
-        "--data-dir-target",
-        data / "City",
-        "--model",
-        "small",
-        "--input-size",
-        "96,64",
-    ]
-    words += ["--input-size-target", "64,48", "--device", "cpu", "--snapshot-dir", snapshot_dir, *more]
-    return [str(word) for word in words]
-
-
-def fails(script, *words, cwd=ROOT):
-    """Exit code 2 and one line on stderr, which is returned."""
-    done = subprocess.run([sys.executable, ROOT / script, *words], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, (
-        done.stderr
-    )
-    return done.stderr
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")

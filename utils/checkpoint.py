@@ -1,16 +1,22 @@
 """Checkpoints: our own single file, and the names that other people's files use for the same tensors.
 
 Our .ckpt holds net_G.*, net_D.*, the state of both optimisers and, as text, the network's name, the step and
-the best mIoU, so that reading one needs no further option.
+the best mIoU, so that reading one needs no further option; MindSpore's checksum ends it.
 """
 
+import logging
+import math
 import os
 import re
+import zlib
+from itertools import groupby
 from pathlib import Path
 
 import mindspore
 import numpy as np
+from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from utils import torch_file
 from utils.errors import UserError
@@ -24,13 +30,14 @@ BN_NAMES = {
 }
 BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 CLASSIFIERS = ("layer5.", "layer6.")
+CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
 
 
 def find(path: str) -> str:
     """`path` if it is there, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
     stem = os.path.splitext(path)[0]
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
-        if Path(candidate).is_file():
+        if Path(candidate).exists():
             return candidate
     raise UserError(f"{path}: no such checkpoint, nor with the suffix .ckpt, .pth or .pt")
 
@@ -46,11 +53,38 @@ def read(path: str) -> dict[str, np.ndarray | str]:
             )
         return content
     try:
-        content = mindspore.load_checkpoint(path)
-    except Exception as error:  # MindSpore raises a different type for each kind of damage
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable MindSpore checkpoint ({reason})") from None
-    return {name: value if isinstance(value, str) else value.asnumpy() for name, value in content.items()}
+        return read_ckpt(Path(path).read_bytes())
+    except (ValueError, DecodeError) as error:
+        raise UserError(f"{path}: not a readable MindSpore checkpoint ({error}); copy it again") from None
+
+
+def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
+    """The content of a .ckpt, by MindSpore's own message type; ValueError or DecodeError if it is damaged.
+
+    mindspore.load_checkpoint trusts the shapes in a file and checks its checksum only on request.
+    """
+    if raw[-17:-10] == b"crc_num":
+        if zlib.crc32(raw[:-17]) != int.from_bytes(raw[-10:], "big"):
+            raise ValueError("damaged: its checksum does not fit")
+        raw = raw[:-17]
+    message, content = Checkpoint(), {}
+    message.ParseFromString(raw)
+    for name, group in groupby(message.value, lambda value: value.tag):  # large tensors come in slices
+        slices = [value.tensor for value in group]
+        data, kind, dims = b"".join(t.tensor_content for t in slices), slices[-1].tensor_type, slices[-1].dims
+        shape = () if list(dims) == [0] else tuple(dims)
+        if kind == "str":
+            content[name] = data.decode("utf-32-le")
+        elif kind not in CKPT_TYPES:
+            raise ValueError(f"{name[:80]!r} is of type {kind[:20]!r}")
+        else:
+            values = np.frombuffer(data, kind.lower())
+            if len(shape) > 8 or min(shape, default=0) < 0 or math.prod(shape) != values.size:
+                raise ValueError(f"{name[:80]!r} has another size than its shape says")
+            content[name] = values.reshape(shape)
+    if not content:
+        raise ValueError("there is nothing in it")
+    return content
 
 
 def model_of(content: dict) -> str:
@@ -121,22 +155,32 @@ def state(step_cell: nn.Cell) -> list[Parameter]:
 
 
 def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
-    """Write all parameters of a training step, networks and optimisers, to `path` (.ckpt), atomically."""
-    with atomic(path) as temporary:
-        mindspore.save_checkpoint(
-            [{"name": p.name, "data": p} for p in state(step_cell)],
-            str(temporary),
-            append_dict={"model": model, "step": step, "best_mIoU": best_mIoU},
+    """Write all parameters of a training step, networks and optimisers, to `path` (.ckpt), atomically.
+
+    UserError if a value is not finite: such a checkpoint would be of no use, and look as good as any.
+    """
+    entries = [{"name": p.name, "data": p} for p in state(step_cell)]
+    broken = [e["name"] for e in entries if not np.isfinite(e["data"].asnumpy()).all()]
+    if broken:
+        raise UserError(
+            f"{path} is not written: after {step} steps {len(broken)} tensors are not finite ({broken[0]}, …)"
         )
+    about = {"model": model, "step": step, "best_mIoU": best_mIoU}
+    with atomic(path) as temporary:
+        logging.disable(logging.CRITICAL)  # the error says it all
+        try:
+            mindspore.save_checkpoint(entries, str(temporary), append_dict=about, crc_check=True)
+        finally:
+            logging.disable(logging.NOTSET)
+            temporary.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore leaves it on a full disk
         temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
 
 
-def restore(path: str, step_cell: nn.Cell) -> tuple[int, float]:
-    """The inverse of `save`; returns the number of steps done and the best mIoU so far."""
-    content = read(path)
+def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
+    """Put what `save` wrote back into a training step; returns the number of steps done and the best mIoU."""
     for p in state(step_cell):
         value = content.get(p.name)
-        if value is None or value.shape != p.shape:
+        if not isinstance(value, np.ndarray) or value.shape != p.shape:
             raise UserError(
                 f"{path}: {p.name} is missing or of another shape; --continue-train needs a checkpoint "
                 "of this project, made with the same --method and --model"

@@ -21,7 +21,7 @@ from dataset.demo_scenes import write_demo_data
 from dataset.transform import CLASS_NAMES
 from model.CLAN_G import generator
 from options.train_options import get_arguments
-from utils import checkpoint, device
+from utils import checkpoint, device, interrupt
 from utils.errors import UserError
 from utils.files import atomic, write_json
 from utils.loss import alignment_map
@@ -32,8 +32,8 @@ SIZE = (192, 96)
 COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "192,96", "--batch-size", "2",
           "--random-mirror", "--classifier-lr-mult", "1", "--not-val"]
 STAGE_A = ["--method", "source", "--learning-rate", "0.06", "--train-bn-affine", "--restore-from", "none"]
-STAGE_B = ["--learning-rate", "0.05", "--learning-rate-D", "0.001"]
-CLAN = ["--method", "clan", "--lambda-weight", "0.1", "--detach-weight-map"]
+STAGE_B = ["--learning-rate", "0.05"]
+CLAN = ["--method", "clan", "--learning-rate-D", "0.001", "--lambda-weight", "0.1", "--detach-weight-map"]
 METHODS = {
     "source": ["--method", "source"],
     "control": [*CLAN, "--lambda-adv", "0"],
@@ -66,11 +66,15 @@ def demo(args, train: Callable) -> None:
     val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
     unlabelled = cityscapesDataSet(data / "Cityscapes", "train", size=SIZE)
     net_G, result, logits = generator("small"), {}, {}
+
+    def score() -> np.ndarray:
+        return evaluate(net_G, val, "sum", BATCH, args.num_workers, interrupt.exit_if_asked)
+
     for name, path in last.items():
         checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
-        running = mean_iou(evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers))
+        running = mean_iou(score())
         adapt_bn(net_G, unlabelled, ADAPT, BATCH, args.num_workers)
-        confusion = evaluate(net_G, val, batch_size=BATCH, workers=args.num_workers)
+        confusion = score()
         result[name] = {"mIoU": mean_iou(confusion), "mIoU_running": running,
                         "IoU": {c: number_or_none(v) for c, v in zip(CLASS_NAMES, class_iou(confusion))}}
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]

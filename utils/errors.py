@@ -1,6 +1,7 @@
 """Mistakes that the person at the keyboard can mend, and how the scripts end with them."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,5 +16,10 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     try:
         main(args)
     except (UserError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; make room: what was written before is whole, a training goes on with --continue-train"
+        print(f"{Path(sys.argv[0]).name}: error: {error}{hint if full else ''}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,15 @@
+"""Small pictures for the tests that run the scripts."""
+
+import pytest
+
+from tests.golden import write_city, write_gta5
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Four GTA5 pictures; three of Cityscapes to train on and three to validate."""
+    folder = tmp_path_factory.mktemp("data")
+    write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(1, 5)}, (191, 105))
+    for k, name in enumerate(("train", "val")):
+        write_city(folder / "City", name, {f"{i:06d}": 10 + 5 * k + i for i in range(3)}, (204, 102))
+    return folder

@@ -1,0 +1,336 @@
+"""What a run survives: kills, signals, full disks, damaged files, bad numbers. Nothing here is mocked."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
+from utils import checkpoint
+
+STEPS = 6
+RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--batch-size", 2]
+RUN += ["--random-mirror"]
+
+
+@pytest.fixture(scope="session")
+def reference(data, tmp_path_factory):
+    """A run that nothing happened to, with a checkpoint and a validation after every step."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    run(TRAIN, *train_words(data, folder, *RUN))
+    return folder
+
+
+def same_end(a: Path, b: Path) -> None:
+    """Two runs ended with the same bits, the same tables and the same best checkpoint."""
+    for name in ("loss.csv", "miou.csv"):
+        rows = [[{**row, "seconds": ""} for row in rows_of(folder / name)] for folder in (a, b)]
+        assert rows[0] == rows[1], name
+    for name in (f"GTA5_{STEPS}.ckpt", "GTA5_best.ckpt"):
+        x, y = (checkpoint.read(str(folder / name)) for folder in (a, b))
+        assert x.keys() == y.keys() and len(x) > 100
+        assert all(np.array_equal(x[key], y[key]) for key in x if key != "best_mIoU"), name
+
+
+def cut_back(reference: Path, folder: Path, steps: int) -> Path:
+    """A copy of the reference as a kill after `steps` steps left it."""
+    shutil.copytree(reference, folder)
+    for n in range(steps + 1, STEPS + 1):
+        (folder / f"GTA5_{n}.ckpt").unlink()
+    return folder
+
+
+def start(*words) -> subprocess.Popen:
+    command = [sys.executable, ROOT / TRAIN, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.time() + seconds
+    while not condition():
+        assert process.poll() is None and time.time() < end, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def steps_in(folder: Path) -> int:
+    return len(rows_of(folder / "loss.csv")) if (folder / "loss.csv").exists() else 0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_goes_on_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tmp_path, steps):
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    done = run(TRAIN, "--continue-train", folder / f"GTA5_{steps}.ckpt")
+    assert f"after_{steps}: GTA5_6.ckpt" in done.stdout
+    same_end(reference, folder)
+    aside = {path.name for path in (folder / f"after_{steps}").iterdir()}
+    assert aside >= {f"GTA5_{n}.ckpt" for n in range(steps + 1, STEPS + 1)} | {"loss.csv", "miou.csv"}
+
+
+def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+    words = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
+    run(TRAIN, *words, "--num-workers", 1)
+    same_end(reference, tmp_path / "b")
+    assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+    message = fails(TRAIN, *words)
+    assert "already holds a run" in message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data, tmp_path, number):
+    folder = tmp_path / "run"
+    words = train_words(data, folder, *RUN)
+    words[words.index("--save-pred-every") + 1] = "1000"
+    process = start(*words, "--not-val")
+    wait_for(lambda: steps_in(folder) >= 2, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, output
+    done = steps_in(folder)
+    assert f"{done} steps are done" in output and "--continue-train" in output
+    assert f"stopped by {number.name}" in output
+    assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"] and done < STEPS
+    run(TRAIN, "--continue-train", folder)
+    a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (reference, folder))
+    assert all(np.array_equal(a[key], b[key]) for key in a if key != "best_mIoU")
+    assert [row["loss_seg"] for row in rows_of(folder / "loss.csv")] == [
+        row["loss_seg"] for row in rows_of(reference / "loss.csv")
+    ]
+
+
+def test_a_validation_that_a_kill_cut_off_is_made_up_for(reference, tmp_path):
+    folder = cut_back(reference, tmp_path / "run", 4)
+    lines = (folder / "miou.csv").read_text().splitlines(keepends=True)
+    (folder / "miou.csv").write_text("".join(lines[:4]))  # header and three validations
+    run(TRAIN, "--continue-train", folder)
+    same_end(reference, folder)
+
+
+def test_a_folder_belongs_to_one_process(reference, data, tmp_path):
+    folder = cut_back(reference, tmp_path / "run", 2)
+    process = start("--continue-train", folder)
+    wait_for(lambda: steps_in(folder) == 3, process)
+    assert "another process" in fails(TRAIN, "--continue-train", folder)
+    process.kill()
+    process.wait()
+    run(TRAIN, "--continue-train", folder)
+    same_end(reference, folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_damaged_checkpoints_are_passed_over(reference, tmp_path, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    for name in ("GTA5_6.ckpt", "GTA5_5.ckpt"):
+        raw = bytearray((folder / name).read_bytes())
+        if damage == "flip":
+            raw[len(raw) // 3] ^= 4
+        (folder / name).write_bytes(raw[: {"cut": len(raw) // 2, "empty": 0}.get(damage)])
+    given = folder if damage == "cut" else folder / "GTA5_6.ckpt"
+    done = run(TRAIN, "--continue-train", given)
+    assert "passed over" in done.stdout and "GTA5_6.ckpt: not a readable" in done.stdout
+    assert "going on from" in done.stdout and "GTA5_4.ckpt" in done.stdout
+    same_end(reference, folder)
+    assert (folder / "after_4" / "GTA5_6.ckpt").exists()
+
+
+def test_the_best_checkpoint_serves_when_all_others_are_damaged(reference, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    for n in range(1, STEPS + 1):
+        (folder / f"GTA5_{n}.ckpt").write_bytes(b"\n")
+    done = run(TRAIN, "--continue-train", folder)
+    assert "GTA5_best.ckpt" in done.stdout
+    same_end(reference, folder)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(reference, data, tmp_path):
+    folder = cut_back(reference, tmp_path / "run", 0)
+    (folder / "GTA5_best.ckpt").unlink()
+    assert "from the beginning" in run(TRAIN, "--continue-train", folder).stdout
+    same_end(reference, folder)
+    (tmp_path / "empty").mkdir()
+    assert "no run in it" in fails(TRAIN, "--continue-train", tmp_path / "empty")
+
+
+def test_torn_tables_and_leftovers_of_a_kill(reference, tmp_path):
+    folder = cut_back(reference, tmp_path / "run", 4)
+    with open(folder / "loss.csv", "ab") as file:
+        file.write(b"6,0.12\0\0\0\xff")
+    (folder / ".GTA5_5.tmp.ckpt").write_bytes(b"half")
+    (folder / ".GTA5_5.tmp.tmp").write_bytes(b"half")
+    run(TRAIN, "--continue-train", folder)
+    same_end(reference, folder)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(reference, data, tmp_path):
+    """24 times kill -9, from start-up to the last validation; each time the folder can be gone on with."""
+    rng, folder, kills, begun = random.Random(4), tmp_path / "run", 0, time.time()
+    first = train_words(data, folder, *RUN)
+    while kills < 24:
+        alive = (folder / "options.json").exists()
+        process = start(*(("--continue-train", folder) if alive else first))
+        if kills % 2 and alive:  # half of them while it works, the others at any time
+            steps = steps_in(folder)
+            while steps_in(folder) == steps and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 1.5))
+        else:
+            time.sleep(rng.uniform(0, 12))
+        if process.poll() is None:
+            kills += 1
+        process.kill()
+        output = process.communicate()[0]
+        assert process.returncode in (0, -signal.SIGKILL), output
+        for path in folder.glob("GTA5_*.ckpt"):
+            checkpoint.read(str(path))  # whole, under this name
+        if (folder / f"GTA5_{STEPS}.ckpt").exists() and kills < 24:
+            shutil.rmtree(folder)  # it got through: again from the start
+    if (folder / "options.json").exists():
+        run(TRAIN, "--continue-train", folder)
+    else:
+        run(TRAIN, *first)
+    same_end(reference, folder)
+    print(f"{kills} kills in {time.time() - begun:.0f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_validation_at_once(data, tmp_path, number):
+    city, val = tmp_path / "City", Path("val", "aachen")
+    shutil.copytree(data / "City", city)
+    for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        for n in range(3, 3000):
+            name = f"aachen_{{:06d}}_000019_{end}.png"
+            os.link(city / kind / val / name.format(0), city / kind / val / name.format(n))
+    folder = tmp_path / "run"
+    process = start(*train_words(data, folder, *RUN, "--data-dir-target", city))
+    wait_for(lambda: (folder / "GTA5_1.ckpt").exists(), process)
+    time.sleep(3)
+    process.send_signal(number)
+    output = process.communicate(timeout=10)[0]
+    assert process.returncode == 128 + number and "1 steps are done" in output, output
+    assert rows_of(folder / "miou.csv") == []
+
+
+def in_namespace(commands: str, mount: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run shell commands with a file system of their own on `folder`."""
+    folder.mkdir()
+    script = f"mount -t tmpfs -o {mount} tmpfs {folder} && {{ {commands} ; }}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    return done
+
+
+def shell(script: str, words) -> str:
+    return " ".join(f"'{word}'" for word in (sys.executable, ROOT / script, *words))
+
+
+@pytest.mark.parametrize("megabytes, kept", [(6, 0), (40, 1)])
+def test_a_full_disk_ends_the_run_with_one_line_and_whole_files(reference, data, tmp_path, megabytes, kept):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    command = shell(TRAIN, train_words(data, disk / "run", *RUN))
+    done = in_namespace(f"{command}; code=$?; cp -a {disk}/run {out}; exit $code", f"size={megabytes}m", disk)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert "No space left" in done.stderr and "--continue-train" in done.stderr
+    assert len(list(out.glob("GTA5_*.ckpt"))) >= kept and not list(out.glob(".*"))
+    for path in out.glob("*.ckpt"):
+        checkpoint.read(str(path))
+    run(TRAIN, "--continue-train", out)  # on a larger disk
+    same_end(reference, out)
+
+
+def test_evaluation_on_a_full_disk(reference, data, tmp_path):
+    disk = tmp_path / "disk"
+    words = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City", "--save"]
+    words += ["--input-size", "64,48", "--save-path", disk / "result"]
+    done = in_namespace(shell(EVALUATE, words), "size=8k", disk)
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_written(data, tmp_path):
+    disk = tmp_path / "disk"
+    done = in_namespace(shell(TRAIN, train_words(data, disk / "run", *RUN)), "ro", disk)
+    assert done.returncode == 2 and "Read-only file system" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    assert "file" in fails(TRAIN, *train_words(data, tmp_path / "file", *RUN))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    folder = tmp_path / "run"
+    words = train_words(data, folder, "--num-steps", 50, "--save-pred-every", 1, "--not-val")
+    message = fails(TRAIN, *words, "--learning-rate", "1e18", "--preheat-steps", 1)
+    done = steps_in(folder)
+    assert f"step {done}: a loss is not finite: loss_seg" in message and "aachen_" in message
+    assert ".png" in message and "nan" in message or "inf" in message
+    assert max(int(p.stem[5:]) for p in folder.glob("GTA5_*.ckpt")) <= done
+    for path in folder.glob("*.ckpt"):
+        values = checkpoint.read(str(path)).values()
+        assert all(np.isfinite(v).all() for v in values if not isinstance(v, str))
+
+
+def test_pictures_without_a_labelled_pixel_are_no_harm(data, tmp_path):
+    shutil.copytree(data / "GTA5", tmp_path / "GTA5")
+    for path in (tmp_path / "GTA5" / "labels").iterdir():
+        Image.fromarray(np.zeros((105, 191), np.uint8)).save(path)
+    words = train_words(data, tmp_path / "run", "--num-steps", 2, "--not-val")
+    run(TRAIN, *words, "--data-dir", tmp_path / "GTA5")
+    assert [float(row["loss_seg"]) for row in rows_of(tmp_path / "run" / "loss.csv")] == [0, 0]
+
+
+def test_old_checkpoints_are_pruned_but_never_the_best(data, tmp_path):
+    folder = tmp_path / "run"
+    run(TRAIN, *train_words(data, folder, *RUN, "--keep-checkpoints", 2))
+    names = sorted(path.name for path in folder.glob("*.ckpt"))
+    assert names == ["GTA5_5.ckpt", "GTA5_6.ckpt", "GTA5_best.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--lambda-advv", "1"], "did you mean --lambda-adv?"),
+        (["--learning_rte=1"], "did you mean --learning-rate?"),
+        (["--preheat-steps", "9", "--num-steps", "6"], "--preheat-steps 9 is more than"),
+        (["--method", "tan", "--lambda-local", "10"], "--lambda-local has no effect with --method tan"),
+        (["--method", "source", "--restore-from-D", "x"], "--restore-from-D has no effect"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--momentum", "1.5"], "--momentum"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--weight-decay", "-1"], "--weight-decay"),
+        (["--num-steps-stop", "0"], "--num-steps-stop"),
+        (["--input-size", "1280,8"], "--input-size"),
+        (["--keep-checkpoints", "0"], "--keep-checkpoints"),
+        (["--random-seed", "-1"], "--random-seed"),
+        (["--num-workers", "0"], "--num-workers"),
+    ],
+)
+def test_options_are_checked_at_the_start(words, named):
+    assert named in fails(TRAIN, *words)
+
+
+def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
+    message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
+    assert "--batch-size 4 is more than the 3 pictures of the target" in message
+    assert not (tmp_path / "run").exists()
+    message = fails(TRAIN, "--continue-train", reference, "--lambda-adv", "0.5")
+    assert "--lambda-adv 0.5 contradicts" in message
+    folder = tmp_path / "damaged"
+    shutil.copytree(reference, folder)
+    (folder / "options.json").write_text('{"batch_size": 2, ')
+    assert "options.json is damaged" in fails(TRAIN, "--continue-train", folder)
+    options = json.loads((reference / "options.json").read_text())
+    (folder / "options.json").write_text(json.dumps({**options, "batch_size": -3}))
+    assert "argument --batch-size: -3 is out of range" in fails(TRAIN, "--continue-train", folder)

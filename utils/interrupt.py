@@ -1,0 +1,28 @@
+"""Ctrl-C and SIGTERM as wishes, which the scripts grant between two steps or pictures.
+
+MindSpore brings handlers of its own into place while graphs and data pipelines run, and those end the
+process. So both signals are blocked, in the main thread before there are others, and looked for in between.
+"""
+
+import signal
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+def block() -> None:
+    """Make both signals wait (POSIX only). To be called before mindspore is imported."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def asked() -> signal.Signals | None:
+    """The signal that waits, if one does."""
+    waiting = signal.sigpending() & SIGNALS if hasattr(signal, "sigpending") else set()
+    return min(waiting, default=None)
+
+
+def exit_if_asked(*_) -> None:
+    """SystemExit with the customary code, 130 or 143, if a signal waits."""
+    if number := asked():
+        print(f"stopped by {number.name}")
+        raise SystemExit(128 + number)

@@ -1,0 +1,182 @@
+"""The folder of a run: options.json, GTA5_<steps>.ckpt, GTA5_best.ckpt, loss.csv, miou.csv, Train_log.log.
+
+The tables and the log are appended to, a whole line at a time; every other file is written beside its place,
+flushed to disk and renamed. So a run that is killed at any moment can go on from its newest checkpoint.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from utils import checkpoint
+from utils.errors import UserError
+from utils.files import atomic, write_json
+
+BEST = "GTA5_best.ckpt"
+TABLES = ("loss.csv", "miou.csv")
+
+
+def snapshots(folder: Path) -> list[tuple[int, Path]]:
+    """(steps, path) of the numbered checkpoints in a folder, the newest first."""
+    found = [(re.fullmatch(r"GTA5_(\d+)\.ckpt", path.name), path) for path in folder.glob("GTA5_*.ckpt")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def hold(folder: Path) -> int | None:
+    """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: another process is training there; wait for it, or choose another --snapshot-dir"
+        ) from None
+    except OSError:
+        pass  # some network file systems have no locks
+    return lock
+
+
+def check_new(folder: Path) -> None:
+    """UserError if the folder holds a run: nothing is overwritten."""
+    if any((folder / name).exists() for name in ("options.json", BEST, *TABLES)) or snapshots(folder):
+        raise UserError(
+            f"{folder} already holds a run; choose another --snapshot-dir or move it away, or go on with it: "
+            f"--continue-train {folder}"
+        )
+
+
+def newest(path: Path) -> tuple[Path, Path | None, dict, dict[Path, str]]:
+    """A run's folder, the checkpoint to go on from, its content, and what is wrong with unreadable ones.
+
+    `path` is a checkpoint, or a folder for the newest in it. Instead of a damaged one the newest readable
+    one of its folder is taken; None if the run there has none yet. UserError if there is no run.
+    """
+    path = path.resolve()
+    folder = path if path.is_dir() else path.parent
+    others = [other for _, other in snapshots(folder) if other != path]
+    damaged: dict[Path, str] = {}
+
+    def read(candidate: Path) -> dict:
+        try:
+            content = checkpoint.read(str(candidate))
+            if not isinstance(content.get("step"), np.ndarray):
+                raise UserError(f"{candidate}: not a checkpoint of this project's training")
+            return content
+        except (UserError, OSError) as error:
+            damaged[candidate] = str(error)
+            return {}
+
+    chosen, content = None, {}
+    for candidate in others if path.is_dir() else [path, *others]:
+        if content := read(candidate):
+            chosen = candidate
+            break
+    best = folder / BEST
+    if (damaged or not chosen) and best.exists() and best not in damaged:  # newer than what is left?
+        if (other := read(best)) and int(other["step"]) > int(content.get("step", 0)):
+            chosen, content = best, other
+    if chosen is None and not (folder / "options.json").is_file():
+        hint = f"{folder}: no run in it to go on with; start one without --continue-train"
+        raise UserError(next(iter(damaged.values()), hint))
+    return folder, chosen, content, damaged
+
+
+def copy(path: Path, to: Path) -> None:
+    with atomic(to) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def adopt(origin: Path, folder: Path, last: str) -> None:
+    """Begin `folder` with copies of a run's tables and its checkpoint `last`."""
+    for name in (*TABLES, last):
+        if (origin / name).exists():
+            copy(origin / name, folder / name)
+
+
+def steps_of(path: Path) -> int | None:
+    """The steps done in a checkpoint of a run; None if there is none that can be read."""
+    try:
+        return int(checkpoint.read(str(path))["step"]) if path.exists() else None
+    except (UserError, OSError, KeyError, ValueError):
+        return None
+
+
+def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
+    """Take a run back to its first steps: move what is newer or damaged into FOLDER/after_<first>.
+
+    Returns a line for the log, if there was any. A best checkpoint that is newer gives way to the one before
+    it, if `origin` (the folder itself, or the one it began from) still has it.
+    """
+    for leftover in folder.glob(".*.tmp*"):  # of a process that was killed while writing
+        leftover.unlink()
+    folder = folder.resolve()
+    aside = [path for steps, path in snapshots(folder) if steps > first or path in damaged]
+    best = folder / BEST
+    if best.exists() and not 0 <= (steps_of(best) or -1) <= first:
+        aside.append(best)
+    place = next(p for n in count(1) if not (p := folder / (f"after_{first}" + f"_{n}" * (n > 1))).exists())
+    if aside:
+        place.mkdir()
+        for name in (*TABLES, "options.json"):
+            if (folder / name).exists():
+                shutil.copy2(folder / name, place)
+        for path in aside:
+            path.replace(place / path.name)
+    kept = rows(folder / "miou.csv", first + 1)
+    if kept and not best.exists():
+        steps = max(kept, key=lambda row: -1.0 if row[1] == "nan" else float(row[1]))[0]
+        known = [p for p in (origin / BEST, origin / f"GTA5_{steps}.ckpt") if steps_of(p) == int(steps)]
+        for path in known[:1]:
+            copy(path, best)
+    return [f"moved to {place}: {', '.join(path.name for path in aside)}"] if aside else []
+
+
+def rows(path: Path, first: int) -> list[list[str]]:
+    """The whole rows of a table that belong to steps before `first`."""
+    if not path.exists():
+        return []
+    lines = path.read_text(errors="replace").replace("\0", "").splitlines()
+    table = list(csv.reader(lines))
+    return [row for row in table if len(row) == len(table[0]) and row[0].isdigit() and int(row[0]) < first]
+
+
+def start_table(path: Path, header: tuple, first: int) -> list[list[str]]:
+    """(Re)write a table with its header and the rows of steps before `first`, which are returned."""
+    kept = rows(path, first)
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    return kept
+
+
+def append(path: Path, row: list) -> None:
+    """Add one row to a table; the file is opened anew, so that an error is told once, and here."""
+    with open(path, "a", newline="") as file:
+        csv.writer(file).writerow(row)
+
+
+def write_options(folder: Path, options: dict, first: int) -> None:
+    """options.json, with those of the run's earlier legs, if they differ, under "before"."""
+    path, legs = folder / "options.json", []
+    if path.exists():
+        old = json.loads(path.read_text())
+        legs = old.pop("before", [])
+        if old != json.loads(json.dumps(options)):
+            legs.append({**old, "until_step": first})
+    write_json(path, {**options, **({"before": legs} if legs else {})})
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all numbered checkpoints but the `keep` newest; GTA5_best.ckpt has no number and stays."""
+    for _, path in snapshots(folder)[keep:]:
+        path.unlink()
