@@ -25,7 +25,7 @@ from dataset.transform import CLASS_NAMES, IGNORE_LABEL
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint
 from utils.errors import UserError, run
-from utils.files import write_json
+from utils.files import keep_old, write_json
 from utils.upsample import up
 from utils.visual import save_prediction
 
@@ -165,6 +165,8 @@ def main(args) -> None:
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
 
     print(iou_table(confusion))
+    if old := keep_old(folder / "result.json"):
+        print(f"the earlier result is now {old}")
     write_json(
         folder / "result.json",
         {

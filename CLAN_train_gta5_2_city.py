@@ -170,7 +170,7 @@ def train(args) -> Path:
     # The folder: a new run, or one to go on with.
     reports, origin, last, damaged = [workaround] if workaround else [], None, None, {}
     if args.continue_train:
-        origin, last, content, damaged = run_folder.newest(Path(checkpoint.find(args.continue_train)))
+        origin, last, content, damaged = run_folder.newest(args.continue_train)
         reports += [f"passed over {reason}" for reason in damaged.values()]
         reports += [f"going on from {last}" if last else f"{origin}: no checkpoint yet, from the beginning"]
     if origin != folder.resolve():

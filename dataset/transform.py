@@ -1,5 +1,6 @@
 """From files to arrays: what the networks see (specified by the authors' code), read with Pillow."""
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ CLASS_NAMES: list[str] = INFO["label"]
 PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
 IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
 IGNORE_LABEL = 255
+MAX_PIXELS = 2**26  # 30 times a picture of Cityscapes
 
 LABEL_TO_TRAIN = np.full(256, IGNORE_LABEL, np.uint8)  # raw id (labelIds) -> trainId
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # and back; 255 -> 0, "unlabelled"
@@ -28,7 +30,11 @@ def open_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:  # of Pillow's formats only these two: others start programs or hold many pictures
-        image = Image.open(path, formats=("PNG", "JPEG"))
+        # From memory: a file that is read in parts makes room for any length that its header names.
+        image = Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
+        image.filename = str(path)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels")
         image.load()
         return image
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError

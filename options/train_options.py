@@ -147,7 +147,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
     try:
         saved = json.loads(path.read_text())
         saved = {name: value for name, value in saved.items() if name in vars(args) and name != "device"}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
     # As if they stood on the command line, so that they are checked alike; what the user gives comes later.
     words = ["--snapshot-dir", str(folder)]

@@ -106,6 +106,19 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
         cityscapesDataSet(city, "val", labels=True)
 
 
+def test_two_pictures_of_one_name_are_an_error(gta5, city, tmp_path):
+    names = tmp_path / "list.txt"
+    names.write_text("00001.png\n00002.png\n00001.png\n")
+    with pytest.raises(UserError, match="list.txt: 2 of 3 pictures share a name.*00001.png, 00001.png"):
+        GTA5DataSet(gta5, names)
+    picture = next((city / "leftImg8bit" / "val" / "aachen").glob("*000001_000019*"))
+    (city / "leftImg8bit" / "val" / "bonn").mkdir()
+    picture.rename(city / "leftImg8bit" / "val" / "bonn" / picture.name)
+    picture.write_bytes((city / "leftImg8bit" / "val" / "bonn" / picture.name).read_bytes())
+    with pytest.raises(UserError, match="2 of 3 pictures share a name"):
+        cityscapesDataSet(city, "val")
+
+
 def test_broken_picture_is_an_error_that_names_it_never_replaced(gta5):
     path = gta5 / "images" / "00002.png"
     path.write_bytes(path.read_bytes()[:500])

@@ -99,18 +99,18 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp
     assert "already holds a run" in fails(TRAIN, *train_words(data, folder, "--num-steps", "6"))
 
 
-def test_continued_run_ends_with_the_same_bits(trained, data, tmp_path):
-    """As after a crash before the checkpoint of step 6: the same rows, none double, and the same weights."""
+def test_a_run_in_legs_ends_with_the_same_bits(trained, data, tmp_path):
+    """Each leg takes over the options of the one before it, and .pth in the seed's spelling means .ckpt."""
     folder, again = trained[0], tmp_path / "again"
     shutil.copytree(folder, again)
-    words = ["--data-dir", data / "GTA5", "--continue-train", again / "GTA5_4.pth"]
-    assert "newest checkpoint is GTA5_6.ckpt" in fails(TRAIN, *map(str, words))
     (again / "GTA5_6.ckpt").unlink()
-    assert "--batch-size 1 contradicts" in fails(TRAIN, *map(str, words), "--batch-size", "1")
-    run(TRAIN, *map(str, words), "--num-steps-stop", "5")
-    words[-1] = again / "GTA5_5.ckpt"  # the options of a continued run are those of its last leg
-    assert "num-steps-stop 5 is reached" in fails(TRAIN, *map(str, words))
-    run(TRAIN, *map(str, words), "--num-steps-stop", "6")
+    words = ["--continue-train", again / "GTA5_4.pth"]
+    assert "--batch-size 1 contradicts" in fails(TRAIN, *words, "--batch-size", 1)
+    run(TRAIN, *words, "--num-steps-stop", 5)
+    words = ["--continue-train", again]
+    assert "has 5 steps, more than --num-steps-stop 4" in fails(TRAIN, *words, "--num-steps-stop", 4)
+    assert "all 5 steps are done" in run(TRAIN, *words).stdout
+    run(TRAIN, *words, "--num-steps-stop", 6)
     for name in ("loss.csv", "miou.csv"):
         a, b = rows_of(folder / name), rows_of(again / name)
         b = [row for row in b if name == "loss.csv" or row["step"] != "5"]  # a validation more
@@ -118,6 +118,8 @@ def test_continued_run_ends_with_the_same_bits(trained, data, tmp_path):
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (folder, again))
     assert a.keys() == b.keys() and len(a) > 100
     assert all(np.array_equal(a[name], b[name]) for name in a)
+    legs = json.loads((again / "options.json").read_text())["before"]
+    assert [leg["until_step"] for leg in legs] == [4, 5, 5] and legs[1]["num_steps_stop"] == 5
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,8 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(trained, data,
     # the command of the seed's README: .pth is not there, .ckpt is
     done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, words))
     assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
+    again = run(EVALUATE, "--restore-from", folder / "GTA5_6.ckpt", *words[:-1])
+    assert "earlier result is now" in again.stdout and (tmp_path / "result" / "result_1.json").exists()
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
     last = rows_of(folder / "miou.csv")[-1]

@@ -65,15 +65,21 @@ def steps_in(folder: Path) -> int:
     return len(rows_of(folder / "loss.csv")) if (folder / "loss.csv").exists() else 0
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("steps", [4, *(pytest.param(n, marks=slow) for n in (1, 2, 3, 5, 6))])
 def test_goes_on_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tmp_path, steps):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
     done = run(TRAIN, "--continue-train", folder / f"GTA5_{steps}.ckpt")
-    assert f"after_{steps}: GTA5_6.ckpt" in done.stdout
     same_end(reference, folder)
-    aside = {path.name for path in (folder / f"after_{steps}").iterdir()}
-    assert aside >= {f"GTA5_{n}.ckpt" for n in range(steps + 1, STEPS + 1)} | {"loss.csv", "miou.csv"}
+    if steps == STEPS:
+        assert "all 6 steps are done" in done.stdout and not (folder / "after_6").exists()
+    else:
+        assert f"after_{steps}: GTA5_6.ckpt" in done.stdout
+        aside = {path.name for path in (folder / f"after_{steps}").iterdir()}
+        assert aside >= {f"GTA5_{n}.ckpt" for n in range(steps + 1, STEPS + 1)} | {"loss.csv", "miou.csv"}
 
 
 def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
@@ -86,7 +92,7 @@ def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_pat
     assert "already holds a run" in message
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data, tmp_path, number):
     folder = tmp_path / "run"
     words = train_words(data, folder, *RUN)
@@ -108,6 +114,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     ]
 
 
+@slow
 def test_a_validation_that_a_kill_cut_off_is_made_up_for(reference, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 4)
     lines = (folder / "miou.csv").read_text().splitlines(keepends=True)
@@ -116,6 +123,7 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(reference, tmp_path):
     same_end(reference, folder)
 
 
+@slow
 def test_a_folder_belongs_to_one_process(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 2)
     process = start("--continue-train", folder)
@@ -127,7 +135,7 @@ def test_a_folder_belongs_to_one_process(reference, data, tmp_path):
     same_end(reference, folder)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize("damage", ["flip", *(pytest.param(kind, marks=slow) for kind in ("cut", "empty"))])
 def test_damaged_checkpoints_are_passed_over(reference, tmp_path, damage):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
@@ -144,6 +152,7 @@ def test_damaged_checkpoints_are_passed_over(reference, tmp_path, damage):
     assert (folder / "after_4" / "GTA5_6.ckpt").exists()
 
 
+@slow
 def test_the_best_checkpoint_serves_when_all_others_are_damaged(reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
@@ -154,6 +163,7 @@ def test_the_best_checkpoint_serves_when_all_others_are_damaged(reference, tmp_p
     same_end(reference, folder)
 
 
+@slow
 def test_a_run_without_a_checkpoint_begins_anew(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 0)
     (folder / "GTA5_best.ckpt").unlink()
@@ -163,6 +173,7 @@ def test_a_run_without_a_checkpoint_begins_anew(reference, data, tmp_path):
     assert "no run in it" in fails(TRAIN, "--continue-train", tmp_path / "empty")
 
 
+@slow
 def test_torn_tables_and_leftovers_of_a_kill(reference, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 4)
     with open(folder / "loss.csv", "ab") as file:
@@ -174,7 +185,7 @@ def test_torn_tables_and_leftovers_of_a_kill(reference, tmp_path):
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.slow
+@slow
 def test_killed_at_random_moments(reference, data, tmp_path):
     """24 times kill -9, from start-up to the last validation; each time the folder can be gone on with."""
     rng, folder, kills, begun = random.Random(4), tmp_path / "run", 0, time.time()
@@ -206,7 +217,7 @@ def test_killed_at_random_moments(reference, data, tmp_path):
     print(f"{kills} kills in {time.time() - begun:.0f} s")
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_validation_at_once(data, tmp_path, number):
     city, val = tmp_path / "City", Path("val", "aachen")
@@ -239,7 +250,7 @@ def shell(script: str, words) -> str:
     return " ".join(f"'{word}'" for word in (sys.executable, ROOT / script, *words))
 
 
-@pytest.mark.parametrize("megabytes, kept", [(6, 0), (40, 1)])
+@pytest.mark.parametrize("megabytes, kept", [pytest.param(6, 0, marks=slow), (40, 1)])
 def test_a_full_disk_ends_the_run_with_one_line_and_whole_files(reference, data, tmp_path, megabytes, kept):
     disk, out = tmp_path / "disk", tmp_path / "out"
     command = shell(TRAIN, train_words(data, disk / "run", *RUN))
@@ -253,6 +264,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_whole_files(reference, data,
     same_end(reference, out)
 
 
+@slow
 def test_evaluation_on_a_full_disk(reference, data, tmp_path):
     disk = tmp_path / "disk"
     words = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City", "--save"]
@@ -282,6 +294,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
         assert all(np.isfinite(v).all() for v in values if not isinstance(v, str))
 
 
+@slow
 def test_pictures_without_a_labelled_pixel_are_no_harm(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
     for path in (tmp_path / "GTA5" / "labels").iterdir():
@@ -291,6 +304,18 @@ def test_pictures_without_a_labelled_pixel_are_no_harm(data, tmp_path):
     assert [float(row["loss_seg"]) for row in rows_of(tmp_path / "run" / "loss.csv")] == [0, 0]
 
 
+@slow
+def test_a_broken_picture_ends_the_run_and_is_named(data, tmp_path):
+    shutil.copytree(data / "GTA5", tmp_path / "GTA5")
+    path = tmp_path / "GTA5" / "images" / "00002.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    words = train_words(data, tmp_path / "run", *RUN, "--data-dir", tmp_path / "GTA5", "--not-val")
+    assert "00002.png: not a readable picture" in fails(TRAIN, *words)
+    for path in (tmp_path / "run").glob("*.ckpt"):  # of the steps before it
+        checkpoint.read(str(path))
+
+
+@slow
 def test_old_checkpoints_are_pruned_but_never_the_best(data, tmp_path):
     folder = tmp_path / "run"
     run(TRAIN, *train_words(data, folder, *RUN, "--keep-checkpoints", 2))

@@ -37,7 +37,7 @@ def find(path: str) -> str:
     """`path` if it is there, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
     stem = os.path.splitext(path)[0]
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
-        if Path(candidate).exists():
+        if Path(candidate).is_file():
             return candidate
     raise UserError(f"{path}: no such checkpoint, nor with the suffix .ckpt, .pth or .pt")
 
@@ -63,7 +63,8 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
 
     mindspore.load_checkpoint trusts the shapes in a file and checks its checksum only on request.
     """
-    if raw[-17:-10] == b"crc_num":
+    has_checksum = raw[-17:-10] == b"crc_num"
+    if has_checksum:
         if zlib.crc32(raw[:-17]) != int.from_bytes(raw[-10:], "big"):
             raise ValueError("damaged: its checksum does not fit")
         raw = raw[:-17]
@@ -84,6 +85,8 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
             content[name] = values.reshape(shape)
     if not content:
         raise ValueError("there is nothing in it")
+    if not has_checksum and any(name.startswith("net_G.") for name in content):
+        raise ValueError("cut short: the checksum at its end is missing")  # every checkpoint of ours has one
     return content
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 
@@ -37,6 +38,15 @@ def flush(path: str | Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def keep_old(path: Path) -> Path | None:
+    """Rename `path`, if it is there, to the first free of NAME_1, NAME_2, …, which is returned."""
+    if not path.exists():
+        return None
+    names = (path.with_name(f"{path.stem}_{n}{path.suffix}") for n in count(1))
+    old = next(name for name in names if not name.exists())
+    return path.rename(old)
 
 
 def write_json(path: str | Path, content: dict) -> None:

@@ -9,14 +9,13 @@ import json
 import os
 import re
 import shutil
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import atomic, write_json
+from utils.files import atomic, keep_old, write_json
 
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
@@ -56,13 +55,13 @@ def check_new(folder: Path) -> None:
         )
 
 
-def newest(path: Path) -> tuple[Path, Path | None, dict, dict[Path, str]]:
+def newest(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]]:
     """A run's folder, the checkpoint to go on from, its content, and what is wrong with unreadable ones.
 
-    `path` is a checkpoint, or a folder for the newest in it. Instead of a damaged one the newest readable
+    `given` is a checkpoint, or a folder for the newest in it. Instead of a damaged one the newest readable
     one of its folder is taken; None if the run there has none yet. UserError if there is no run.
     """
-    path = path.resolve()
+    path = Path(given if Path(given).is_dir() else checkpoint.find(given)).resolve()
     folder = path if path.is_dir() else path.parent
     others = [other for _, other in snapshots(folder) if other != path]
     damaged: dict[Path, str] = {}
@@ -125,8 +124,9 @@ def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> 
     best = folder / BEST
     if best.exists() and not 0 <= (steps_of(best) or -1) <= first:
         aside.append(best)
-    place = next(p for n in count(1) if not (p := folder / (f"after_{first}" + f"_{n}" * (n > 1))).exists())
+    place = folder / f"after_{first}"
     if aside:
+        keep_old(place)
         place.mkdir()
         for name in (*TABLES, "options.json"):
             if (folder / name).exists():
@@ -146,9 +146,9 @@ def rows(path: Path, first: int) -> list[list[str]]:
     """The whole rows of a table that belong to steps before `first`."""
     if not path.exists():
         return []
-    lines = path.read_text(errors="replace").replace("\0", "").splitlines()
-    table = list(csv.reader(lines))
-    return [row for row in table if len(row) == len(table[0]) and row[0].isdigit() and int(row[0]) < first]
+    table = [line.split(",") for line in path.read_text(errors="replace").splitlines()]
+    whole = [row for row in table if len(row) == len(table[0]) and re.fullmatch("[0-9]{1,9}", row[0])]
+    return [row for row in whole if int(row[0]) < first]
 
 
 def start_table(path: Path, header: tuple, first: int) -> list[list[str]]:

@@ -1,0 +1,239 @@
+"""Readers against hostile files: a value or one line that names the file, soon, and in little memory."""
+
+import io
+import json
+import os
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import mindspore
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from mindspore.train.checkpoint_pb2 import Checkpoint
+from PIL import Image
+
+from dataset.transform import open_image, read_list, to_input, to_trainIds
+from options.train_options import get_arguments
+from tests.golden import picture
+from utils import checkpoint, run_folder
+from utils.errors import UserError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# CLAN_FUZZ=5000 looks longer than every run of the tests does.
+settings.register_profile(
+    "clan",
+    max_examples=int(os.environ.get("CLAN_FUZZ", "150")),
+    deadline=10_000,  # milliseconds, for one file
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("clan")
+
+
+@st.composite
+def damaged(draw, data: bytes) -> bytes:
+    """`data` with a few flipped bits, other bytes, and spans cut out, doubled or put in."""
+    out = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at, span = draw(st.integers(0, len(out))), draw(st.integers(1, 64))
+        kind = draw(st.sampled_from(("flip", "set", "cut", "double", "insert", "end")))
+        if kind == "flip" and at < len(out):
+            out[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "set" and at < len(out):
+            out[at] = draw(st.sampled_from((0, 1, 0x7F, 0x80, 0xFF)))
+        elif kind == "cut":
+            del out[at : at + span]
+        elif kind == "double":
+            out[at:at] = out[at : at + span]
+        elif kind == "insert":
+            out[at:at] = draw(st.binary(max_size=16))
+        else:
+            del out[at:]
+    return bytes(out)
+
+
+def read_within_bounds(reader, path: Path, data: bytes, factor: int = 12):
+    """reader(path), or the UserError; neither may take much more memory than the file has bytes."""
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        return reader(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 600
+        return error
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < factor * len(data) + 2**22
+
+
+def saved(folder: Path, crc_check: bool) -> bytes:
+    values = {"net_G.a": np.ones((3, 4), np.float32), "net_G.b": np.float32(2), "n": np.arange(5)}
+    entries = [{"name": name, "data": mindspore.Tensor(value)} for name, value in values.items()]
+    path, about = folder / "saved.ckpt", {"model": "small", "step": 3, "best_mIoU": 0.5}
+    mindspore.save_checkpoint(entries, str(path), append_dict=about, crc_check=crc_check)
+    return path.read_bytes()
+
+
+PTH = [(FIXTURES / name).read_bytes() for name in ("torch_zip.pth", "torch_legacy.pth")]
+
+
+@pytest.mark.parametrize("data", PTH, ids=["zip", "legacy"])
+@given(st.data())
+def test_damaged_pth(tmp_path_factory, data, draw):
+    path = tmp_path_factory.getbasetemp() / "fuzz.pth"
+    content = read_within_bounds(lambda p: checkpoint.read(str(p)), path, draw.draw(damaged(data)))
+    assert isinstance(content, dict | UserError)
+
+
+@given(st.data())
+def test_damaged_ckpt_without_a_checksum(tmp_path_factory, draw):
+    folder = tmp_path_factory.getbasetemp()
+    data = draw.draw(damaged(saved(folder, crc_check=False)))
+    content = read_within_bounds(lambda p: checkpoint.read(str(p)), folder / "fuzz.ckpt", data)
+    assert isinstance(content, dict | UserError)
+
+
+def test_every_flipped_bit_of_a_ckpt_of_ours_is_noticed(tmp_path):
+    data, path = saved(tmp_path, crc_check=True), tmp_path / "flipped.ckpt"
+    assert len(checkpoint.read_ckpt(data)) == 6
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match="flipped.ckpt: not a readable"):
+            checkpoint.read(str(path))
+    for end in range(len(data)):
+        path.write_bytes(data[:end])
+        with pytest.raises(UserError, match="flipped.ckpt: not a readable"):
+            checkpoint.read(str(path))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("a", "b", "net_G.conv1.weight")),
+            st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), max_size=10),
+            st.sampled_from(("Float32", "Float16", "Bool", "str", "BFloat16", "", "object")),
+            st.binary(max_size=64),
+        ),
+        max_size=4,
+    )
+)
+@example([("a", [10**6, 10**6], "Float32", b"")])
+@example([("a", [2**32, 2**32], "Float32", b"")])
+@example([("a", [-1, -4], "Float32", bytes(16))])
+@example([("a", [0], "str", b"\xff" * 8)])
+def test_a_ckpt_that_lies_about_its_tensors(tmp_path_factory, entries):
+    message = Checkpoint()
+    for tag, dims, kind, content in entries:
+        value = message.value.add()
+        value.tag, value.tensor.tensor_type, value.tensor.tensor_content = tag, kind, content
+        value.tensor.dims.extend(dims)
+    path = tmp_path_factory.getbasetemp() / "lies.ckpt"
+    read_within_bounds(lambda p: checkpoint.read(str(p)), path, message.SerializeToString())
+
+
+def png(width: int, height: int, depth: int, colour: int, interlace: int, raw: bytes, more: bytes) -> bytes:
+    """A PNG whose checksums are right, whatever its header and content say."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    body = chunk(b"PLTE", bytes(range(48))) + more + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+def read_picture(path: Path) -> np.ndarray:
+    x = to_input(open_image(path), (16, 8))
+    assert x.shape == (3, 8, 16) and x.dtype == np.float32
+    return x
+
+
+def read_label(path: Path) -> np.ndarray:
+    y = to_trainIds(open_image(path), (16, 8))
+    assert y.shape == (8, 16) and set(np.unique(y)) <= {*range(19), 255}
+    return y
+
+
+READERS = pytest.mark.parametrize("reader", [read_picture, read_label])
+
+
+@READERS
+@given(
+    st.integers(0, 40) | st.integers(0, 2**32 - 1),
+    st.integers(0, 40) | st.integers(0, 2**32 - 1),
+    st.sampled_from((1, 2, 4, 8, 16, 0, 3)),
+    st.sampled_from((0, 2, 3, 4, 6, 1)),
+    st.sampled_from((0, 1, 2)),
+    st.binary(max_size=200),
+    st.binary(max_size=40),
+)
+@example(60_000, 60_000, 8, 2, 0, b"", b"")
+def test_png_files_with_any_header(tmp_path_factory, reader, width, height, depth, colour, lace, raw, more):
+    path = tmp_path_factory.getbasetemp() / "any.png"
+    read_within_bounds(reader, path, png(width, height, depth, colour, lace, raw, more))
+
+
+@READERS
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@given(st.data())
+def test_damaged_pictures(tmp_path_factory, reader, kind, draw):
+    file, (rgb, ids) = io.BytesIO(), picture(1, 40, 30)
+    Image.fromarray(ids if reader is read_label else rgb).save(file, kind)
+    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    read_within_bounds(reader, path, draw.draw(damaged(file.getvalue())))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "EPS", "PDF"])
+def test_other_kinds_of_files_are_refused(tmp_path, kind):
+    path = tmp_path / "00001.png"
+    Image.new("RGB", (8, 8)).save(path, kind)
+    with pytest.raises(UserError, match="00001.png: not a readable picture"):
+        open_image(path)
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "00001.png")
+    with pytest.raises(UserError, match="00001.png: no such file"):
+        open_image(tmp_path / "00001.png")
+
+
+@given(st.binary(max_size=200))
+def test_any_list_file(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "list.txt"
+    read_within_bounds(lambda p: read_list(str(p), [], p), path, data)
+
+
+@given(st.binary(max_size=300) | st.text("0123456789,.\nmIoUe-\"\0", max_size=300).map(str.encode))
+def test_any_table(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "loss.csv"
+    read_within_bounds(lambda p: run_folder.rows(p, 10), path, data)
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(vars(get_arguments([])))), ANY, max_size=4).map(json.dumps))
+@example('{"batch_size": -3}')
+@example("[" * 100_000)
+@example("[]")
+def test_any_options_of_a_run(tmp_path_factory, text):
+    folder = tmp_path_factory.getbasetemp() / "options"
+    folder.mkdir(exist_ok=True)
+    (folder / "options.json").write_text(text)
+    try:
+        args = get_arguments(["--continue-train", str(folder)])
+    except SystemExit as end:
+        assert end.code == 2
+    else:
+        assert args.batch_size >= 1 and args.learning_rate > 0
