@@ -142,6 +142,24 @@ def test_wrong_kinds_of_pictures_are_refused(gta5):
         data[1]
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_grey_palette_and_alpha_pictures_are_read_as_rgb(gta5, mode):
+    path = gta5 / "images" / "00001.png"
+    with Image.open(path) as image:
+        changed = image.convert(mode)
+    changed.save(path)
+    expected = np.asarray(changed.convert("RGB").resize((96, 64), Image.Resampling.BICUBIC), np.float32)
+    x, _ = GTA5DataSet(gta5, size=(96, 64))[0]
+    assert np.array_equal(x, (expected[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
+
+
+def test_ids_outside_the_table_are_ignored(gta5):
+    path = gta5 / "labels" / "00001.png"
+    Image.fromarray(np.arange(192 * 105, dtype=np.uint8).reshape(105, 192)).save(path)
+    _, y = GTA5DataSet(gta5, size=(192, 105))[0]
+    assert np.array_equal(y.ravel()[:256], LABEL_TO_TRAIN) and set(np.unique(y)) == {*range(19), 255}
+
+
 def test_stream_shuffles_each_epoch_and_depends_on_seed_and_position_alone(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
     stream = Stream(data, 0, 12, 1, [7, 0], mirror=True, scale=False)

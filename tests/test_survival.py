@@ -49,8 +49,8 @@ def cut_back(reference: Path, folder: Path, steps: int) -> Path:
     return folder
 
 
-def start(*words) -> subprocess.Popen:
-    command = [sys.executable, ROOT / TRAIN, *map(str, words)]
+def start(*words, script: str = TRAIN) -> subprocess.Popen:
+    command = [sys.executable, ROOT / script, *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -217,17 +217,36 @@ def test_killed_at_random_moments(reference, data, tmp_path):
     print(f"{kills} kills in {time.time() - begun:.0f} s")
 
 
-@slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_validation_at_once(data, tmp_path, number):
-    city, val = tmp_path / "City", Path("val", "aachen")
+@pytest.fixture(scope="module")
+def many(data, tmp_path_factory):
+    """3,000 pictures to validate on."""
+    city, val = tmp_path_factory.mktemp("many") / "City", Path("val", "aachen")
     shutil.copytree(data / "City", city)
     for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
         for n in range(3, 3000):
             name = f"aachen_{{:06d}}_000019_{end}.png"
             os.link(city / kind / val / name.format(0), city / kind / val / name.format(n))
+    return city
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_at_once(many, reference, tmp_path, number):
+    words = ["--data-dir", many, "--save", "--save-path", tmp_path / "result", "--input-size", "64,48"]
+    process = start("--restore-from", reference / "GTA5_6.ckpt", *words, script=EVALUATE)
+    wait_for(lambda: (tmp_path / "result" / "color").exists(), process)
+    process.send_signal(number)
+    output = process.communicate(timeout=10)[0]
+    assert process.returncode == 128 + number and f"stopped by {number.name}" in output, output
+    for path in (tmp_path / "result").glob("*/*.png"):
+        Image.open(path).load()
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_validation_at_once(data, many, tmp_path, number):
     folder = tmp_path / "run"
-    process = start(*train_words(data, folder, *RUN, "--data-dir-target", city))
+    process = start(*train_words(data, folder, *RUN, "--data-dir-target", many))
     wait_for(lambda: (folder / "GTA5_1.ckpt").exists(), process)
     time.sleep(3)
     process.send_signal(number)
