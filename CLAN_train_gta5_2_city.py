@@ -1,6 +1,6 @@
 """Train CLAN (Luo et al., CVPR 2019) from GTA5 to Cityscapes. See --help; --demo needs no data."""
 
-from options.train_options import get_arguments
+from options.train_options import NOT_IN_GRAPH, get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
@@ -262,6 +262,8 @@ def train(args) -> Path:
     done = first
     end_if_asked()
     step_cell.set_train()
+    cached = args.compile_cache and args.mode == "graph" and args.device == "cpu"
+    graph = {name: value for name, value in vars(args).items() if name not in NOT_IN_GRAPH}
     due = first > 0 and (first % args.save_pred_every == 0 or first == stop)
     if val is not None and due and str(first) not in [row[0] for row in scores]:
         best = validate(first, best)  # the run was killed before this validation had ended
@@ -271,7 +273,8 @@ def train(args) -> Path:
         weighted = args.method == "clan" and i > args.preheat_steps
         base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
         scalars = [Tensor(v, mindspore.float32) for v in (1 - i / args.num_steps, base, local)]
-        values = [float(v.asnumpy()) for v in step_cell(x_s, y_s, x_t, *scalars)]
+        with device.compile_cache(cached and i == first, [graph, x_s.shape, x_t.shape]):
+            values = [float(v.asnumpy()) for v in step_cell(x_s, y_s, x_t, *scalars)]
         done = i + 1
         if not np.isfinite(values).all():
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))

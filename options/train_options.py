@@ -15,10 +15,14 @@ RECIPES = {
                  "random_mirror": True, "random_scale": True},
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
-              "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "num_workers"}
+              "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "num_workers",
+              "compile_cache"}
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
+NOT_IN_GRAPH = {"data_dir", "data_dir_target", "data_list", "data_list_target", "set", "random_seed",
+                "restore_from", "restore_from_D", "continue_train", "snapshot_dir", "not_val",
+                "save_pred_every", "keep_checkpoints", "device_id", "num_workers"}
 DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode",
               "num_workers"}
 DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
@@ -102,6 +106,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--not-val", action="store_true", help="no validation (default: at every checkpoint)")
 
     add_machine_options(parser)
+    parser.add_argument("--compile-cache", action=BooleanOptionalAction, default=True,
+                        help="CPU: keep the compiled step in .compile_cache for later runs (default: on)")
     parser.add_argument("--debug", action="store_true", help="tiny sizes, a few steps: does it run at all?")
     parser.add_argument("--demo", action="store_true",
         help="self-contained demonstration on drawn pictures; of the other options it takes "

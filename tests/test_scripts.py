@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
 from tests.golden import official_iou, write_city, write_gta5
-from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
+from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
 from utils import checkpoint
 
 
@@ -97,6 +97,26 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp
     a, b = rows_of(folder / "loss.csv"), rows_of(tmp_path / "again" / "loss.csv")
     assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
     assert "already holds a run" in fails(TRAIN, *train_words(data, folder, "--num-steps", "6"))
+
+
+def test_the_compile_cache_knows_the_options(data, tmp_path):
+    """A second run takes the first one's graph, and so does one of other weights, but not of another lambda."""
+    program, cache = tmp_path / "program", tmp_path / "program" / ".compile_cache"
+    shutil.copytree(ROOT, program, ignore=shutil.ignore_patterns(".*", "data", "checkpoint", "tests"))
+
+    def losses(name, *more):
+        words = train_words(data, tmp_path / name, "--num-steps", 2, "--not-val", *more)
+        run(program / TRAIN, *words)
+        rows = rows_of(tmp_path / name / "loss.csv")
+        return [{**row, "seconds": ""} for row in rows], {path.name for path in cache.iterdir()}
+
+    first, graphs = losses("a")
+    assert len(graphs) == 1 and losses("b") == (first, graphs)
+    other, graphs = losses("c", "--lambda-adv", 0.5)
+    assert len(graphs) == 2 and other != first
+    assert losses("d", "--lambda-adv", 0.5, "--no-compile-cache") == (other, graphs)
+    seeded, graphs = losses("e", "--random-seed", 3)
+    assert len(graphs) == 2 and losses("f", "--random-seed", 3, "--no-compile-cache") == (seeded, graphs)
 
 
 def test_a_run_in_legs_ends_with_the_same_bits(trained, data, tmp_path):

@@ -3,10 +3,15 @@
 Call `prepare_environment()` before mindspore is imported; this module itself imports it only when asked to.
 """
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
@@ -55,6 +60,39 @@ def setup(device: str, device_id: int, mode: str) -> str:
         # O1 compiles longer and is no faster here; Ascend keeps its own default.
         mindspore.set_context(jit_config={"jit_level": "O0"})
     return name
+
+
+@contextmanager
+def compile_cache(wanted: bool, key: list) -> Iterator[None]:
+    """If wanted, the graph compiled inside comes from an earlier run of the same key, or is kept for later.
+
+    MindSpore's cache knows the scripts, but not the numbers that they were called with: it would use a graph
+    compiled for one --lambda-adv for another. So each `key` (JSON), with the versions and this program's
+    source, has a folder of its own, which gets its name when it is complete.
+    """
+    if not wanted or "MS_COMPILER_CACHE_ENABLE" in os.environ:
+        yield
+        return
+    root = Path(__file__).resolve().parent.parent
+    sources = [path.read_bytes() for path in sorted([*root.glob("*.py"), *root.glob("[mou]*/*.py")])]
+    about = json.dumps([key, versions(), os.environ.get("ONEDNN_MAX_CPU_ISA")], sort_keys=True)
+    name = hashlib.sha256(b"\0".join([about.encode(), *sources])).hexdigest()[:20]
+    folder = root / ".compile_cache" / name
+    temporary = folder if folder.is_dir() else folder.with_name(f"{name}.{os.getpid()}")
+    with suppress(OSError):  # the program's folder may be read-only
+        temporary.mkdir(parents=True, exist_ok=True)
+    if not os.access(temporary, os.W_OK):
+        yield
+        return
+    os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(temporary))
+    try:
+        yield
+        with suppress(OSError):  # another process may have been first
+            temporary.rename(folder)
+    finally:
+        del os.environ["MS_COMPILER_CACHE_ENABLE"], os.environ["MS_COMPILER_CACHE_PATH"]
+        if temporary != folder:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:
