@@ -100,7 +100,7 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp
 
 
 def test_the_compile_cache_knows_the_options(data, tmp_path):
-    """A second run takes the first one's graph, and so does one of other weights, but not of another lambda."""
+    """A second run takes the first one's graph, so does one of other weights, but not of another lambda."""
     program, cache = tmp_path / "program", tmp_path / "program" / ".compile_cache"
     shutil.copytree(ROOT, program, ignore=shutil.ignore_patterns(".*", "data", "checkpoint", "tests"))
 
