@@ -120,6 +120,8 @@ class CLANStep(nn.Cell):
             zero = loss_seg * 0.0
             loss_adv, loss_weight, loss_D_s, loss_D_t = zero, zero, zero, zero
         else:
+            # The target's pass waits for the source's gradients: only one has its activations in memory.
+            x_t = ops.depend(x_t, grads_G)
             # Target: G minimises damp (lambda_adv L_adv + 2 lambda_weight L_weight); D's weights stand still.
             (_, loss_adv, loss_weight, q_t, weight), grads_t = self.target_grad(x_t, damp, base, local)
             grads_G = self.map(ops.add, grads_G, grads_t)
