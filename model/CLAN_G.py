@@ -6,6 +6,8 @@ checkpoints map one to one; see utils/checkpoint.py.
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Initializer, Normal
 
+from utils.convolution import convolution, save_memory
+
 NUM_CLASSES = 19
 
 
@@ -77,6 +79,7 @@ class Res_Deeplab(nn.Cell):
         self.layer4 = self._layer(16 * width, 8 * width, layers[3], 1, 4, init)
         self.layer5 = Classifier_Module(32 * width, num_classes, dilations)
         self.layer6 = Classifier_Module(32 * width, num_classes, dilations)
+        self.both = nn.CellList([convolution(3, 1, d, d) for d in dilations])
 
     @staticmethod
     def _layer(c_in, planes, blocks, stride, dilation, init):
@@ -89,19 +92,19 @@ class Res_Deeplab(nn.Cell):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         # C1 and C2 look at the same features with the same dilations: one convolution serves both.
         logits = 0.0
-        for c1, c2 in zip(self.layer5.conv2d_list, self.layer6.conv2d_list):
+        for c1, c2, both in zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.both):
             weight = ops.concat((c1.weight, c2.weight))
             bias = ops.concat((c1.bias, c2.bias))
-            logits += ops.conv2d(x, weight, bias, 1, "pad", c1.padding, c1.dilation)
+            logits += ops.bias_add(both(x, weight), bias)
         return logits[:, :self.num_classes], logits[:, self.num_classes:]
 
 
 def generator(model: str) -> Res_Deeplab:
     """`resnet101`: the paper's network, 45.3 M parameters. `small`: one block a layer, 0.9 M, for demos."""
     if model == "small":
-        return Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
-                           init=HeNormal(mode="fan_out", nonlinearity="relu"))
-    return Res_Deeplab()
+        return save_memory(Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
+                                       init=HeNormal(mode="fan_out", nonlinearity="relu")))
+    return save_memory(Res_Deeplab())
 
 
 def freeze_bn_affine(G: Res_Deeplab) -> None:
