@@ -1,0 +1,119 @@
+"""The gradients that save memory are the usual ones; what a training step takes."""
+
+import resource
+import subprocess
+import sys
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Parameter, ParameterTuple, Tensor, nn
+
+from CLAN_train_gta5_2_city import CLANStep, schedule
+from model.CLAN_D import discriminator
+from model.CLAN_G import freeze_bn_affine, generator
+from options.train_options import get_arguments
+from tests.golden import ROOT
+from utils import convolution
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return Tensor(RNG.normal(0, 1, shape).astype(np.float32))
+
+
+class Gradients(nn.Cell):
+    """(result, gradients of x and weight) of a convolution, for the gradient `dout` of its result."""
+
+    def __init__(self, conv, weight):
+        super().__init__()
+        self.conv, self.weight = conv, Parameter(weight, name="weight")
+        self.gradients = mindspore.value_and_grad(self.product, 0, ParameterTuple([self.weight]), has_aux=True)
+
+    def product(self, x, dout):
+        out = self.conv(x, self.weight)
+        return (out * dout).sum(), out
+
+    def construct(self, x, dout):
+        (_, out), (dx, dw) = self.gradients(x, dout)
+        return out, dx, dw[0]
+
+
+@pytest.mark.parametrize("mode", [mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE])
+@pytest.mark.parametrize(
+    "batch, c, k, size, kind",  # kind: kernel, stride, padding, dilation
+    [
+        (1, 5, 7, (9, 11), (3, 1, 2, 2)),
+        (2, 6, 3, (13, 8), (3, 1, 6, 6)),  # taps that see nothing but padding
+        (2, 3, 4, (14, 17), (7, 2, 3, 1)),
+        (2, 3, 5, (11, 12), (4, 2, 1, 1)),  # the last row takes part in nothing
+    ],
+)
+def test_gradients_of_a_convolution(mode, batch, c, k, size, kind):
+    mindspore.set_context(mode=mode)
+    kernel, stride, padding, dilation = kind
+    height, width = ((v + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for v in size)
+    x, weight, dout = normal(batch, c, *size), normal(k, c, kernel, kernel), normal(batch, k, height, width)
+    ours = Gradients(convolution.convolution(*kind), weight)(x, dout)
+    usual = Gradients(convolution.Convolution(*kind), weight)(x, dout)
+    for a, b in zip(ours, usual):
+        assert np.allclose(a.asnumpy(), b.asnumpy(), rtol=1e-5, atol=3e-5)
+
+
+def test_three_steps_with_both_gradients(monkeypatch):
+    def three_steps(on_cpu):
+        monkeypatch.setattr(convolution, "on_cpu", lambda: on_cpu)
+        convolution.convolution.cache_clear()
+        sizes = ["--input-size", "97,65", "--input-size-target", "66,49"]
+        args = get_arguments(["--model", "small", "--device", "cpu", *sizes])
+        mindspore.set_seed(1)
+        net_G, net_D = generator("small"), discriminator("small")
+        freeze_bn_affine(net_G)
+        start = [p.asnumpy().copy() for p in (*net_G.get_parameters(), *net_D.get_parameters())]
+        rng = np.random.default_rng(1)
+        x_s, x_t = (Tensor(rng.normal(0, 60, (2, 3, h, w)).astype(np.float32)) for w, h in ((97, 65), (66, 49)))
+        y_s = Tensor(rng.integers(0, 19, (2, 65, 97)).astype(np.int32))
+        scalars = [Tensor(v, mindspore.float32) for v in (1.0, 0.4, 40.0)]
+        step = CLANStep(args, net_G, net_D, np.full(3, 2.5e-4), np.full(3, 1e-4)).set_train()
+        losses = [[float(v.asnumpy()) for v in step(x_s, y_s, x_t, *scalars)] for _ in range(3)]
+        end = {p.name: p.asnumpy() for p in (*net_G.get_parameters(), *net_D.get_parameters())}
+        return np.array(losses), start, end
+
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    (losses, start, ours), (usual_losses, usual_start, usual) = three_steps(True), three_steps(False)
+    convolution.convolution.cache_clear()
+    assert all((a == b).all() for a, b in zip(start, usual_start))
+    assert np.allclose(losses, usual_losses, rtol=1e-4)
+    for (name, value), before in zip(ours.items(), start):
+        change = np.linalg.norm(usual[name] - before)  # of weights and of moving statistics
+        assert np.linalg.norm(value - usual[name]) <= 1e-3 * change + 1e-6, name
+
+
+@pytest.mark.slow
+def test_peak_memory():
+    """Peak of a fresh process, GiB, for the paper's network at a quarter of the paper's width and height."""
+    words = ["-m", "tests.test_memory", "320", "180", "256", "128"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-2]) < 4.0, done.stdout
+
+
+def main(w_s: int, h_s: int, w_t: int, h_t: int) -> None:
+    """Two steps of the paper's network: python -m tests.test_memory 1280 720 1024 512"""
+    sizes = ["--input-size", f"{w_s},{h_s}", "--input-size-target", f"{w_t},{h_t}"]
+    args = get_arguments(["--device", "cpu", *sizes])
+    mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
+    net_G, net_D = generator("resnet101"), discriminator("resnet101")
+    freeze_bn_affine(net_G)
+    rates = schedule(args.learning_rate, args)[:2]
+    step = CLANStep(args, net_G, net_D, rates, rates).set_train()
+    x_s, x_t = normal(1, 3, h_s, w_s), normal(1, 3, h_t, w_t)
+    y_s = Tensor(RNG.integers(0, 19, (1, h_s, w_s)).astype(np.int32))
+    for _ in range(2):
+        step(x_s, y_s, x_t, *(Tensor(v, mindspore.float32) for v in (1.0, 0.4, 40.0)))[0].asnumpy()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{w_s}x{h_s} + {w_t}x{h_t}: {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
