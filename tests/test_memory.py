@@ -29,7 +29,8 @@ class Gradients(nn.Cell):
     def __init__(self, conv, weight):
         super().__init__()
         self.conv, self.weight = conv, Parameter(weight, name="weight")
-        self.gradients = mindspore.value_and_grad(self.product, 0, ParameterTuple([self.weight]), has_aux=True)
+        weights = ParameterTuple([self.weight])
+        self.gradients = mindspore.value_and_grad(self.product, 0, weights, has_aux=True)
 
     def product(self, x, dout):
         out = self.conv(x, self.weight)
@@ -72,7 +73,8 @@ def test_three_steps_with_both_gradients(monkeypatch):
         freeze_bn_affine(net_G)
         start = [p.asnumpy().copy() for p in (*net_G.get_parameters(), *net_D.get_parameters())]
         rng = np.random.default_rng(1)
-        x_s, x_t = (Tensor(rng.normal(0, 60, (2, 3, h, w)).astype(np.float32)) for w, h in ((97, 65), (66, 49)))
+        shapes = (2, 3, 65, 97), (2, 3, 49, 66)
+        x_s, x_t = (Tensor(rng.normal(0, 60, shape).astype(np.float32)) for shape in shapes)
         y_s = Tensor(rng.integers(0, 19, (2, 65, 97)).astype(np.int32))
         scalars = [Tensor(v, mindspore.float32) for v in (1.0, 0.4, 40.0)]
         step = CLANStep(args, net_G, net_D, np.full(3, 2.5e-4), np.full(3, 1e-4)).set_train()
