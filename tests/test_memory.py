@@ -13,7 +13,7 @@ from CLAN_train_gta5_2_city import CLANStep, schedule
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
 from options.train_options import get_arguments
-from tests.golden import ROOT
+from tests.scripts import ROOT
 from utils import convolution
 
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ graph every convolution keeps its matrix: a step at 1280x720 + 1024x512 exceeds 
 uses it again for the next convolution: 12.1 and 2.6 GiB. Other devices keep their own gradients.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import mindspore
 import numpy as np
@@ -28,7 +28,7 @@ def save_memory(net: nn.Cell) -> nn.Cell:
     return net
 
 
-@lru_cache(maxsize=None)
+@cache
 def convolution(kernel: int, stride: int, padding: int, dilation: int) -> nn.Cell:
     """One cell for all convolutions of a kind: MindSpore compiles a cell once for every object."""
     if not on_cpu():
