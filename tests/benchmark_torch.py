@@ -1,0 +1,209 @@
+"""The same training step and evaluation in plain PyTorch, for tests/benchmark.py alone.
+
+Written from the description of the method (see README: model, losses, optimisers), not from anybody's code:
+each picture passes G once, the source's and the target's gradients are taken one after the other, D reuses the
+predictions. It runs with an interpreter that has torch, numpy and pillow, and imports nothing that needs
+mindspore. As a program it is a worker of the benchmark: see `serve` there.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN, PALETTE, TRAIN_TO_LABEL
+from tests import golden
+from tests.benchmark import SETTINGS, inputs, serve
+
+
+CLASSES, IGNORED = 19, 255
+
+
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
+
+
+class Block(nn.Module):
+    """Bottleneck: 1x1 with the stride, dilated 3x3, 1x1; residual sum."""
+
+    def __init__(self, c_in: int, planes: int, stride: int, dilation: int, project: bool):
+        super().__init__()
+        self.conv1, self.bn1 = conv(c_in, planes, 1, stride), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = conv(planes, planes, 3, 1, dilation), nn.BatchNorm2d(planes)
+        self.conv3, self.bn3 = conv(planes, 4 * planes, 1), nn.BatchNorm2d(4 * planes)
+        self.downsample = None
+        if project:
+            self.downsample = nn.Sequential(conv(c_in, 4 * planes, 1, stride), nn.BatchNorm2d(4 * planes))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class Classifier(nn.Module):
+    """The sum of four dilated 3x3 convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(
+            [nn.Conv2d(2048, CLASSES, 3, padding=d, dilation=d) for d in (6, 12, 18, 24)]
+        )
+
+    def forward(self, x):
+        return sum(conv(x) for conv in self.conv2d_list)
+
+
+class Generator(nn.Module):
+    """Pictures (N, 3, H, W) -> logits of both classifiers, (N, 19, h, w) each; output stride 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        c_in = 64
+        for i, (blocks, stride, dilation) in enumerate(((3, 1, 1), (4, 2, 1), (23, 1, 2), (3, 1, 4)), 1):
+            planes = 32 * 2**i
+            layer = [Block(c_in, planes, stride, dilation, True)]
+            layer += [Block(4 * planes, planes, 1, dilation, False) for _ in range(blocks - 1)]
+            setattr(self, f"layer{i}", nn.Sequential(*layer))
+            c_in = 4 * planes
+        self.layer5, self.layer6 = Classifier(), Classifier()
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.weight.requires_grad = m.bias.requires_grad = False
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer5(x), self.layer6(x)
+
+
+class Discriminator(nn.Module):
+    """Probabilities (N, 19, H, W) -> one logit per 32x32 cell."""
+
+    def __init__(self):
+        super().__init__()
+        channels = (CLASSES, 64, 128, 256, 512, 1)
+        names = ("conv1", "conv2", "conv3", "conv4", "classifier")
+        for name, c_in, c_out in zip(names, channels, channels[1:]):
+            setattr(self, name, nn.Conv2d(c_in, c_out, 4, 2, 1))
+
+    def forward(self, x):
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = F.leaky_relu(layer(x), 0.2, inplace=True)
+        return self.classifier(x)
+
+
+def up(x, size):
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def adv(o, domain: float, weight=None):
+    bce = F.binary_cross_entropy_with_logits(o, torch.full_like(o, domain), reduction="none")
+    return (bce if weight is None else weight * bce).mean()
+
+
+class Trainer:
+    """One step of CLAN after the preheating (every pixel weighted), cross-entropy, the paper's constants."""
+
+    def __init__(self, G: Generator, D: Discriminator):
+        self.G, self.D = G.train(), D.train()
+        classifiers = [*G.layer5.parameters(), *G.layer6.parameters()]
+        rest = [p for n, p in G.named_parameters() if not n.startswith(("layer5", "layer6"))]
+        backbone = [p for p in rest if p.requires_grad]
+        groups = [{"params": backbone, "lr": 2.5e-4}, {"params": classifiers, "lr": 2.5e-3}]
+        self.opt_G = torch.optim.SGD(groups, lr=2.5e-4, momentum=0.9, weight_decay=5e-4)
+        self.opt_D = torch.optim.Adam(D.parameters(), lr=1e-4, betas=(0.9, 0.99))
+
+    def step(self, x_s, y_s, x_t, damp: float, base: float, local: float) -> list[float]:
+        """The five losses, as they enter the objectives; weights, moments and statistics move."""
+        G, D, size_s, size_t = self.G, self.D, x_s.shape[2:], x_t.shape[2:]
+        self.opt_G.zero_grad()
+        self.opt_D.zero_grad()
+
+        p1, p2 = (up(p, size_s) for p in G(x_s))
+        loss_seg = sum(F.cross_entropy(p, y_s, ignore_index=IGNORED) for p in (p1, p2))
+        loss_seg.backward()
+
+        for p in D.parameters():
+            p.requires_grad = False
+        t1, t2 = (up(t, size_t) for t in G(x_t))
+        M = 1 - F.cosine_similarity(F.softmax(t1, 1), F.softmax(t2, 1), 1).unsqueeze(1)
+        weight = base + local * M
+        q = F.softmax(t1 + t2, 1)
+        loss_adv = 0.001 * damp * adv(up(D(q), size_t), 0.0, weight)
+        w5, w6 = (torch.cat([p.flatten() for p in c.parameters()]) for c in (G.layer5, G.layer6))
+        loss_weight = 2 * 0.01 * damp * (w5 @ w6 / (w5.norm() * w6.norm()) + 1)
+        (loss_adv + loss_weight).backward()
+        for p in D.parameters():
+            p.requires_grad = True
+
+        loss_D_s = adv(up(D(F.softmax((p1 + p2).detach(), 1)), size_s), 0.0)
+        loss_D_s.backward()
+        loss_D_t = adv(up(D(q.detach()), size_t), 1.0, weight.detach())
+        loss_D_t.backward()
+        self.opt_G.step()
+        self.opt_D.step()
+        return [x.item() for x in (loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t)]
+
+
+def load() -> tuple[Generator, Discriminator]:
+    """Both networks with the generated weights of the traces."""
+
+    def tensors(shapes, salt):
+        return {name: torch.from_numpy(value) for name, value in golden.state(shapes, salt).items()}
+
+    G, D = Generator(), Discriminator()
+    G.load_state_dict(tensors(golden.shapes_G(), "t"), strict=False)  # but for num_batches_tracked
+    D.load_state_dict(tensors(golden.shapes_D(), "tD."))
+    return G, D
+
+
+def serve_step(size: str) -> None:
+    trainer = Trainer(*load())
+    x_s, y_s, x_t = (torch.from_numpy(x) for x in inputs(size))
+    serve(lambda: trainer.step(x_s, y_s.long(), x_t, *SETTINGS))
+
+
+def serve_evaluation(folder: str) -> None:
+    """One picture of the validation set, stage by stage: Pillow, PyTorch, NumPy."""
+    G = load()[0].eval()
+    pictures = sorted(Path(folder).glob("leftImg8bit/val/*/*.png"))
+    labels = sorted(Path(folder).glob("gtFine/val/*/*.png"))
+    (Path(folder) / "theirs").mkdir()
+    k = iter(range(10**9))
+
+    @torch.no_grad()
+    def work():
+        i = next(k) % len(pictures)
+        times = [time.perf_counter()]
+        rgb = Image.open(pictures[i]).convert("RGB").resize((1024, 512), Image.Resampling.BICUBIC)
+        x = (np.asarray(rgb, np.float32)[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1)[None]
+        label = LABEL_TO_TRAIN[np.asarray(Image.open(labels[i]))]
+        times.append(time.perf_counter())
+        logits = sum(G(torch.from_numpy(np.ascontiguousarray(x))))
+        times.append(time.perf_counter())
+        prediction = up(logits, (1024, 2048)).numpy()[0].transpose(1, 2, 0).argmax(2).astype(np.uint8)
+        times.append(time.perf_counter())
+        known = label < CLASSES
+        np.bincount(CLASSES * label[known].astype(int) + prediction[known], minlength=CLASSES**2)
+        times.append(time.perf_counter())
+        Image.fromarray(TRAIN_TO_LABEL[prediction]).save(Path(folder) / "theirs" / f"{i}.png")
+        colours = Image.fromarray(prediction)
+        colours.putpalette(PALETTE.tobytes())
+        colours.save(Path(folder) / "theirs" / f"{i}_color.png")
+        times.append(time.perf_counter())
+        return np.diff(times).tolist()
+
+    serve(work)
+
+
+if __name__ == "__main__":
+    globals()["serve_" + sys.argv[1]](*sys.argv[2:])
