@@ -33,7 +33,7 @@ from utils.errors import UserError, run
 from utils.files import flush
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
-from utils.upsample import up
+from utils.upsample import Up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
 CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
@@ -56,7 +56,7 @@ class CLANStep(nn.Cell):
         self.method, self.focal = args.method, args.seg_loss == "focal"
         self.detach_map = args.detach_weight_map
         self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
-        self.source_size, self.target_size = args.input_size[::-1], args.input_size_target[::-1]
+        self.up_source, self.up_target = Up(args.input_size[::-1]), Up(args.input_size_target[::-1])
         self.w5 = ParameterTuple(net_G.layer5.trainable_params())
         self.w6 = ParameterTuple(net_G.layer6.trainable_params())
         self.weights_G = ParameterTuple(net_G.trainable_params())
@@ -91,12 +91,12 @@ class CLANStep(nn.Cell):
 
     def source_loss(self, x, y):
         p1, p2 = self.net_G(x)
-        p1, p2 = up(p1, self.source_size), up(p2, self.source_size)
+        p1, p2 = self.up_source(p1), self.up_source(p2)
         return seg_loss(p1, y, self.focal) + seg_loss(p2, y, self.focal), p1 + p2
 
     def target_loss(self, x, damp, base, local):
         t1, t2 = self.net_G(x)
-        t1, t2 = up(t1, self.target_size), up(t2, self.target_size)
+        t1, t2 = self.up_target(t1), self.up_target(t2)
         q = softmax(t1 + t2)
         weight, loss_weight = base, damp * 0.0
         if self.method == "clan":
@@ -104,13 +104,13 @@ class CLANStep(nn.Cell):
             M = alignment_map(t1, t2)
             weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
-        o = up(self.net_D(q), self.target_size)
+        o = self.up_target(self.net_D(q))
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)  # G wants to pass for the source
         return loss_adv + loss_weight, loss_adv, loss_weight, q, weight
 
     def D_loss(self, q_s, q_t, weight):
-        loss_s = adv_loss(up(self.net_D(q_s), self.source_size), SOURCE, Tensor(1.0))
-        loss_t = adv_loss(up(self.net_D(q_t), self.target_size), TARGET, weight)
+        loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
+        loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
         return loss_s + loss_t, loss_s, loss_t
 
     def construct(self, x_s, y_s, x_t, damp, base, local):

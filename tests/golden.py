@@ -208,9 +208,9 @@ def first_step(recipe: str) -> dict:
     _, grads_D = step.D_grad(softmax(p), q, weight)
     grads = {w.name[6:]: norm(a.asnumpy() + b.asnumpy()) for w, a, b in zip(step.weights_G, grads_s, grads_t)}
     (c1_s, c2_s), (c1_t, c2_t) = net_G(x_s), net_G(x_t)
-    M = alignment_map(up(c1_t, step.target_size), up(c2_t, step.target_size))
+    M = alignment_map(up(c1_t, size["target"][::-1]), up(c2_t, size["target"][::-1]))
     arrays = {"C1_source": c1_s, "C2_source": c2_s, "C1_target": c1_t, "C2_target": c2_t, "alignment_map": M}
-    arrays["D_out_target_upsampled"] = up(net_D(q), step.target_size)
+    arrays["D_out_target_upsampled"] = up(net_D(q), size["target"][::-1])
     summary = {
         name: (v.mean(), v.std(ddof=1), abs(v).max()) for name, t in arrays.items() for v in [t.asnumpy()]
     }

@@ -1,8 +1,34 @@
 """Bilinear up-sampling with aligned corners, the one that everything here uses."""
 
-from mindspore import Tensor, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, H, W) for size (H, W)."""
     return ops.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class Up(nn.Cell):
+    """`up` to one size, with its gradient as two matrix products: MindSpore's own is 6 times its forward."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+
+    def construct(self, x):
+        return up(x, self.size)
+
+    def bprop(self, x, out, dout):
+        (n, c, h, w), (H, W) = x.shape, self.size
+        d = ops.matmul(dout.reshape(n * c * H, W), weights(w, W))
+        d = d.reshape(n * c, H, w).transpose(1, 0, 2).reshape(H, n * c * w)  # one product for all planes
+        d = ops.matmul(weights(h, H).T, d).reshape(h, n * c, w)
+        return (d.transpose(1, 0, 2).reshape(n, c, h, w),)
+
+
+@ops.constexpr
+def weights(n: int, N: int) -> Tensor:
+    """(N, n): what each of n points gives to each of N, positions in float32 as in the operator."""
+    at = np.arange(N, dtype=np.float32) * np.float32((n - 1) / max(N - 1, 1))
+    return Tensor(np.maximum(1 - abs(at[:, None] - np.arange(n, dtype=np.float32)), 0).astype(np.float32))
