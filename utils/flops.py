@@ -35,8 +35,8 @@ def step_flop(
 ) -> int:
     """Operations of the convolutions of one training step, pictures of sizes (W, H).
 
-    Backward counts twice forward. D sees the source once and the target twice, the second time with a gradient
-    for its input alone. What is not a convolution adds less than a hundredth.
+    Backward counts twice forward. D sees the source once and the target twice, once of it with a gradient for
+    its input alone. What is not a convolution adds less than a hundredth.
     """
     flop = 3 * generator_flop(net_G, source_size)
     if method != "source":
