@@ -2,9 +2,10 @@
 
     python -m tests.benchmark [--torch PYTHON] [--markdown FILE] [--size 320x180+256x128 ...]
 
-Both sides are processes of their own, fed over pipes, that take turns: a few steps of one, a few of the other.
-So what else the machine does hits both, and the ratio is fair; the load is printed for judging the seconds.
-PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
+Both sides are processes of their own, fed over pipes, that take turns: a step of one, a step of the other.
+So what else the machine does hits both; but on a busy machine PyTorch's threads, which wait for each other in
+a spin, lose far more. Then add --busy: the threads of both sides sleep while they wait, and CPU seconds are
+the better measure. The load is printed. PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
 """
 
 import argparse
@@ -46,15 +47,16 @@ def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def serve(work: Callable[[], list[float]]) -> None:
-    """Answer each line "k" on stdin by doing `work` k times: seconds, peak memory in GB, last result."""
+    """Answer each line "k" on stdin by doing `work` k times: seconds, CPU seconds, peak GB, last result."""
     for line in sys.stdin:
-        seconds = []
+        seconds, cpu = [], []
         for _ in range(int(line)):
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             result = work()
             seconds.append(time.perf_counter() - started)
+            cpu.append(time.process_time() - used)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print("ANSWER " + json.dumps({"seconds": seconds, "peak": peak, "result": result}), flush=True)
+        print("ANSWER " + json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "result": result}), flush=True)
 
 
 class Worker:
@@ -88,7 +90,9 @@ def take_turns(workers: list[Worker], rounds: int, k: int = 1) -> list[dict]:
         seconds = [s for answer in mine for s in answer["seconds"]]
         median = statistics.median(seconds)
         start = first["seconds"][0] - median
-        out.append({**mine[-1], "median": median, "best": min(seconds), "first": start, "loss": first["result"]})
+        out.append({**mine[-1], "median": median, "best": min(seconds), "first": start})
+        out[-1]["loss"] = first["result"]
+        out[-1]["cpu"] = statistics.median(c for answer in mine for c in answer["cpu"])
     for w in workers:
         w.close()
     return out
@@ -260,36 +264,49 @@ def main() -> None:
     parser.add_argument("--markdown", metavar="FILE", help="also write the table there")
     parser.add_argument("--size", nargs="*", default=list(SIZES), help="SOURCE+TARGET in pixels")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default: 9)")
+    parser.add_argument("--busy", action="store_true", help="OMP_WAIT_POLICY=passive for both sides")
     parser.add_argument("--only", choices=("step", "evaluation", "reading", "start"), help="one part alone")
     args = parser.parse_args()
 
+    if args.busy:
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # the workers inherit it
+
     rows: list[tuple[str, str, str, str]] = []
+    load = os.getloadavg()
 
     def row(what: str, ours: str, torch: str = "", ratio: float | None = None) -> None:
         rows.append((what, ours, torch, "" if ratio is None else f"{ratio:.2f}"))
         print(" | ".join(rows[-1]), flush=True)
 
-    def workers(serves: str, torch_serves: str, *words: str) -> list[Worker]:
-        both = [Worker(sys.executable, "tests.benchmark", "--serve", serves, *words)]
-        return both + ([Worker(args.torch, "tests.benchmark_torch", torch_serves, *words)] if args.torch else [])
+    def ours_alone(*words: str) -> Worker:
+        return Worker(sys.executable, "tests.benchmark", "--serve", *words)
+
+    def workers(*words: str) -> list[Worker]:
+        theirs = [Worker(args.torch, "tests.benchmark_torch", *words)] if args.torch else []
+        return [ours_alone(*words), *theirs]
+
+    def matrix_rate() -> float:
+        return 2 * 2048**3 / take_turns([ours_alone("limit")], 20)[0]["best"]
 
     if args.only in (None, "step"):
         for size in args.size:
-            limit = Worker(sys.executable, "tests.benchmark", "--serve", "limit")
-            rate = 2 * 2048**3 / take_turns([limit], 20)[0]["best"]
-            ours, *theirs = take_turns(workers("step", "step", size), args.rounds)
-            limit = Worker(sys.executable, "tests.benchmark", "--serve", "limit")
-            rate = max(rate, 2 * 2048**3 / take_turns([limit], 20)[0]["best"])
-            flop = operations(size)
-            t = theirs[0] if theirs else None
-            cells = [(f"{s['median']:.2f} (best {s['best']:.2f})", f"{s['peak']:.2f}") for s in (ours, *theirs)]
-            row(f"training step {size}, s", *(c[0] for c in cells), *([ours["median"] / t["median"]] if t else []))
-            row("– its peak memory, GB", *(c[1] for c in cells), *([ours["peak"] / t["peak"]] if t else []))
-            row("– compiling (first step − median), s", *(f"{s['first']:.1f}" for s in (ours, *theirs)))
-            row(f"– at the machine's limit, s: {flop / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s (best matrix "
-                "product)", f"{flop / rate:.2f}", "", ours["median"] / (flop / rate))
-            if t:
-                worst = max(abs(a / b - 1) for a, b in zip(ours["loss"], t["loss"]))
+            before = matrix_rate()
+            both = take_turns(workers("step", size), args.rounds)
+            rate, flop = max(before, matrix_rate()), operations(size)
+
+            def ratio(key: str, both=both) -> list[float]:
+                return [both[0][key] / both[1][key]] if len(both) == 2 else []
+
+            row(f"training step {size}, s", *(f"{s['median']:.2f}" for s in both), *ratio("median"))
+            row("– the fastest", *(f"{s['best']:.2f}" for s in both), *ratio("best"))
+            row("– CPU seconds", *(f"{s['cpu']:.2f}" for s in both), *ratio("cpu"))
+            row("– its peak memory, GB", *(f"{s['peak']:.2f}" for s in both), *ratio("peak"))
+            row("– compiling (first step − median), s", *(f"{s['first']:.1f}" for s in both))
+            limit = f"{flop / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s (best matrix product)"
+            row(f"– at the machine's limit, s: {limit}", f"{flop / rate:.2f}")
+            row("– convolutions per second, GFLOP/s", *(f"{flop / s['median'] / 1e9:.0f}" for s in both))
+            if len(both) == 2:
+                worst = max(abs(a / b - 1) for a, b in zip(*(s["loss"] for s in both)))
                 row("– largest relative difference of the first step's losses", f"{worst:.0e}")
 
     with tempfile.TemporaryDirectory() as name:
@@ -299,7 +316,7 @@ def main() -> None:
             golden.write_city(folder, "val", seeds)
             golden.write_gta5(folder, {f"{i:05d}": i for i in range(PICTURES)})
         if args.only in (None, "evaluation"):
-            pair_of_workers = workers("evaluation", "evaluation", name)
+            pair_of_workers = workers("evaluation", name)
             firsts, stages = [w.ask(1) for w in pair_of_workers], [[] for _ in pair_of_workers]
             for _ in range(PICTURES):
                 for w, mine in zip(pair_of_workers, stages):
@@ -314,14 +331,14 @@ def main() -> None:
             row("– compiling, s", f"{firsts[0]['seconds'][0] - times[0].sum():.1f}")
             for w in pair_of_workers:
                 w.close()
-            whole = take_turns([Worker(sys.executable, "tests.benchmark", "--serve", "evaluation_script", name)], 3)[0]
+            whole = take_turns([ours_alone("evaluation_script", name)], 3)[0]
             row("– by the script (reading runs ahead, nothing saved)", f"{whole['median'] / PICTURES:.3f}")
         if args.only in (None, "reading"):
-            for which, text in (("GTA5", "1914x1052 to 1280x720, labelled"), ("City", "2048x1024 to 1024x512")):
-                for n in (1, 2, 4):
-                    words = ("--serve", "reading", name, which, str(n))
-                    done = take_turns([Worker(sys.executable, "tests.benchmark", *words)], 5)[0]
-                    row(f"{which} {text}, {n} workers, pictures/s", f"{PICTURES / done['median']:.1f}")
+            sizes = {"GTA5": "1914x1052 to 1280x720, with labels", "Cityscapes": "2048x1024 to 1024x512"}
+            for which, text in sizes.items():
+                for n in "124":
+                    done = take_turns([ours_alone("reading", name, which, n)], 5)[0]
+                    row(f"{which} {text}, workers: {n}, pictures/s", f"{PICTURES / done['median']:.1f}")
             row("wait for the data of a step that computes 1 s, ms", f"{1e3 * reading_wait(folder):.1f}")
     if args.only in (None, "start"):
         row("--help of the training script, s", f"{seconds_of('CLAN_train_gta5_2_city.py', '--help'):.2f}")
@@ -331,10 +348,12 @@ def main() -> None:
     lines += ["| " + " | ".join(r) + " |" for r in rows]
     versions = f"MindSpore {importlib.metadata.version('mindspore')}"
     if args.torch:
-        show = "import torch; print('PyTorch', torch.__version__)"
-        versions += ", " + subprocess.run([args.torch, "-c", show], capture_output=True, text=True).stdout.strip()
-    lines += ["", f"({versions}, Python {platform.python_version()}, {machine()}. Medians; both sides took turns, "
-              f"{args.rounds} rounds. Load average at the end {os.getloadavg()[0]:.1f}.)"]
+        words = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
+        versions += ", " + subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    load = f"Load average at the start {load[0]:.1f}, at the end {os.getloadavg()[0]:.1f}"
+    waiting = ", OMP_WAIT_POLICY=passive" if args.busy else ""
+    lines += ["", f"({versions}, Python {platform.python_version()}, {machine()}{waiting}. "
+              f"Medians of {args.rounds} turns. {load}.)"]
     print("\n" + "\n".join(lines))
     if args.markdown:
         Path(args.markdown).write_text("\n".join(lines) + "\n")

@@ -1,8 +1,8 @@
 """The same training step and evaluation in plain PyTorch, for tests/benchmark.py alone.
 
 Written from the description of the method (see README: model, losses, optimisers), not from anybody's code:
-each picture passes G once, the source's and the target's gradients are taken one after the other, D reuses the
-predictions. It runs with an interpreter that has torch, numpy and pillow, and imports nothing that needs
+each picture passes G once, the source's and the target's gradients are taken one after the other, D reuses
+the predictions. It runs with an interpreter that has torch, numpy and pillow, and imports nothing that needs
 mindspore. As a program it is a worker of the benchmark: see `serve` there.
 """
 
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN, PALETTE, TRAIN_TO_LABEL
 from tests import golden
 from tests.benchmark import SETTINGS, inputs, serve
-
 
 CLASSES, IGNORED = 19, 255
 
