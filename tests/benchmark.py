@@ -5,7 +5,8 @@
 Both sides are processes of their own, fed over pipes, that take turns: a step of one, a step of the other.
 So what else the machine does hits both; but on a busy machine PyTorch's threads, which wait for each other in
 a spin, lose far more. Then add --busy: the threads of both sides sleep while they wait, and CPU seconds are
-the better measure. The load is printed. PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
+the better measure. The load is printed. PYTHON is an interpreter with torch, numpy and pillow; without it
+only this project is measured.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def serve(work: Callable[[], list[float]]) -> None:
             seconds.append(time.perf_counter() - started)
             cpu.append(time.process_time() - used)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print("ANSWER " + json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "result": result}), flush=True)
+        answer = {"seconds": seconds, "cpu": cpu, "peak": peak, "result": result}
+        print("ANSWER " + json.dumps(answer), flush=True)
 
 
 class Worker:
