@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from tests import golden
+from tests.scripts import ROOT
 
 SIZES = ("320x180+256x128", "640x360+512x256")
 STAGES = ("read", "forward", "up-sample, argmax", "confusion matrix", "save")
@@ -66,7 +67,7 @@ class Worker:
 
     def __init__(self, python: str, module: str, *words: str):
         self.process = subprocess.Popen(
-            [python, "-m", module, *words], cwd=golden.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [python, "-m", module, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env={**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))},
         )
 
@@ -255,7 +256,7 @@ def seconds_of(*words: str) -> float:
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        subprocess.run([sys.executable, *words], cwd=golden.ROOT, check=True, capture_output=True)
+        subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
