@@ -29,11 +29,12 @@ from dataset.transform import CLASS_NAMES
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
 from utils import checkpoint, run_folder
+from utils.convolution import save_memory
 from utils.errors import UserError, run
 from utils.files import flush
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
-from utils.upsample import Up
+from utils.upsample import upsampler
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
 CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
@@ -50,13 +51,16 @@ class CLANStep(nn.Cell):
 
     def __init__(self, args, net_G, net_D, lr, lr_D):
         super().__init__(auto_prefix=False)
+        if device.on_cpu() if args.save_memory is None else args.save_memory:
+            save_memory(net_G, net_D)
         net_G.update_parameters_name("net_G.")  # the names in checkpoints
         net_D.update_parameters_name("net_D.")
         self.net_G, self.net_D = net_G, net_D
         self.method, self.focal = args.method, args.seg_loss == "focal"
         self.detach_map = args.detach_weight_map
         self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
-        self.up_source, self.up_target = Up(args.input_size[::-1]), Up(args.input_size_target[::-1])
+        self.up_source = upsampler(args.input_size[::-1])  # (height, width)
+        self.up_target = upsampler(args.input_size_target[::-1])
         self.w5 = ParameterTuple(net_G.layer5.trainable_params())
         self.w6 = ParameterTuple(net_G.layer6.trainable_params())
         self.weights_G = ParameterTuple(net_G.trainable_params())
@@ -120,7 +124,7 @@ class CLANStep(nn.Cell):
             zero = loss_seg * 0.0
             loss_adv, loss_weight, loss_D_s, loss_D_t = zero, zero, zero, zero
         else:
-            # The target's pass waits for the source's gradients: only one has its activations in memory.
+            # The target's pass waits for the source's gradients: one picture's activations at a time.
             x_t = ops.depend(x_t, grads_G)
             # Target: G minimises damp (lambda_adv L_adv + 2 lambda_weight L_weight); D's weights stand still.
             (_, loss_adv, loss_weight, q_t, weight), grads_t = self.target_grad(x_t, damp, base, local)

@@ -3,7 +3,6 @@
 from mindspore import Tensor, nn, ops
 
 from model.CLAN_G import NUM_CLASSES
-from utils.convolution import save_memory
 
 
 class FCDiscriminator(nn.Cell):
@@ -34,4 +33,4 @@ class FCDiscriminator(nn.Cell):
 
 def discriminator(model: str) -> FCDiscriminator:
     """The paper's D (ndf 64, 2.78 M parameters), or a narrow one for the demo's `small` G."""
-    return save_memory(FCDiscriminator(ndf=16 if model == "small" else 64))
+    return FCDiscriminator(ndf=16 if model == "small" else 64)

@@ -6,7 +6,7 @@ checkpoints map one to one; see utils/checkpoint.py.
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Initializer, Normal
 
-from utils.convolution import convolution, save_memory
+from utils.convolution import Convolution
 
 NUM_CLASSES = 19
 
@@ -79,7 +79,7 @@ class Res_Deeplab(nn.Cell):
         self.layer4 = self._layer(16 * width, 8 * width, layers[3], 1, 4, init)
         self.layer5 = Classifier_Module(32 * width, num_classes, dilations)
         self.layer6 = Classifier_Module(32 * width, num_classes, dilations)
-        self.both = nn.CellList([convolution(3, 1, d, d) for d in dilations])
+        self.both = nn.CellList([Convolution(3, 1, d, d) for d in dilations])
 
     @staticmethod
     def _layer(c_in, planes, blocks, stride, dilation, init):
@@ -102,9 +102,9 @@ class Res_Deeplab(nn.Cell):
 def generator(model: str) -> Res_Deeplab:
     """`resnet101`: the paper's network, 45.3 M parameters. `small`: one block a layer, 0.9 M, for demos."""
     if model == "small":
-        return save_memory(Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
-                                       init=HeNormal(mode="fan_out", nonlinearity="relu")))
-    return save_memory(Res_Deeplab())
+        return Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
+                           init=HeNormal(mode="fan_out", nonlinearity="relu"))
+    return Res_Deeplab()
 
 
 def freeze_bn_affine(G: Res_Deeplab) -> None:

@@ -56,18 +56,16 @@ def test_gradients_of_a_convolution(mode, batch, c, k, size, kind):
     kernel, stride, padding, dilation = kind
     height, width = ((v + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for v in size)
     x, weight, dout = normal(batch, c, *size), normal(k, c, kernel, kernel), normal(batch, k, height, width)
-    ours = Gradients(convolution.convolution(*kind), weight)(x, dout)
+    ours = Gradients(convolution.thrifty(*kind), weight)(x, dout)
     usual = Gradients(convolution.Convolution(*kind), weight)(x, dout)
     for a, b in zip(ours, usual):
         assert np.allclose(a.asnumpy(), b.asnumpy(), rtol=1e-5, atol=3e-5)
 
 
-def test_three_steps_with_both_gradients(monkeypatch):
-    def three_steps(on_cpu):
-        monkeypatch.setattr(convolution, "on_cpu", lambda: on_cpu)
-        convolution.convolution.cache_clear()
+def test_three_steps_with_both_gradients():
+    def three_steps(option):
         sizes = ["--input-size", "97,65", "--input-size-target", "66,49"]
-        args = get_arguments(["--model", "small", "--device", "cpu", *sizes])
+        args = get_arguments(["--model", "small", "--device", "cpu", option, *sizes])
         mindspore.set_seed(1)
         net_G, net_D = generator("small"), discriminator("small")
         freeze_bn_affine(net_G)
@@ -83,8 +81,8 @@ def test_three_steps_with_both_gradients(monkeypatch):
         return np.array(losses), start, end
 
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    (losses, start, ours), (usual_losses, usual_start, usual) = three_steps(True), three_steps(False)
-    convolution.convolution.cache_clear()
+    losses, start, ours = three_steps("--save-memory")
+    usual_losses, usual_start, usual = three_steps("--no-save-memory")
     assert all((a == b).all() for a, b in zip(start, usual_start))
     assert np.allclose(losses, usual_losses, rtol=1e-4)
     for (name, value), before in zip(ours.items(), start):

@@ -3,7 +3,7 @@
 oneDNN takes the gradients of a convolution through a matrix of kernel x kernel copies of its input, and in a
 graph every convolution keeps its matrix: a step at 1280x720 + 1024x512 exceeds 24 GiB, one at 320x180 +
 256x128 takes 4.4. Written out as matrix products, the same gradients take their memory from MindSpore, which
-uses it again for the next convolution: 12.1 and 2.6 GiB. Other devices keep their own gradients.
+uses it again for the next convolution: 12.1 and 2.6 GiB.
 """
 
 from functools import cache
@@ -13,26 +13,22 @@ import numpy as np
 from mindspore import nn, ops
 
 
-def on_cpu() -> bool:
-    """Whether networks are built for the CPU; decided by mindspore.set_device before they are."""
-    return mindspore.get_context("device_target") == "CPU"
-
-
-def save_memory(net: nn.Cell) -> nn.Cell:
-    """On the CPU, give the convolutions of `net` larger than 1x1 the gradients of this module; returns it."""
-    if on_cpu():
+def save_memory(*nets: nn.Cell) -> None:
+    """Give all convolutions larger than 1x1 the gradients of this module; the forward pass stays as it is."""
+    for net in nets:
         for _, cell in list(net.cells_and_names()):
             if isinstance(cell, nn.Conv2d) and max(cell.kernel_size) > 1:
                 del cell.conv2d
-                cell.conv2d = convolution(cell.kernel_size[0], cell.stride[0], cell.padding, cell.dilation[0])
-    return net
+                cell.conv2d = thrifty(cell.kernel_size[0], cell.stride[0], cell.padding, cell.dilation[0])
+            if isinstance(cell, nn.CellList):
+                for i, part in enumerate(cell):
+                    if type(part) is Convolution:
+                        cell[i] = thrifty(part.kernel, part.stride, part.padding, part.dilation)
 
 
 @cache
-def convolution(kernel: int, stride: int, padding: int, dilation: int) -> nn.Cell:
+def thrifty(kernel: int, stride: int, padding: int, dilation: int) -> nn.Cell:
     """One cell for all convolutions of a kind: MindSpore compiles a cell once for every object."""
-    if not on_cpu():
-        return Convolution(kernel, stride, padding, dilation)
     keeps_size = stride == 1 and 2 * padding == dilation * (kernel - 1)
     return (SameSize if keeps_size else Unfolded)(kernel, stride, padding, dilation)
 

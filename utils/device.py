@@ -95,6 +95,13 @@ def compile_cache(wanted: bool, key: list) -> Iterator[None]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def on_cpu() -> bool:
+    """Whether MindSpore computes on the CPU; `setup` decides."""
+    import mindspore
+
+    return mindspore.get_context("device_target") == "CPU"
+
+
 def versions() -> dict[str, str]:
     """Python, platform and the five packages, for options.json and the results."""
     packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")

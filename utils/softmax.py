@@ -1,7 +1,8 @@
 """Softmax over the class axis, written out: MindSpore's own kernels are slow on the CPU over axis 1."""
 
-import mindspore
 from mindspore import Tensor, ops
+
+from utils import device
 
 
 def shifted_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,12 +19,13 @@ def softmax(logits: Tensor) -> Tensor:
 
 def class_sum(x: Tensor) -> Tensor:
     """The sum of (N, C, H, W) over C, (N, 1, H, W)."""
-    if on_cpu():
+    if cpu():
         # A convolution: with its gradient 16 ms for 19 planes of 320x180, where ReduceSum takes 42.
         return ops.conv2d(x, ops.ones((1, x.shape[1], 1, 1), x.dtype))
     return x.sum(axis=1, keepdims=True)  # an NPU's convolutions may round to float16
 
 
 @ops.constexpr
-def on_cpu() -> bool:
-    return mindspore.get_context("device_target") == "CPU"
+def cpu() -> bool:
+    """A constant of the graph."""
+    return device.on_cpu()
