@@ -32,6 +32,7 @@ from utils import checkpoint, run_folder
 from utils.convolution import save_memory
 from utils.errors import UserError, run
 from utils.files import flush
+from utils.flops import step_flop
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
 from utils.upsample import upsampler
@@ -206,6 +207,7 @@ def train(args) -> Path:
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
     step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
+    flop = step_flop(net_G, net_D, args.input_size, args.input_size_target, args.method, batch)
     first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
     if first > stop:
         raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
@@ -233,7 +235,8 @@ def train(args) -> Path:
 
     log(
         f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
-        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; files in {folder}"
+        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop} of {flop / 1e12:.3g} TFLOP "
+        f"each; files in {folder}"
     )
     for line in reports:
         log(line)
@@ -292,8 +295,9 @@ def train(args) -> Path:
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
         run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
-        figures = dict(zip((*LOSSES, "lr", "lr_D", "s/step"), (*values, lr[i], lr_D[i], seconds)))
-        shown = {name: f"{value:.3g}" for name, value in figures.items()}
+        figures = (*values, lr[i], lr_D[i], seconds, flop / seconds / 1e12)
+        names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
+        shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
         bar.set_postfix(shown, refresh=False)
         bar.update()
         if i % log_every == 0:

@@ -48,8 +48,9 @@ def to_input(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """A picture -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
     if image.mode not in ("RGB", "RGBA", "L", "P"):
         raise UserError(f"{image.filename}: a picture of mode {image.mode}; expected 8-bit RGB")
-    pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
-    return np.ascontiguousarray((pixels[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    bands = rgb.resize(size, Image.Resampling.BICUBIC).split()[::-1]
+    return np.stack([np.asarray(band, np.float32) - mean for band, mean in zip(bands, IMG_MEAN)])
 
 
 def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
