@@ -235,8 +235,8 @@ def train(args) -> Path:
 
     log(
         f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
-        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; {flop / 1e12:.3g} TFLOP a "
-        f"step; files in {folder}"
+        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop} ({flop / 1e12:.3g} TFLOP "
+        f"each); files in {folder}"
     )
     for line in reports:
         log(line)
