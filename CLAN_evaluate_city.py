@@ -156,6 +156,9 @@ def main(args) -> None:
             f"batch statistics re-estimated on {min(args.adapt_bn, len(train))} unlabelled train pictures"
         )
     folder = Path(args.save_path)
+    result = [folder / "result.json", *([folder / "labelIds", folder / "color"] if args.save else [])]
+    if old := keep_old(*result):
+        print(f"earlier results are now {', '.join(map(str, old))}")
 
     def each(name: str, trainIds: np.ndarray) -> None:
         interrupt.exit_if_asked()
@@ -165,8 +168,6 @@ def main(args) -> None:
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
 
     print(iou_table(confusion))
-    if old := keep_old(folder / "result.json"):
-        print(f"the earlier result is now {old}")
     write_json(
         folder / "result.json",
         {

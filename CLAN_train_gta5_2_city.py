@@ -7,6 +7,7 @@ args = get_arguments() if __name__ == "__main__" else None  # before the slow im
 import os
 import sys
 import time
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 
@@ -175,6 +176,7 @@ def train(args) -> Path:
     stop, batch = args.num_steps_stop, args.batch_size
 
     # The folder: a new run, or one to go on with.
+    lock = run_folder.hold(folder) if args.continue_train and folder.is_dir() else None
     reports, origin, last, damaged = [workaround] if workaround else [], None, None, {}
     if args.continue_train:
         origin, last, content, damaged = run_folder.newest(args.continue_train)
@@ -207,25 +209,25 @@ def train(args) -> Path:
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
     step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
-    flop = step_flop(net_G, net_D, args.input_size, args.input_size_target, args.method, batch)
     first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
     if first > stop:
         raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
     reports += [f"all {stop} steps are done"] if first == stop else []
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
-    lock = run_folder.hold(folder)
     if last and origin != folder.resolve():
         run_folder.adopt(origin, folder, last.name)
+        lock = run_folder.hold(folder)
+    elif not lock:
+        lock = run_folder.hold(folder)
+        run_folder.check_new(folder)  # again: another process may have been faster
     reports += run_folder.rewind(folder, origin or folder, first, damaged)
     run_folder.write_options(folder, {**vars(args), "versions": device.versions()}, first)
     loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
     run_folder.start_table(loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
-    scores = []
-    if val is not None:
-        scores = run_folder.start_table(miou_csv, ("step", "mIoU", *CLASS_NAMES), first + 1)
-        known = [float(row[1]) for row in scores if row[1] != "nan"]
-        best = max([best, *known]) if best_ckpt.exists() else 0.0
+    scores = run_folder.start_table(miou_csv, ("step", "mIoU", *CLASS_NAMES), first + 1)
+    best = max([float(row[1]) for row in scores if row[1] != "nan"], default=best)
+    best = best if best_ckpt.exists() else 0.0
     log_every = max(1, min(100, stop // 10))
 
     def log(text: str) -> None:
@@ -235,11 +237,18 @@ def train(args) -> Path:
 
     log(
         f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
-        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop} ({flop / 1e12:.3g} TFLOP "
-        f"each); files in {folder}"
+        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; files in {folder}"
     )
     for line in reports:
         log(line)
+
+    def save() -> Path:
+        path = folder / f"GTA5_{done}.ckpt"
+        flush(loss_csv)  # what a checkpoint counts on is on disk before it
+        flush(miou_csv)
+        checkpoint.save(path, step_cell, args.model, done, best)
+        log(f"saved {path}")
+        return path
 
     def validate(done: int, best: float) -> float:
         """Score the weights after `done` steps on the val set, keep them if best; returns the best mIoU."""
@@ -271,13 +280,20 @@ def train(args) -> Path:
     done = first
     end_if_asked()
     step_cell.set_train()
+    flop_of = cache(lambda *sizes: step_flop(net_G, net_D, *sizes, args.method, batch))
     cached = args.compile_cache and args.mode == "graph" and args.device == "cpu"
     graph = {name: value for name, value in vars(args).items() if name not in NOT_IN_GRAPH}
     due = first > 0 and (first % args.save_pred_every == 0 or first == stop)
     if val is not None and due and str(first) not in [row[0] for row in scores]:
         best = validate(first, best)  # the run was killed before this validation had ended
     started = time.perf_counter()
-    for i, (x_s, y_s), (x_t,) in zip(range(first, stop), sources, targets):
+    for i in range(first, stop):
+        try:
+            (x_s, y_s), (x_t,) = next(sources), next(targets)
+        except UserError:  # a broken picture costs no step
+            if done > first and done % args.save_pred_every:
+                save()
+            raise
         # Unweighted adversarial loss up to preheat_steps, then epsilon + lambda_local M per pixel.
         weighted = args.method == "clan" and i > args.preheat_steps
         base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
@@ -295,6 +311,7 @@ def train(args) -> Path:
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
         run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
+        flop = flop_of(x_s.shape[:1:-1], x_t.shape[:1:-1])
         figures = (*values, lr[i], lr_D[i], seconds, flop / seconds / 1e12)
         names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
         shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
@@ -304,10 +321,7 @@ def train(args) -> Path:
             log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
 
         if done % args.save_pred_every == 0 or done == stop or interrupt.asked():
-            last = folder / f"GTA5_{done}.ckpt"
-            flush(loss_csv)
-            checkpoint.save(last, step_cell, args.model, done, best)
-            log(f"saved {last}")
+            last = save()
             end_if_asked()
             if val is not None:
                 best = validate(done, best)

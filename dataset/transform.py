@@ -27,9 +27,10 @@ for _id, _train_id in INFO["label2train"]:
 
 def open_image(path: Path) -> Image.Image:
     """A decoded PNG or JPEG; UserError names the file if it is missing, cut short or no such picture."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:  # of Pillow's formats only these two: others start programs or hold many pictures
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        # Of Pillow's formats only these two: others start programs or hold many pictures.
         # From memory: a file that is read in parts makes room for any length that its header names.
         image = Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
         image.filename = str(path)
@@ -37,6 +38,8 @@ def open_image(path: Path) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels")
         image.load()
         return image
+    except (UserError, MemoryError):
+        raise
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(

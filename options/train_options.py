@@ -16,7 +16,7 @@ RECIPES = {
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
               "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "num_workers",
-              "compile_cache"}
+              "compile_cache", "save_memory"}
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
@@ -103,7 +103,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-pred-every", type=number(int, 1), help="steps between checkpoints (default: 2000)")
     add("--keep-checkpoints", type=number(int, 1), metavar="K",
         help="delete all but the K newest GTA5_<steps>.ckpt, never GTA5_best.ckpt (default: keep all)")
-    add("--not-val", action="store_true", help="no validation (default: at every checkpoint)")
+    add("--not-val", action=BooleanOptionalAction, default=False,
+        help="no validation (default: at every checkpoint)")
 
     add_machine_options(parser)
     parser.add_argument("--save-memory", action=BooleanOptionalAction,
@@ -151,6 +152,8 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
     if not path.is_file():
         if args.restore_from or args.restore_from_D:
             parser.error("--continue-train goes on from the checkpoint: leave out --restore-from")
+        if not args.snapshot_dir and any(folder.glob("GTA5_*.ckpt")):
+            parser.error(f"{path} is missing: give the options of the run by hand, --snapshot-dir too")
         return args
     try:
         saved = json.loads(path.read_text())

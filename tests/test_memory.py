@@ -15,6 +15,8 @@ from model.CLAN_G import freeze_bn_affine, generator
 from options.train_options import get_arguments
 from tests.scripts import ROOT
 from utils import convolution
+from utils.flops import generator_flop, step_flop
+from utils.upsample import CPUUp, Up
 
 RNG = np.random.default_rng(0)
 
@@ -88,6 +90,29 @@ def test_three_steps_with_both_gradients():
     for (name, value), before in zip(ours.items(), start):
         change = np.linalg.norm(usual[name] - before)  # of weights and of moving statistics
         assert np.linalg.norm(value - usual[name]) <= 1e-3 * change + 1e-6, name
+
+
+def test_gradient_of_up_sampling():
+    def gradient(up, x, dout):
+        def product(x):
+            return (up(x) * dout).sum()
+
+        return mindspore.grad(product)(x).asnumpy()
+
+    for mode in (mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE):
+        mindspore.set_context(mode=mode)
+        for n, (h, w), size in ((1, (5, 7), (33, 50)), (3, (1, 4), (9, 16)), (2, (6, 1), (6, 5))):
+            x, dout = normal(n, 4, h, w), normal(n, 4, *size)
+            a, b = gradient(CPUUp(size), x, dout), gradient(Up(size), x, dout)
+            assert np.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_operations_of_a_step():
+    """The figures of the README, GFLOP, for the paper's sizes."""
+    net_G, net_D = generator("resnet101"), discriminator("resnet101")
+    assert round(generator_flop(net_G, (1280, 720)) / 1e9) == 1347
+    assert round(generator_flop(net_G, (1024, 512)) / 1e9) == 771
+    assert round(step_flop(net_G, net_D, (1280, 720), (1024, 512)) / 1e10) == 667
 
 
 @pytest.mark.slow

@@ -108,7 +108,8 @@ def test_the_compile_cache_knows_the_options(data, tmp_path):
         words = train_words(data, tmp_path / name, "--num-steps", 2, "--not-val", *more)
         run(program / TRAIN, *words)
         rows = rows_of(tmp_path / name / "loss.csv")
-        return [{**row, "seconds": ""} for row in rows], {path.name for path in cache.iterdir()}
+        graphs = {path: path.stat().st_mtime_ns for path in cache.rglob("*.mindir")}
+        return [{**row, "seconds": ""} for row in rows], graphs
 
     first, graphs = losses("a")
     assert len(graphs) == 1 and losses("b") == (first, graphs)
@@ -117,6 +118,11 @@ def test_the_compile_cache_knows_the_options(data, tmp_path):
     assert losses("d", "--lambda-adv", 0.5, "--no-compile-cache") == (other, graphs)
     seeded, graphs = losses("e", "--random-seed", 3)
     assert len(graphs) == 2 and losses("f", "--random-seed", 3, "--no-compile-cache") == (seeded, graphs)
+    for path in graphs:  # a flipped bit is noticed: compiled anew
+        path.chmod(0o644)
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    again, new = losses("g", "--lambda-adv", 0.5)
+    assert again == other and len(new) == 2 and new != graphs
 
 
 def test_a_run_in_legs_ends_with_the_same_bits(trained, data, tmp_path):
@@ -174,7 +180,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(trained, data,
     done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, words))
     assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
     again = run(EVALUATE, "--restore-from", folder / "GTA5_6.ckpt", *words[:-1])
-    assert "earlier result is now" in again.stdout and (tmp_path / "result" / "result_1.json").exists()
+    assert "earlier results are now" in again.stdout and (tmp_path / "result" / "result_1.json").exists()
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
     last = rows_of(folder / "miou.csv")[-1]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.pipeline import Stream
 from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
 from utils import checkpoint
 
@@ -98,7 +99,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     words = train_words(data, folder, *RUN)
     words[words.index("--save-pred-every") + 1] = "1000"
     process = start(*words, "--not-val")
-    wait_for(lambda: steps_in(folder) >= 2, process)
+    wait_for(lambda: steps_in(folder) >= 1, process)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number, output
@@ -127,7 +128,7 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(reference, tmp_path):
 def test_a_folder_belongs_to_one_process(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 2)
     process = start("--continue-train", folder)
-    wait_for(lambda: steps_in(folder) == 3, process)
+    wait_for(lambda: steps_in(folder) >= 3, process)
     assert "another process" in fails(TRAIN, "--continue-train", folder)
     process.kill()
     process.wait()
@@ -188,7 +189,7 @@ def test_torn_tables_and_leftovers_of_a_kill(reference, tmp_path):
 @slow
 def test_killed_at_random_moments(reference, data, tmp_path):
     """24 times kill -9, from start-up to the last validation; each time the folder can be gone on with."""
-    rng, folder, kills, begun = random.Random(4), tmp_path / "run", 0, time.time()
+    rng, folder, kills, writing = random.Random(4), tmp_path / "run", 0, 0
     first = train_words(data, folder, *RUN)
     while kills < 24:
         alive = (folder / "options.json").exists()
@@ -198,11 +199,15 @@ def test_killed_at_random_moments(reference, data, tmp_path):
             while steps_in(folder) == steps and process.poll() is None:
                 time.sleep(0.05)
             time.sleep(rng.uniform(0, 1.5))
+            if kills % 4 == 1:  # and a quarter while a checkpoint is being written
+                while not list(folder.glob(".GTA5_*")) and process.poll() is None:
+                    pass
         else:
             time.sleep(rng.uniform(0, 12))
         if process.poll() is None:
             kills += 1
         process.kill()
+        writing += bool(list(folder.glob(".GTA5_*")))
         output = process.communicate()[0]
         assert process.returncode in (0, -signal.SIGKILL), output
         for path in folder.glob("GTA5_*.ckpt"):
@@ -214,7 +219,7 @@ def test_killed_at_random_moments(reference, data, tmp_path):
     else:
         run(TRAIN, *first)
     same_end(reference, folder)
-    print(f"{kills} kills in {time.time() - begun:.0f} s")
+    assert writing >= 2  # so many times with a checkpoint half written
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +311,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     message = fails(TRAIN, *words, "--learning-rate", "1e18", "--preheat-steps", 1)
     done = steps_in(folder)
     assert f"step {done}: a loss is not finite: loss_seg" in message and "aachen_" in message
-    assert ".png" in message and "nan" in message or "inf" in message
+    assert ".png" in message and ("nan" in message or "inf" in message)
     assert max(int(p.stem[5:]) for p in folder.glob("GTA5_*.ckpt")) <= done
     for path in folder.glob("*.ckpt"):
         values = checkpoint.read(str(path)).values()
@@ -324,14 +329,29 @@ def test_pictures_without_a_labelled_pixel_are_no_harm(data, tmp_path):
 
 
 @slow
-def test_a_broken_picture_ends_the_run_and_is_named(data, tmp_path):
+def test_a_broken_picture_ends_the_run_and_costs_no_step(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
-    path = tmp_path / "GTA5" / "images" / "00002.png"
-    path.write_bytes(path.read_bytes()[:2000])
-    words = train_words(data, tmp_path / "run", *RUN, "--data-dir", tmp_path / "GTA5", "--not-val")
+    folder, path = tmp_path / "run", tmp_path / "GTA5" / "images" / "00002.png"
+    whole = path.read_bytes()
+    words = ["--num-steps", 4, "--not-val", "--data-dir", tmp_path / "GTA5"]  # each picture once
+    seeds = (seed for seed in range(9) if Stream(range(4), 0, 4, 1, [seed, 0], False, False).index(2) == 1)
+    words = train_words(data, folder, *words, "--random-seed", next(seeds))
+    path.write_bytes(whole[:2000])
     assert "00002.png: not a readable picture" in fails(TRAIN, *words)
-    for path in (tmp_path / "run").glob("*.ckpt"):  # of the steps before it
-        checkpoint.read(str(path))
+    assert steps_in(folder) == 2 and [p.name for p in folder.glob("*.ckpt")] == ["GTA5_2.ckpt"]
+    path.write_bytes(whole)
+    run(TRAIN, "--continue-train", folder)
+    assert steps_in(folder) == 4
+
+
+@slow
+def test_without_validation_old_scores_make_room_and_it_can_come_back(reference, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    run(TRAIN, "--continue-train", folder / "GTA5_4.ckpt", "--not-val", "--num-steps-stop", 5)
+    assert [row["step"] for row in rows_of(folder / "miou.csv")] == ["1", "2", "3", "4"]
+    run(TRAIN, "--continue-train", folder, "--no-not-val", "--num-steps-stop", 6)
+    same_end(reference, folder)
 
 
 @slow

@@ -86,7 +86,7 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
     if not content:
         raise ValueError("there is nothing in it")
     if not has_checksum and any(name.startswith("net_G.") for name in content):
-        raise ValueError("cut short: the checksum at its end is missing")  # every checkpoint of ours has one
+        raise ValueError("the checksum at its end is missing: cut short, or saved by something else")
     return content
 
 

@@ -10,11 +10,14 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
+
+KEPT_GRAPHS = 20  # in .compile_cache, 3 MB each
 
 
 def prepare_environment() -> str | None:
@@ -62,6 +65,12 @@ def setup(device: str, device_id: int, mode: str) -> str:
     return name
 
 
+def digest(folder: Path) -> str:
+    """What the compiled graphs in a folder hash to: a flipped bit in one would train another objective."""
+    graphs = [path.read_bytes() for path in sorted(folder.rglob("*.mindir"))]
+    return hashlib.sha256(b"\0".join(graphs)).hexdigest()
+
+
 @contextmanager
 def compile_cache(wanted: bool, key: list) -> Iterator[None]:
     """If wanted, the graph compiled inside comes from an earlier run of the same key, or is kept for later.
@@ -74,21 +83,26 @@ def compile_cache(wanted: bool, key: list) -> Iterator[None]:
         yield
         return
     root = Path(__file__).resolve().parent.parent
-    sources = [path.read_bytes() for path in sorted([*root.glob("*.py"), *root.glob("[mou]*/*.py")])]
+    sources = [path.read_bytes() for path in sorted([*root.glob("*.py"), *root.glob("[dmou]*/*.py")])]
     about = json.dumps([key, versions(), os.environ.get("ONEDNN_MAX_CPU_ISA")], sort_keys=True)
     name = hashlib.sha256(b"\0".join([about.encode(), *sources])).hexdigest()[:20]
     folder = root / ".compile_cache" / name
-    temporary = folder if folder.is_dir() else folder.with_name(f"{name}.{os.getpid()}")
-    with suppress(OSError):  # the program's folder may be read-only
-        temporary.mkdir(parents=True, exist_ok=True)
-    if not os.access(temporary, os.W_OK):
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        if folder.is_dir() and (folder / "sha256").read_text() != digest(folder):
+            shutil.rmtree(folder)
+        temporary = folder if folder.is_dir() else Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError:  # the program's folder may be read-only
         yield
         return
     os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(temporary))
     try:
         yield
         with suppress(OSError):  # another process may have been first
+            (temporary / "sha256").write_text(digest(temporary))
             temporary.rename(folder)
+            for old in sorted(folder.parent.iterdir(), key=os.path.getmtime)[:-KEPT_GRAPHS]:
+                shutil.rmtree(old)
     finally:
         del os.environ["MS_COMPILER_CACHE_ENABLE"], os.environ["MS_COMPILER_CACHE_PATH"]
         if temporary != folder:

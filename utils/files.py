@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +21,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
-        flush(path.parent)
+        with suppress(OSError):  # not every network file system flushes folders
+            flush(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk does not say where
         raise
@@ -40,13 +41,12 @@ def flush(path: str | Path) -> None:
         os.close(fd)
 
 
-def keep_old(path: Path) -> Path | None:
-    """Rename `path`, if it is there, to the first free of NAME_1, NAME_2, …, which is returned."""
-    if not path.exists():
-        return None
-    names = (path.with_name(f"{path.stem}_{n}{path.suffix}") for n in count(1))
-    old = next(name for name in names if not name.exists())
-    return path.rename(old)
+def keep_old(*paths: Path) -> list[Path]:
+    """Rename those that are there to NAME_1, or the first number that is free for all; the new paths."""
+    for n in count(1):
+        names = [path.with_name(f"{path.stem}_{n}{path.suffix}") for path in paths]
+        if not any(name.exists() for name in names):
+            return [path.rename(name) for path, name in zip(paths, names) if path.exists()]
 
 
 def write_json(path: str | Path, content: dict) -> None:

@@ -69,7 +69,8 @@ def newest(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]]:
     def read(candidate: Path) -> dict:
         try:
             content = checkpoint.read(str(candidate))
-            if not isinstance(content.get("step"), np.ndarray):
+            about = [content.get("step"), content.get("best_mIoU")]
+            if not all(isinstance(v, np.ndarray) and v.size == 1 and 0 <= v < 10**9 for v in about):
                 raise UserError(f"{candidate}: not a checkpoint of this project's training")
             return content
         except (UserError, OSError) as error:
@@ -97,17 +98,22 @@ def copy(path: Path, to: Path) -> None:
 
 
 def adopt(origin: Path, folder: Path, last: str) -> None:
-    """Begin `folder` with copies of a run's tables and its checkpoint `last`."""
-    for name in (*TABLES, last):
+    """Begin `folder`, new or empty, with copies of a run's options, tables and checkpoint `last`, at once."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose a new --snapshot-dir")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name in ("options.json", *TABLES, last):
         if (origin / name).exists():
-            copy(origin / name, folder / name)
+            copy(origin / name, temporary / name)
+    temporary.replace(folder)
 
 
 def steps_of(path: Path) -> int | None:
     """The steps done in a checkpoint of a run; None if there is none that can be read."""
     try:
         return int(checkpoint.read(str(path))["step"]) if path.exists() else None
-    except (UserError, OSError, KeyError, ValueError):
+    except (UserError, OSError, KeyError, ValueError, TypeError):
         return None
 
 
@@ -117,8 +123,9 @@ def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> 
     Returns a line for the log, if there was any. A best checkpoint that is newer gives way to the one before
     it, if `origin` (the folder itself, or the one it began from) still has it.
     """
-    for leftover in folder.glob(".*.tmp*"):  # of a process that was killed while writing
-        leftover.unlink()
+    for path in folder.iterdir():  # of a process that was killed while writing
+        if re.fullmatch(r"\.(GTA5_\w+|options|loss|miou)\.tmp(\.\w+)?", path.name):
+            path.unlink()
     folder = folder.resolve()
     aside = [path for steps, path in snapshots(folder) if steps > first or path in damaged]
     best = folder / BEST
@@ -146,8 +153,10 @@ def rows(path: Path, first: int) -> list[list[str]]:
     """The whole rows of a table that belong to steps before `first`."""
     if not path.exists():
         return []
-    table = [line.split(",") for line in path.read_text(errors="replace").splitlines()]
-    whole = [row for row in table if len(row) == len(table[0]) and re.fullmatch("[0-9]{1,9}", row[0])]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
+    numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9.]+(e[-+]?[0-9]+)?))*")
+    whole = [row for row in table if len(row) == len(table[0]) and numbers.fullmatch(",".join(row))]
     return [row for row in whole if int(row[0]) < first]
 
 
@@ -171,6 +180,7 @@ def write_options(folder: Path, options: dict, first: int) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         legs = old.pop("before", [])
+        legs = legs if isinstance(legs, list) else []
         if old != json.loads(json.dumps(options)):
             legs.append({**old, "until_step": first})
     write_json(path, {**options, **({"before": legs} if legs else {})})
