@@ -136,8 +136,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--num-steps-stop {args.num_steps_stop} is more than --num-steps {args.num_steps}")
     if args.preheat_steps is None:
         args.preheat_steps = args.num_steps_stop // 20
-    if args.preheat_steps > args.num_steps_stop and not args.continue_train:
-        parser.error(f"--preheat-steps {args.preheat_steps} is more than the {args.num_steps_stop} steps")
+    if args.preheat_steps > args.num_steps:
+        parser.error(f"--preheat-steps {args.preheat_steps} is more than --num-steps {args.num_steps}")
     for name in UNUSED[args.method]:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}")

@@ -338,7 +338,8 @@ def test_a_broken_picture_ends_the_run_and_costs_no_step(data, tmp_path):
     words = train_words(data, folder, *words, "--random-seed", next(seeds))
     path.write_bytes(whole[:2000])
     assert "00002.png: not a readable picture" in fails(TRAIN, *words)
-    assert steps_in(folder) == 2 and [p.name for p in folder.glob("*.ckpt")] == ["GTA5_2.ckpt"]
+    done = steps_in(folder)  # pictures are read ahead, so the error may come before the step of its picture
+    assert 1 <= done <= 2 and [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]
     path.write_bytes(whole)
     run(TRAIN, "--continue-train", folder)
     assert steps_in(folder) == 4
@@ -367,7 +368,7 @@ def test_old_checkpoints_are_pruned_but_never_the_best(data, tmp_path):
     [
         (["--lambda-advv", "1"], "did you mean --lambda-adv?"),
         (["--learning_rte=1"], "did you mean --learning-rate?"),
-        (["--preheat-steps", "9", "--num-steps", "6"], "--preheat-steps 9 is more than"),
+        (["--preheat-steps", "9", "--num-steps", "6"], "--preheat-steps 9 is more than --num-steps 6"),
         (["--method", "tan", "--lambda-local", "10"], "--lambda-local has no effect with --method tan"),
         (["--method", "source", "--restore-from-D", "x"], "--restore-from-D has no effect"),
         (["--batch-size", "0"], "--batch-size"),
