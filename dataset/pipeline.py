@@ -56,8 +56,9 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
 
     Yields tuples of Tensors. An error about a file comes out as the UserError it was.
     """
-    errors = []
+    errors: dict[int, UserError] = {}
     indices = range(len(data)) if indices is None else indices
+    first = data[0]
 
     class Items:
         def __len__(self):
@@ -67,10 +68,10 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
             try:
                 return data[indices[i]]
             except UserError as error:
-                errors.append(error)
-                raise
+                errors[i] = error  # raised when it is its turn: the batches before it are read ahead
+                return first
 
-    columns = [f"column{i}" for i in range(len(data[0]))]
+    columns = [f"column{i}" for i in range(len(first))]
     pipeline = mindspore.dataset.GeneratorDataset(
         Items(),
         columns,
@@ -80,8 +81,12 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
     )
     iterator = pipeline.batch(batch_size).create_tuple_iterator(num_epochs=1, do_copy=False)
     try:
-        yield from iterator
+        for k, batch in enumerate(iterator):
+            for i in range(k * batch_size, (k + 1) * batch_size):
+                if i in errors:
+                    raise errors[i]
+            yield batch
     except RuntimeError:
         if errors:
-            raise errors[0] from None
+            raise min(errors.items())[1] from None
         raise
