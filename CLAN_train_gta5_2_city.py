@@ -36,7 +36,7 @@ from utils.files import flush
 from utils.flops import step_flop
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.softmax import softmax
-from utils.upsample import upsampler
+from utils.upsample import CPUUp, Up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
 CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
@@ -53,7 +53,11 @@ class CLANStep(nn.Cell):
 
     def __init__(self, args, net_G, net_D, lr, lr_D):
         super().__init__(auto_prefix=False)
-        if device.on_cpu() if args.save_memory is None else args.save_memory:
+        # The full network on a CPU: gradients of convolutions and up-sampling as matrix products.
+        thrifty = args.save_memory
+        if thrifty is None:
+            thrifty = device.on_cpu() and args.model == "resnet101"
+        if thrifty:
             save_memory(net_G, net_D)
         net_G.update_parameters_name("net_G.")  # the names in checkpoints
         net_D.update_parameters_name("net_D.")
@@ -61,8 +65,9 @@ class CLANStep(nn.Cell):
         self.method, self.focal = args.method, args.seg_loss == "focal"
         self.detach_map = args.detach_weight_map
         self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
-        self.up_source = upsampler(args.input_size[::-1])  # (height, width)
-        self.up_target = upsampler(args.input_size_target[::-1])
+        Upsample = CPUUp if thrifty else Up
+        self.up_source = Upsample(args.input_size[::-1])  # (height, width)
+        self.up_target = Upsample(args.input_size_target[::-1])
         self.w5 = ParameterTuple(net_G.layer5.trainable_params())
         self.w6 = ParameterTuple(net_G.layer6.trainable_params())
         self.weights_G = ParameterTuple(net_G.trainable_params())

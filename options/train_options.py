@@ -108,7 +108,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     add_machine_options(parser)
     parser.add_argument("--save-memory", action=BooleanOptionalAction,
-                        help="gradients of convolutions as matrix products (default: on the CPU)")
+                        help="thrifty gradients of convolutions (default: for resnet101 on the CPU)")
     parser.add_argument("--compile-cache", action=BooleanOptionalAction, default=True,
                         help="CPU: keep the compiled step in .compile_cache for later runs (default: on)")
     parser.add_argument("--debug", action="store_true", help="tiny sizes, a few steps: does it run at all?")

@@ -3,7 +3,7 @@
 from mindspore import Tensor, ops
 
 from dataset.transform import IGNORE_LABEL
-from utils.softmax import class_sum, shifted_exp
+from utils.softmax import shifted_exp
 
 
 def seg_loss(logits: Tensor, labels: Tensor, focal: bool = False) -> Tensor:
@@ -15,7 +15,7 @@ def seg_loss(logits: Tensor, labels: Tensor, focal: bool = False) -> Tensor:
     is_labelled = labels != IGNORE_LABEL
     index = ops.select(is_labelled, labels, ops.zeros_like(labels)).expand_dims(1)
     e, highest = shifted_exp(logits)
-    log_p = ops.gather_elements(logits, 1, index) - highest - ops.log(class_sum(e))
+    log_p = ops.gather_elements(logits, 1, index) - highest - ops.log(e.sum(axis=1, keepdims=True))
     if focal:
         p = ops.clamp(ops.exp(log_p), 1e-9, 1 - 1e-9)
         log_p = (1 - p) * (1 - p) * ops.log(p)
@@ -31,7 +31,8 @@ def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
     """
     e1, _ = shifted_exp(logits1)
     e2, _ = shifted_exp(logits2)
-    return 1 - class_sum(e1 * e2) / ops.sqrt(class_sum(e1 * e1) * class_sum(e2 * e2))
+    dot = (e1 * e2).sum(axis=1, keepdims=True)
+    return 1 - dot / ops.sqrt((e1 * e1).sum(axis=1, keepdims=True) * (e2 * e2).sum(axis=1, keepdims=True))
 
 
 def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:

@@ -3,17 +3,10 @@
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from utils import device
-
 
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, H, W) for size (H, W)."""
     return ops.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
-def upsampler(size: tuple[int, int]) -> nn.Cell:
-    """A cell that does `up` to one size; on the CPU with a faster gradient."""
-    return CPUUp(size) if device.on_cpu() else Up(size)
 
 
 class Up(nn.Cell):
