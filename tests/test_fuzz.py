@@ -210,10 +210,12 @@ def test_any_list_file(tmp_path_factory, data):
     read_within_bounds(lambda p: read_list(str(p), [], p), path, data)
 
 
+@example(b"step,mIoU\n1,1.2.3\n2,4.5\n3,6.7")
 @given(st.binary(max_size=300) | st.text("0123456789,.\nmIoUe-\"\0", max_size=300).map(str.encode))
 def test_any_table(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "loss.csv"
-    read_within_bounds(lambda p: run_folder.rows(p, 10), path, data)
+    for row in read_within_bounds(lambda p: run_folder.rows(p, 10), path, data):
+        assert int(row[0]) < 10 and [float(value) for value in row]
 
 
 ANY = st.recursive(

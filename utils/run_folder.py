@@ -155,7 +155,7 @@ def rows(path: Path, first: int) -> list[list[str]]:
         return []
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
-    numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9.]+(e[-+]?[0-9]+)?))*")
+    numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?))*")
     whole = [row for row in table if len(row) == len(table[0]) and numbers.fullmatch(",".join(row))]
     return [row for row in whole if int(row[0]) < first]
 
