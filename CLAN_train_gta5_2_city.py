@@ -186,7 +186,7 @@ def train(args) -> Path:
     if args.continue_train:
         origin, last, content, damaged = run_folder.newest(args.continue_train)
         reports += [f"passed over {reason}" for reason in damaged.values()]
-        reports += [f"going on from {last}" if last else f"{origin}: no checkpoint yet, from the beginning"]
+        reports += [f"going on from {last}" if last else f"{origin}: no readable checkpoint, all over again"]
     if origin != folder.resolve():
         run_folder.check_new(folder)
 

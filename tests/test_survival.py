@@ -168,7 +168,7 @@ def test_the_best_checkpoint_serves_when_all_others_are_damaged(reference, tmp_p
 def test_a_run_without_a_checkpoint_begins_anew(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 0)
     (folder / "GTA5_best.ckpt").unlink()
-    assert "from the beginning" in run(TRAIN, "--continue-train", folder).stdout
+    assert "all over again" in run(TRAIN, "--continue-train", folder).stdout
     same_end(reference, folder)
     (tmp_path / "empty").mkdir()
     assert "no run in it" in fails(TRAIN, "--continue-train", tmp_path / "empty")

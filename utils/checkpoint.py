@@ -55,7 +55,7 @@ def read(path: str) -> dict[str, np.ndarray | str]:
     try:
         return read_ckpt(Path(path).read_bytes())
     except (ValueError, DecodeError) as error:
-        raise UserError(f"{path}: not a readable MindSpore checkpoint ({error}); copy it again") from None
+        raise UserError(f"{path}: not a readable MindSpore checkpoint ({error})") from None
 
 
 def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
