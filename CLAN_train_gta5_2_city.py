@@ -222,9 +222,9 @@ def train(args) -> Path:
     # Files of the run. What lies after step `first` makes room: it will be written again.
     if last and origin != folder.resolve():
         run_folder.adopt(origin, folder, last.name)
-        lock = run_folder.hold(folder)
-    elif not lock:
-        lock = run_folder.hold(folder)
+        lock = None  # it was on the folder that the copy has replaced
+    lock = lock or run_folder.hold(folder)
+    if not args.continue_train:
         run_folder.check_new(folder)  # again: another process may have been faster
     reports += run_folder.rewind(folder, origin or folder, first, damaged)
     run_folder.write_options(folder, {**vars(args), "versions": device.versions()}, first)
