@@ -4,8 +4,9 @@ from options.evaluate_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby, islice
 from pathlib import Path
 
 from utils import device, interrupt
@@ -23,7 +24,7 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.pipeline import batches
 from dataset.transform import CLASS_NAMES, IGNORE_LABEL
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
-from utils import checkpoint
+from utils import checkpoint, parallel
 from utils.errors import UserError, run
 from utils.files import keep_old, write_json
 from utils.upsample import up
@@ -44,6 +45,7 @@ class Predict(nn.Cell):
             logits = logits1
         elif self.classifier == "2":
             logits = logits2
+        logits = logits.astype(mindspore.float32)  # a network in training may compute in half precision
         return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, self.size))
 
 
@@ -64,19 +66,31 @@ def evaluate(
     """Confusion matrix (19, 19) int64 of net_G over `data` (with labels): rows truth, columns prediction.
 
     `each(name, trainIds)` is called for every picture. Memory does not grow with the number of pictures.
+    Several processes share the pictures; all of them get the whole matrix.
     """
     net_G.set_train(False)
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    names = iter(data.names)
-    with tqdm(total=len(data), desc="evaluate", unit="picture", leave=False, disable=None) as bar:
-        for pictures, labels in batches(data, batch_size, workers):
+    mine, chief = range(parallel.rank(), len(data), parallel.processes()), parallel.rank() == 0
+    names = (data.names[i] for i in mine)
+    hidden = None if chief else True
+    with tqdm(total=len(mine), desc="evaluate", unit="picture", leave=False, disable=hidden) as bar:
+        for group in of_one_size(batches(data, 1, workers, mine), batch_size):
+            pictures = ops.concat([picture for picture, _ in group])
+            labels = np.concatenate([label.asnumpy() for _, label in group])
             prediction = predictor(net_G, labels.shape[1:], classifier)(pictures).asnumpy()
-            confusion += confusion_matrix(labels.asnumpy(), prediction)
+            confusion += confusion_matrix(labels, prediction)
             if each:
                 for trainIds in prediction:
                     each(next(names), trainIds)
             bar.update(len(prediction))
-    return confusion
+    return parallel.total(confusion)
+
+
+def of_one_size(items: Iterable[tuple], count: int) -> Iterator[list[tuple]]:
+    """Lists of up to `count` items in a row whose last columns, the labels, have one shape."""
+    for _, group in groupby(items, lambda item: item[-1].shape):
+        while some := list(islice(group, count)):
+            yield some
 
 
 def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -146,19 +160,23 @@ def main(args) -> None:
     data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
     content = checkpoint.read(path)
     device.setup(args.device, args.device_id, args.mode)
+    chief = parallel.rank() == 0  # it alone prints and writes the result
     net_G = generator(checkpoint.model_of(content) if args.model == "auto" else args.model)
-    print(checkpoint.load(net_G, content, path, "net_G"))
+    report = checkpoint.load(net_G, content, path, "net_G")
+    if chief:
+        print(report)
 
     if args.adapt_bn:
         train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        print(
-            f"batch statistics re-estimated on {min(args.adapt_bn, len(train))} unlabelled train pictures"
-        )
+        if chief:
+            count = min(args.adapt_bn, len(train))
+            print(f"batch statistics re-estimated on {count} unlabelled train pictures")
     folder = Path(args.save_path)
     result = [folder / "result.json", *([folder / "labelIds", folder / "color"] if args.save else [])]
-    if old := keep_old(*result):
+    if chief and (old := keep_old(*result)):
         print(f"earlier results are now {', '.join(map(str, old))}")
+    parallel.wait()  # until they are
 
     def each(name: str, trainIds: np.ndarray) -> None:
         interrupt.exit_if_asked()
@@ -166,7 +184,8 @@ def main(args) -> None:
             save_prediction(folder, name, trainIds)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
-
+    if not chief:
+        return
     print(iou_table(confusion))
     write_json(
         folder / "result.json",

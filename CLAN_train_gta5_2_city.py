@@ -19,17 +19,17 @@ if args:
 
 import mindspore
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 from tqdm import tqdm
 
 from CLAN_evaluate_city import class_iou, evaluate, mean_iou
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import Stream, batches
-from dataset.transform import CLASS_NAMES
+from dataset.transform import CLASS_NAMES, IGNORE_LABEL
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
-from utils import checkpoint, run_folder
+from utils import checkpoint, parallel, run_folder
 from utils.convolution import save_memory
 from utils.errors import UserError, run
 from utils.files import flush
@@ -49,6 +49,10 @@ class CLANStep(nn.Cell):
     Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32, and three scalars:
     damp = 1 - step / num_steps, and base, local, which give a pixel the adversarial weight base + local M.
     Returns the five losses of LOSSES as they enter the objectives.
+
+    A step of several batches (--iter-size, processes) needs two more: labelled, the mean number of labelled
+    pixels in its batches, so that the segmentation loss is a mean over the pixels of the step; and last, a
+    bool: with the last batch of this process the optimisers move, by the mean of the gradients.
     """
 
     def __init__(self, args, net_G, net_D, lr, lr_D):
@@ -56,9 +60,15 @@ class CLANStep(nn.Cell):
         # The full network on a CPU: gradients of convolutions and up-sampling as matrix products.
         thrifty = args.save_memory
         if thrifty is None:
-            thrifty = device.on_cpu() and args.model == "resnet101"
+            thrifty = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
         if thrifty:
             save_memory(net_G, net_D)
+        for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
+            device.half_precision(net)
+        if args.recompute:  # activations inside the blocks are computed again when their gradients are
+            for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4):
+                for block in layer:
+                    block.recompute()
         net_G.update_parameters_name("net_G.")  # the names in checkpoints
         net_D.update_parameters_name("net_D.")
         self.net_G, self.net_D = net_G, net_D
@@ -89,24 +99,47 @@ class CLANStep(nn.Cell):
             again.append(optimizer)
             self.again_index.append(tuple(index))
         self.again = nn.CellList(again, auto_prefix=False)
+        self.optimizers = nn.CellList([self.optimizer_G, self.optimizer_D, *again], auto_prefix=False)
 
         for part, optimizer in (("G", self.optimizer_G), ("D", self.optimizer_D), *enumerate(again, 2)):
             for p in optimizer.get_parameters():
                 if not p.name.startswith(("net_", "optimizer_")):
                     p.name = f"optimizer_{part}.{p.name}"
 
-        self.map = ops.HyperMap()
+        # What a step of several batches, of several processes, or in half precision needs; see `update`.
+        self.map, self.iter_size, self.processes = ops.HyperMap(), args.iter_size, parallel.processes()
+        weights = ParameterTuple((*self.weights_G, *(self.weights_D if self.method != "source" else ())))
+        if self.iter_size > 1:
+            self.sums = weights.clone("sum", init="zeros")
+        if self.processes > 1:
+            self.mean = nn.DistributedGradReducer(weights, True, self.processes)
+        self.scaler = None
+        if args.amp_level != "O0":
+            self.scaler = amp.DynamicLossScaler(2.0**16, 2, 2000)
+            self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
+            self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
+
         self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
         self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
         self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
 
-    def source_loss(self, x, y):
+    def logits(self, x):
+        """Of C1 and C2, in float32 whatever G computes in."""
         p1, p2 = self.net_G(x)
+        return p1.astype(mindspore.float32), p2.astype(mindspore.float32)
+
+    def scaled(self, loss):
+        """Loss scaling for half precision: small gradients would underflow."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def source_loss(self, x, y, labelled):
+        p1, p2 = self.logits(x)
         p1, p2 = self.up_source(p1), self.up_source(p2)
-        return seg_loss(p1, y, self.focal) + seg_loss(p2, y, self.focal), p1 + p2
+        loss = seg_loss(p1, y, self.focal, labelled) + seg_loss(p2, y, self.focal, labelled)
+        return self.scaled(loss), loss, p1 + p2
 
     def target_loss(self, x, damp, base, local):
-        t1, t2 = self.net_G(x)
+        t1, t2 = self.logits(x)
         t1, t2 = self.up_target(t1), self.up_target(t2)
         q = softmax(t1 + t2)
         weight, loss_weight = base, damp * 0.0
@@ -115,20 +148,21 @@ class CLANStep(nn.Cell):
             M = alignment_map(t1, t2)
             weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
-        o = self.up_target(self.net_D(q))
+        o = self.up_target(self.net_D(q).astype(mindspore.float32))
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)  # G wants to pass for the source
-        return loss_adv + loss_weight, loss_adv, loss_weight, q, weight
+        return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, q, weight
 
     def D_loss(self, q_s, q_t, weight):
-        loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
-        loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
-        return loss_s + loss_t, loss_s, loss_t
+        o_s, o_t = self.net_D(q_s).astype(mindspore.float32), self.net_D(q_t).astype(mindspore.float32)
+        loss_s = adv_loss(self.up_source(o_s), SOURCE, Tensor(1.0))
+        loss_t = adv_loss(self.up_target(o_t), TARGET, weight)
+        return self.scaled(loss_s + loss_t), loss_s, loss_t
 
-    def construct(self, x_s, y_s, x_t, damp, base, local):
+    def construct(self, x_s, y_s, x_t, damp, base, local, labelled=None, last=True):
         # Source: segmentation loss of both classifiers. G sees each picture once; D reuses the predictions.
-        (loss_seg, p), grads_G = self.source_grad(x_s, y_s)
+        (_, loss_seg, p), grads_G = self.source_grad(x_s, y_s, labelled)
         if self.method == "source":
-            zero = loss_seg * 0.0
+            zero, grads_D = loss_seg * 0.0, ()
             loss_adv, loss_weight, loss_D_s, loss_D_t = zero, zero, zero, zero
         else:
             # The target's pass waits for the source's gradients: one picture's activations at a time.
@@ -138,12 +172,38 @@ class CLANStep(nn.Cell):
             grads_G = self.map(ops.add, grads_G, grads_t)
             # D tells the domains apart, on detached predictions and with the same weights per pixel.
             (_, loss_D_s, loss_D_t), grads_D = self.D_grad(softmax(p), q_t, weight)
-            self.optimizer_D(grads_D)
-        self.optimizer_G(grads_G)
-        for optimizer, index in zip(self.again, self.again_index):
-            optimizer(tuple([grads_G[i] for i in index]))
-            ops.assign(optimizer.momentum, self.optimizer_G.momentum)
+        grads = grads_G + grads_D
+        if self.iter_size > 1:
+            self.map(ops.assign_add, self.sums, grads)
+        if last:
+            self.update(grads)
         return loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t
+
+    def update(self, grads):
+        """Both optimisers move, by the mean gradient of all batches and processes of the step."""
+        if self.iter_size > 1:
+            grads = self.map(ops.partial(ops.mul, 1 / self.iter_size), self.sums)
+            self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums))
+        if self.processes > 1:
+            grads = self.mean(grads)
+        finite = True
+        if self.scaler is not None:  # half precision: a step that overflows is skipped
+            finite = amp.all_finite(grads)
+            grads = self.scaler.unscale(grads)
+            self.scaler.adjust(finite)
+        if finite:
+            grads_G, grads_D = grads[: len(self.weights_G)], grads[len(self.weights_G) :]
+            if self.method != "source":
+                self.optimizer_D(grads_D)
+            self.optimizer_G(grads_G)
+            for optimizer, index in zip(self.again, self.again_index):
+                optimizer(tuple([grads_G[i] for i in index]))
+                ops.assign(optimizer.momentum, self.optimizer_G.momentum)
+        else:
+            ops.assign_add(self.skipped, 1)
+            for optimizer in self.optimizers:  # rates belong to steps
+                ops.assign_add(optimizer.global_step, 1)
+        return True
 
 
 def momentum(weights, lr: np.ndarray, args) -> nn.Momentum:
@@ -179,15 +239,17 @@ def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     folder, adapt = Path(args.snapshot_dir), args.method != "source"
     stop, batch = args.num_steps_stop, args.batch_size
+    rank, processes = parallel.rank(), parallel.processes()
+    chief, per_step = rank == 0, batch * args.iter_size * processes  # the chief writes the files
 
     # The folder: a new run, or one to go on with.
-    lock = run_folder.hold(folder) if args.continue_train and folder.is_dir() else None
+    lock = run_folder.hold(folder) if chief and args.continue_train and folder.is_dir() else None
     reports, origin, last, damaged = [workaround] if workaround else [], None, None, {}
     if args.continue_train:
         origin, last, content, damaged = run_folder.newest(args.continue_train)
         reports += [f"passed over {reason}" for reason in damaged.values()]
         reports += [f"going on from {last}" if last else f"{origin}: no readable checkpoint, all over again"]
-    if origin != folder.resolve():
+    if chief and origin != folder.resolve():
         run_folder.check_new(folder)
 
     # Data. The target's labels are read for validation alone.
@@ -220,91 +282,121 @@ def train(args) -> Path:
     reports += [f"all {stop} steps are done"] if first == stop else []
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
-    if last and origin != folder.resolve():
+    parallel.wait()  # until all processes have read their checkpoint
+    if chief and last and origin != folder.resolve():
         run_folder.adopt(origin, folder, last.name)
         lock = None  # it was on the folder that the copy has replaced
-    lock = lock or run_folder.hold(folder)
-    if not args.continue_train:
-        run_folder.check_new(folder)  # again: another process may have been faster
-    reports += run_folder.rewind(folder, origin or folder, first, damaged)
-    run_folder.write_options(folder, {**vars(args), "versions": device.versions()}, first)
+    if chief:
+        lock = lock or run_folder.hold(folder)
+        if not args.continue_train:
+            run_folder.check_new(folder)  # again: another process may have been faster
+        reports += run_folder.rewind(folder, origin or folder, first, damaged)
+        options = {**vars(args), "processes": processes, "versions": device.versions()}
+        run_folder.write_options(folder, options, first)
     loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
-    run_folder.start_table(loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
-    scores = run_folder.start_table(miou_csv, ("step", "mIoU", *CLASS_NAMES), first + 1)
+    scores = []
+    if chief:
+        run_folder.start_table(loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
+        scores = run_folder.start_table(miou_csv, ("step", "mIoU", *CLASS_NAMES), first + 1)
     best = max([float(row[1]) for row in scores if row[1] != "nan"], default=best)
     best = best if best_ckpt.exists() else 0.0
     log_every = max(1, min(100, stop // 10))
 
     def log(text: str) -> None:
+        if not chief:
+            return
         tqdm.write(text)
         with open(folder / "Train_log.log", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     log(
         f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
-        f"{len(target) if adapt else 'no'} target pictures, steps {first} to {stop}; files in {folder}"
+        f"{len(target) if adapt else 'no'} target pictures, {per_step} of each a step (batch size {batch} x "
+        f"iter size {args.iter_size} x {processes} processes), steps {first} to {stop}; files in {folder}"
     )
     for line in reports:
         log(line)
 
     def save() -> Path:
         path = folder / f"GTA5_{done}.ckpt"
-        flush(loss_csv)  # what a checkpoint counts on is on disk before it
-        flush(miou_csv)
-        checkpoint.save(path, step_cell, args.model, done, best)
+        parallel.average([p for p in net_G.get_parameters() if ".moving_" in p.name])
+        if chief:
+            flush(loss_csv)  # what a checkpoint counts on is on disk before it
+            flush(miou_csv)
+            checkpoint.save(path, step_cell, args.model, done, best)
         log(f"saved {path}")
         return path
 
     def validate(done: int, best: float) -> float:
         """Score the weights after `done` steps on the val set, keep them if best; returns the best mIoU."""
-        confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers, each=end_if_asked)
+        each = end_if_asked if processes == 1 else None  # a process must not leave the others waiting
+        confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers, each=each)
         step_cell.set_train()
         score = float(f"{mean_iou(confusion):.9g}")  # as miou.csv has it, which a continued run reads
         log(f"validation after {done} steps: mIoU {score:.2f}, best before {best:.2f}")
-        if score > best:
-            best = score
-            checkpoint.save(best_ckpt, step_cell, args.model, done, best)
-        run_folder.append(miou_csv, [done, *(f"{v:.9g}" for v in (score, *class_iou(confusion)))])
-        return best
+        if score > best and chief:
+            checkpoint.save(best_ckpt, step_cell, args.model, done, score)
+        if chief:
+            run_folder.append(miou_csv, [done, *(f"{v:.9g}" for v in (score, *class_iou(confusion)))])
+        return max(score, best)
 
     def end_if_asked(*_) -> None:
-        if interrupt.asked():
+        if parallel.anywhere(interrupt.asked()):
             bar.close()
             log(f"{done} steps are done; python {sys.argv[0]} --continue-train {folder} goes on")
-            interrupt.exit_if_asked()
+            parallel.wait()  # until the chief has said so: msrun ends all with the first
+            interrupt.stop()
 
     # Pictures of step i are a function of the seed and i alone, so that a run can go on anywhere.
     streams = []
     for domain, data in enumerate((source, target) if adapt else (source,)):
         seed, augment = [args.random_seed, domain], (args.random_mirror, args.random_scale)
-        streams.append(Stream(data, first, stop, batch, seed, *augment))
+        streams.append(Stream(data, first, stop, per_step, seed, *augment, rank, processes))
     sources, *targets = [batches(stream, batch, args.num_workers) for stream in streams]
     targets = targets[0] if adapt else repeat((Tensor(0.0),))
 
-    bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=None)
+    bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=None if chief else True)
     done = first
     end_if_asked()
     step_cell.set_train()
-    flop_of = cache(lambda *sizes: step_flop(net_G, net_D, *sizes, args.method, batch))
-    cached = args.compile_cache and args.mode == "graph" and args.device == "cpu"
+    flop_of = cache(lambda *sizes: step_flop(net_G, net_D, *sizes, args.method, per_step))
+    cached = args.compile_cache and args.mode == "graph" and args.device == "cpu" and processes == 1
     graph = {name: value for name, value in vars(args).items() if name not in NOT_IN_GRAPH}
     due = first > 0 and (first % args.save_pred_every == 0 or first == stop)
-    if val is not None and due and str(first) not in [row[0] for row in scores]:
+    due = due and val is not None and chief and str(first) not in [row[0] for row in scores]
+    if parallel.anywhere(due):
         best = validate(first, best)  # the run was killed before this validation had ended
     started = time.perf_counter()
     for i in range(first, stop):
+        # The pictures of this process. A broken one, or a signal, in any process ends all; it costs no step.
+        batches_of_step, broken = [], None
         try:
-            (x_s, y_s), (x_t,) = next(sources), next(targets)
-        except UserError:  # a broken picture costs no step
+            for _ in range(args.iter_size):
+                batches_of_step.append((*next(sources), *next(targets)))
+        except UserError as error:
+            broken = error
+        if parallel.anywhere(broken or interrupt.asked()):
             if done > first and done % args.save_pred_every:
                 save()
-            raise
+            if parallel.anywhere(broken):
+                parallel.wait()  # until the checkpoint is written
+                raise broken or UserError("another process could not read a picture")
+            end_if_asked()
         # Unweighted adversarial loss up to preheat_steps, then epsilon + lambda_local M per pixel.
         weighted = args.method == "clan" and i > args.preheat_steps
         base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
         scalars = [Tensor(v, mindspore.float32) for v in (1 - i / args.num_steps, base, local)]
-        with device.compile_cache(cached and i == first, [graph, x_s.shape, x_t.shape]):
-            values = [float(v.asnumpy()) for v in step_cell(x_s, y_s, x_t, *scalars)]
+        if per_step > batch:  # the pixels of all its batches count alike in L_seg
+            labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in batches_of_step)
+            mean = parallel.total(np.array(labels)) / (args.iter_size * processes)
+            scalars.append(Tensor(mean, mindspore.float32))
+        values = []
+        for k, (x_s, y_s, x_t) in enumerate(batches_of_step):
+            last_batch = [Tensor(k == args.iter_size - 1)] if args.iter_size > 1 else []
+            with device.compile_cache(cached and i == first, [graph, x_s.shape, x_t.shape]):
+                losses = step_cell(x_s, y_s, x_t, *scalars, *last_batch)
+            values.append([float(v.asnumpy()) for v in losses])
+        values = list(parallel.total(np.mean(values, 0)) / processes)
         done = i + 1
         if not np.isfinite(values).all():
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
@@ -315,22 +407,25 @@ def train(args) -> Path:
             )
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
-        run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
+        if chief:
+            run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
         flop = flop_of(x_s.shape[:1:-1], x_t.shape[:1:-1])
         figures = (*values, lr[i], lr_D[i], seconds, flop / seconds / 1e12)
         names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
         shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
+        if args.amp_level != "O0":
+            shown["skipped steps"] = str(step_cell.skipped.asnumpy())
         bar.set_postfix(shown, refresh=False)
         bar.update()
         if i % log_every == 0:
             log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
 
-        if done % args.save_pred_every == 0 or done == stop or interrupt.asked():
+        if done % args.save_pred_every == 0 or done == stop:
             last = save()
             end_if_asked()
             if val is not None:
                 best = validate(done, best)
-            if args.keep_checkpoints:
+            if args.keep_checkpoints and chief:
                 run_folder.prune(folder, args.keep_checkpoints)
             started = time.perf_counter()
     bar.close()
@@ -355,8 +450,10 @@ def default_start(args) -> str:
 
 
 def main(args) -> None:
-    args.device = device.setup(args.device, args.device_id, args.mode).lower()
+    args.device = device.setup(args.device, args.device_id, args.mode, args.jit_level).lower()
     if args.demo:
+        if parallel.launched():
+            raise UserError("--demo is for one process: start it without msrun")
         from utils.demo import demo
 
         demo(args, train)

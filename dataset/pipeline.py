@@ -11,28 +11,39 @@ from utils.errors import UserError
 
 
 class Stream:
-    """Positions start, start + 1, … of an endless walk through `data`, shuffled anew each epoch.
+    """The pictures of steps start, …, stop - 1 of an endless walk through `data`, shuffled anew each epoch.
 
-    Order and augmentation are functions of (seed, position) alone, so that a run can go on at any step with
-    the pictures it would have seen. The scale (released recipe) is drawn per batch, to keep a batch of one
-    size.
+    A step has `per_step` pictures, of which process `rank` gets its share. Order and augmentation are
+    functions of (seed, position) alone, so that a run can go on at any step with the pictures it would have
+    seen. The scale (released recipe) is drawn per step, to keep a batch of one size.
     """
 
     def __init__(
-        self, data, start: int, stop: int, batch_size: int, seed: list[int], mirror: bool, scale: bool
+        self,
+        data,
+        start: int,
+        stop: int,
+        per_step: int,
+        seed: list[int],
+        mirror: bool,
+        scale: bool,
+        rank: int = 0,
+        processes: int = 1,
     ):
-        self.data, self.start, self.stop = data, start * batch_size, stop * batch_size
-        self.batch_size, self.seed, self.mirror, self.scale = batch_size, seed, mirror, scale
+        self.data, self.start, self.stop, self.per_step = data, start, stop, per_step
+        self.seed, self.mirror, self.scale = seed, mirror, scale
+        self.share = per_step // processes
+        self.offset = rank * self.share
         self._order = lru_cache(maxsize=2)(lambda epoch: self._rng(0, epoch).permutation(len(data)))
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.share
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
-        k += self.start
-        scale = 1.0
+        step, i = self.start + k // self.share, k % self.share
+        k, scale = step * self.per_step + self.offset + i, 1.0
         if self.scale:
-            r = self._rng(1, k // self.batch_size).random()
+            r = self._rng(1, step).random()
             scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
         mirror = self.mirror and self._rng(2, k).random() < 0.5
         return self.data.read(self.index(k), scale, mirror)
@@ -43,8 +54,8 @@ class Stream:
         return int(self._order(epoch)[i])
 
     def names(self, step: int) -> list[str]:
-        """The pictures of one step, counted from 0."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        """The pictures of one step, counted from 0, of all processes."""
+        positions = range(step * self.per_step, (step + 1) * self.per_step)
         return [self.data.names[self.index(k)] for k in positions]
 
     def _rng(self, use: int, k: int) -> np.random.Generator:

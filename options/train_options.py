@@ -1,6 +1,7 @@
 """Options of CLAN_train_gta5_2_city.py. The defaults are the paper's."""
 import argparse
 import json
+import os
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -15,8 +16,9 @@ RECIPES = {
                  "random_mirror": True, "random_scale": True},
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
-              "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "num_workers",
-              "compile_cache", "save_memory"}
+              "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "jit_level",
+              "num_workers", "compile_cache", "save_memory", "recompute"}
+PER_STEP = {"batch_size", "iter_size"}  # may change if their product with the number of processes does not
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
@@ -80,6 +82,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--power", type=not_negative, default=0.9, help="of the decay of both rates (default: 0.9)")
     add("--batch-size", type=number(int, 1), default=1, help="pictures a domain and step "
         "(default: 1)")
+    add("--iter-size", type=number(int, 1), default=1, help="batches a step and process: the mean of their "
+        "gradients moves the weights (default: 1)")
     add("--num-steps", type=number(int, 1), help="steps of the schedule (default: 100000; "
         "with --demo 500)")
     add("--num-steps-stop", type=number(int, 1), help="stop after this step (default: num-steps)")
@@ -107,6 +111,12 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="no validation (default: at every checkpoint)")
 
     add_machine_options(parser)
+    parser.add_argument("--jit-level", choices=("O0", "O1", "O2"),
+                        help="of MindSpore's compiler (default: O0 on the CPU, else MindSpore's own)")
+    parser.add_argument("--amp-level", choices=("O0", "O2", "O3"), default="O0",
+                        help="O2: G in float16, O3: G and D, apart from batch norm and losses (default: O0)")
+    parser.add_argument("--recompute", action=BooleanOptionalAction, default=False,
+                        help="less memory, more time: compute activations again for their gradients")
     parser.add_argument("--save-memory", action=BooleanOptionalAction,
                         help="thrifty gradients of convolutions (default: for resnet101 on the CPU)")
     parser.add_argument("--compile-cache", action=BooleanOptionalAction, default=True,
@@ -138,6 +148,10 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         args.preheat_steps = args.num_steps_stop // 20
     if args.preheat_steps > args.num_steps:
         parser.error(f"--preheat-steps {args.preheat_steps} is more than --num-steps {args.num_steps}")
+    if args.amp_level != "O0" and args.save_memory:
+        parser.error("--save-memory is for float32: leave it out, or --amp-level")
+    if args.jit_level and args.mode == "pynative":
+        parser.error("--jit-level has no effect with --mode pynative")
     for name in UNUSED[args.method]:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}")
@@ -157,8 +171,9 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
         return args
     try:
         saved = json.loads(path.read_text())
+        processes_then = int(saved.get("processes", 1))
         saved = {name: value for name, value in saved.items() if name in vars(args) and name != "device"}
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
     # As if they stood on the command line, so that they are checked alike; what the user gives comes later.
     words = ["--snapshot-dir", str(folder)]
@@ -170,9 +185,13 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
             words.append(flag if isinstance(value, bool) else f"{option}={text}")
     before = parser.parse_args(words)
     args = parser.parse_args(words + (sys.argv[1:] if argv is None else argv))
+    # 8 processes may become one with --iter-size 8: the step stays what it was.
+    processes = int(os.environ.get("MS_WORKER_NUM", 1))
+    same_step = (args.batch_size * args.iter_size * processes
+                 == before.batch_size * before.iter_size * processes_then)
     for name in saved:
         given, there = getattr(args, name), getattr(before, name)
-        if given != there and name not in MAY_CHANGE:
+        if given != there and name not in MAY_CHANGE and not (same_step and name in PER_STEP):
             parser.error(f"--{name.replace('_', '-')} {given} contradicts the run that {args.continue_train} "
                          f"is of: there it is {there}")
     return args

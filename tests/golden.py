@@ -203,7 +203,7 @@ def first_step(recipe: str) -> dict:
 
     (x_s, y_s), (x_t, _) = inputs("source", 1914, 1052), inputs("target", 2048, 1024)
     scalars = [Tensor(v, mindspore.float32) for v in (1.0, 1.0, 0.0)]  # damp, base, local of step 0
-    (_, p), grads_s = step.source_grad(x_s, y_s)
+    (_, _, p), grads_s = step.source_grad(x_s, y_s, None)
     (_, _, _, q, weight), grads_t = step.target_grad(x_t, *scalars)
     _, grads_D = step.D_grad(softmax(p), q, weight)
     grads = {w.name[6:]: norm(a.asnumpy() + b.asnumpy()) for w, a, b in zip(step.weights_G, grads_s, grads_t)}

@@ -99,6 +99,7 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp
     assert "already holds a run" in fails(TRAIN, *train_words(data, folder, "--num-steps", "6"))
 
 
+@pytest.mark.slow
 def test_the_compile_cache_knows_the_options(data, tmp_path):
     """A second run takes the first one's graph, so does one of other weights, but not of another lambda."""
     program, cache = tmp_path / "program", tmp_path / "program" / ".compile_cache"

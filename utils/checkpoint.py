@@ -153,8 +153,8 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str) -> str:
 
 
 def state(step_cell: nn.Cell) -> list[Parameter]:
-    """What a run must keep: all parameters of networks and optimisers but the rates, which options give."""
-    return [p for p in step_cell.get_parameters() if "learning_rate" not in p.name]
+    """What a run must keep: all but the rates, which options give, and the sums of a step that is done."""
+    return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
 
 
 def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:

@@ -46,23 +46,41 @@ def prepare_environment() -> str | None:
     return None
 
 
-def setup(device: str, device_id: int, mode: str) -> str:
-    """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU"."""
+def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) -> str:
+    """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU".
+
+    A process that msrun started joins the others; then each has the card of its own number, from 0.
+    """
     import mindspore
+
+    from utils import parallel
 
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
     if name is None:
         name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
     try:
-        mindspore.set_device(name, device_id if name != "CPU" else None)
+        mindspore.set_device(name, None if name == "CPU" or parallel.launched() else device_id)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--device {device} --device-id {device_id} cannot be used: {reason}") from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
-    if name == "CPU":
-        # O1 compiles longer and is no faster here; Ascend keeps its own default.
-        mindspore.set_context(jit_config={"jit_level": "O0"})
+    if jit_level or name == "CPU":
+        # O1 compiles longer and is no faster on the CPU; Ascend keeps its own default.
+        mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
+    if parallel.launched():
+        mindspore.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
+        mindspore.communication.init()
     return name
+
+
+def half_precision(net) -> None:
+    """Let a network compute in float16, apart from batch norm, with weights kept in float32."""
+    import mindspore
+
+    net.to_float(mindspore.float16)
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, mindspore.nn.BatchNorm2d):
+            cell.to_float(mindspore.float32)
 
 
 def digest(folder: Path) -> str:

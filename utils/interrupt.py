@@ -23,6 +23,12 @@ def asked() -> signal.Signals | None:
 
 def exit_if_asked(*_) -> None:
     """SystemExit with the customary code, 130 or 143, if a signal waits."""
-    if number := asked():
-        print(f"stopped by {number.name}")
-        raise SystemExit(128 + number)
+    if asked():
+        stop()
+
+
+def stop() -> None:
+    """SystemExit with the code of the signal that waits; of SIGTERM if it waits in another process."""
+    number = asked() or signal.SIGTERM
+    print(f"stopped by {number.name}")
+    raise SystemExit(128 + number)

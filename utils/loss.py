@@ -6,11 +6,14 @@ from dataset.transform import IGNORE_LABEL
 from utils.softmax import shifted_exp
 
 
-def seg_loss(logits: Tensor, labels: Tensor, focal: bool = False) -> Tensor:
+def seg_loss(
+    logits: Tensor, labels: Tensor, focal: bool = False, labelled: Tensor | None = None
+) -> Tensor:
     """Segmentation loss of logits (N, C, H, W) against trainIds (N, H, W); pixels labelled 255 do not count.
 
     Cross-entropy -log p (the paper), or with `focal` the released code's -(1 - p)^2 log p with p in
-    [1e-9, 1 - 1e-9]. A batch without a labelled pixel gives 0.
+    [1e-9, 1 - 1e-9]. A batch without a labelled pixel gives 0. `labelled`: the number of pixels to divide by,
+    float32, if not those of this batch alone.
     """
     is_labelled = labels != IGNORE_LABEL
     index = ops.select(is_labelled, labels, ops.zeros_like(labels)).expand_dims(1)
@@ -20,7 +23,8 @@ def seg_loss(logits: Tensor, labels: Tensor, focal: bool = False) -> Tensor:
         p = ops.clamp(ops.exp(log_p), 1e-9, 1 - 1e-9)
         log_p = (1 - p) * (1 - p) * ops.log(p)
     count = is_labelled.astype(logits.dtype).expand_dims(1)
-    return -(log_p * count).sum() / ops.maximum(count.sum(), 1.0)
+    labelled = count.sum() if labelled is None else labelled
+    return -(log_p * count).sum() / ops.maximum(labelled, 1.0)
 
 
 def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:

@@ -1,0 +1,245 @@
+"""Steps of several pictures: batches, --iter-size, processes; and half precision, all through the scripts."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor
+from PIL import Image
+
+from CLAN_train_gta5_2_city import CLANStep
+from dataset.pipeline import Stream
+from model.CLAN_D import discriminator
+from model.CLAN_G import generator
+from options.train_options import get_arguments
+from tests.golden import write_city
+from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
+from utils import checkpoint
+
+FROZEN = "tests/frozen.py"
+LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
+STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 3, "--lambda-adv", 0.1]
+
+
+def msrun(logs: Path, count: int, script: str, *words) -> list:
+    """The command that starts so many processes of a script; their output goes to `logs`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = Path(sys.executable).with_name("msrun")
+    head = [launcher, f"--worker_num={count}", f"--local_worker_num={count}", "--join=True"]
+    return [*head, f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    """msrun starts what `python` is."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def run_parallel(logs: Path, count: int, script: str, *words) -> str:
+    """The output of process 0, once all have ended well."""
+    command = msrun(logs, count, script, *words)
+    done = subprocess.run(command, cwd=logs.parent, env=environment(), capture_output=True, text=True)
+    output = "\n".join(path.read_text() for path in sorted(logs.glob("worker_*.log")))
+    assert done.returncode == 0, done.stdout + done.stderr + output
+    return (logs / "worker_0.log").read_text()
+
+
+def losses(folder: Path) -> np.ndarray:
+    return np.array([[float(row[name]) for name in LOSSES] for row in rows_of(folder / "loss.csv")])
+
+
+def weights(folder: Path, steps: int = 3) -> dict[str, np.ndarray]:
+    content = checkpoint.read(str(folder / f"GTA5_{steps}.ckpt"))
+    return {name: value for name, value in content.items() if isinstance(value, np.ndarray) and value.ndim}
+
+
+def assert_same(a: Path, b: Path, rtol: float = 1e-4) -> None:
+    """Losses and all tensors of two runs agree but for rounding."""
+    np.testing.assert_allclose(losses(a), losses(b), rtol=rtol)
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        scale = max(float(np.abs(value).max()), 1e-6)
+        assert np.abs(right[name] - value).max() <= rtol * scale, name
+
+
+@pytest.fixture(scope="module")
+def two_at_once(data, tmp_path_factory):
+    """Two pictures a step, as one batch, with frozen batch norm."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    run(FROZEN, *train_words(data, folder, *STEPS, "--batch-size", 2))
+    return folder
+
+
+def test_one_picture_twice_a_step_is_a_batch_of_two(data, tmp_path, two_at_once):
+    run(FROZEN, *train_words(data, tmp_path / "run", *STEPS, "--iter-size", 2))
+    assert_same(two_at_once, tmp_path / "run")
+
+
+def test_iter_size_of_the_released_recipe(data, tmp_path):
+    """With repeated updates, mirrored and scaled pictures, and a step of labels that are nearly all 255."""
+    shutil.copytree(data, tmp_path / "data")
+    for path in list((tmp_path / "data" / "GTA5" / "labels").iterdir())[::2]:
+        with Image.open(path) as label:
+            ids = np.array(label)
+        ids[5:] = 0
+        Image.fromarray(ids).save(path)
+    words = [*STEPS[:4], "--recipe", "released", "--method", "source", "--not-val", "--save-pred-every", 3]
+    run(FROZEN, *train_words(tmp_path / "data", tmp_path / "one", *words, "--batch-size", 2))
+    run(FROZEN, *train_words(tmp_path / "data", tmp_path / "two", *words, "--iter-size", 2))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.fixture(scope="module")
+def two_processes(data, tmp_path_factory):
+    """One picture a step in each of two processes, with frozen batch norm; the folder and the output."""
+    folder = tmp_path_factory.mktemp("processes")
+    words = train_words(data, folder / "run", *STEPS)
+    return folder / "run", run_parallel(folder / "logs", 2, FROZEN, *words)
+
+
+def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
+    folder, output = two_processes
+    assert_same(two_at_once, folder)
+    assert "2 of each a step (batch size 1 x iter size 1 x 2 processes)" in output
+    assert output.count("saved ") == 1
+    mine, theirs = (float(rows_of(f / "miou.csv")[0]["mIoU"]) for f in (folder, two_at_once))
+    assert mine == pytest.approx(theirs, abs=0.05)
+    assert json.loads((folder / "options.json").read_text())["processes"] == 2
+
+
+def test_a_run_of_two_processes_goes_on_in_one(data, tmp_path, two_processes):
+    folder, _ = two_processes
+    words = train_words(data, tmp_path / "short", *STEPS, "--num-steps-stop", 1, "--save-pred-every", 1)
+    run_parallel(tmp_path / "logs", 2, FROZEN, *words)
+    assert "--batch-size 3 contradicts" in fails(
+        FROZEN, "--continue-train", tmp_path / "short", "--batch-size", 3
+    )
+    run(FROZEN, "--continue-train", tmp_path / "short", "--num-steps-stop", 3, "--iter-size", 2)
+    assert_same(folder, tmp_path / "short")
+
+
+@pytest.mark.slow
+def test_statistics_of_two_processes_stay_close_to_those_of_a_batch(data, tmp_path):
+    """Batch norm sees one picture in each process, not two: the first losses differ a little."""
+    run_parallel(tmp_path / "logs", 2, TRAIN, *train_words(data, tmp_path / "two", *STEPS))
+    run(TRAIN, *train_words(data, tmp_path / "one", *STEPS, "--batch-size", 2))
+    np.testing.assert_allclose(losses(tmp_path / "two")[0], losses(tmp_path / "one")[0], rtol=0.1)
+    moving = [{n: v for n, v in weights(tmp_path / f).items() if "moving" in n} for f in ("one", "two")]
+    for name, value in moving[0].items():
+        assert np.abs(moving[1][name] - value).mean() < 0.1 * np.abs(value).mean() + 1e-3, name
+
+
+def test_two_processes_score_as_one(data, tmp_path, two_processes):
+    path = two_processes[0] / "GTA5_3.ckpt"
+    words = ["--restore-from", path, "--data-dir", data / "City", "--input-size", "64,48", "--save"]
+    run_parallel(tmp_path / "logs", 2, EVALUATE, *words, "--save-path", tmp_path / "two")
+    run(EVALUATE, *words, "--save-path", tmp_path / "one")
+    assert (tmp_path / "two" / "result.json").read_text() == (tmp_path / "one" / "result.json").read_text()
+    pictures = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
+    assert len(pictures) == 6
+    for name in pictures:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job(data, tmp_path):
+    words = train_words(data, tmp_path / "run", "--num-steps", 100_000, "--not-val", "--save-pred-every", 5)
+    command = msrun(tmp_path / "logs", 2, TRAIN, *words)
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/GTA5_*.ckpt")):
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.2)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    workers = [p for p in children if b"MS_ROLE=MS_WORKER" in Path(f"/proc/{p}/environ").read_bytes()
+               and b"CLAN_train" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGKILL)
+    killed = time.monotonic()
+    assert job.wait(60) != 0
+    print(f"ended after {time.monotonic() - killed:.0f} s")
+    done = run(TRAIN, "--continue-train", tmp_path / "run", "--num-steps-stop", 6)
+    assert "going on from" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_broken_picture_costs_no_step_of_two_processes(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    words = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val")
+    stream = Stream(range(4), 0, 2, 2, [1234, 0], False, False)
+    first, second = ({stream.index(2 * step), stream.index(2 * step + 1)} for step in (0, 1))
+    broken = tmp_path / "data" / "GTA5" / "images" / f"{min(second - first) + 1:05d}.png"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    command = msrun(tmp_path / "logs", 2, TRAIN, *words)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0
+    output = "".join(path.read_text() for path in tmp_path.glob("logs/worker_*.log"))
+    assert f"{broken}: not a readable picture" in output
+    assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
+
+
+def test_half_precision_stays_close(data, tmp_path):
+    steps = ["--num-steps", 10, "--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
+    for level in ("O0", "O2", "O3"):
+        done = run(TRAIN, *train_words(data, tmp_path / level, *steps, "--amp-level", level))
+        assert "skipped" not in done.stdout
+    for level in ("O2", "O3"):
+        np.testing.assert_allclose(losses(tmp_path / level), losses(tmp_path / "O0"), rtol=0.02)
+        assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
+
+
+def test_a_step_that_overflows_in_half_precision_is_skipped():
+    args = get_arguments(["--model", "small", "--device", "cpu", "--amp-level", "O2", "--recipe", "released",
+                          "--input-size", "64,64", "--input-size-target", "64,48"])
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    net_G, net_D = generator("small"), discriminator("small")
+    step = CLANStep(args, net_G, net_D, np.full(5, 2.5e-4), np.full(5, 1e-4)).set_train()
+    rng = np.random.default_rng(0)
+    x_s, x_t = (Tensor(rng.normal(0, 60, (1, 3, h, 64)).astype(np.float32)) for h in (64, 48))
+    y_s = Tensor(rng.integers(0, 19, (1, 64, 64)).astype(np.int32))
+    scalars = [Tensor(v, mindspore.float32) for v in (1.0, 0.4, 40.0)]
+
+    def moved() -> bool:
+        before = [w.asnumpy().copy() for w in (*step.weights_G, *step.weights_D)]
+        assert all(np.isfinite(v.asnumpy()) for v in step(x_s, y_s, x_t, *scalars))
+        return any((w.asnumpy() != b).any() for w, b in zip((*step.weights_G, *step.weights_D), before))
+
+    assert moved() and step.skipped.asnumpy() == 0
+    step.scale_value.set_data(Tensor(1e38, mindspore.float32))
+    assert not moved() and step.skipped.asnumpy() == 1
+    assert step.scale_value.asnumpy() == np.float32(0.5e38)
+    assert {int(o.global_step.asnumpy().item()) for o in step.optimizers} == {2}  # a step, not an update
+    step.scale_value.set_data(Tensor(1024.0, mindspore.float32))
+    assert moved() and step.skipped.asnumpy() == 1
+
+
+def test_labels_of_several_sizes_are_scored_in_batches(data, tmp_path):
+    """As one by one: a batch holds pictures in a row whose labels have one size."""
+    checkpoint_of_a_run = tmp_path / "run" / "GTA5_1.ckpt"
+    run(TRAIN, *train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val"))
+    write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
+    write_city(tmp_path / "City", "val", {"000002": 3}, (202, 104))
+    write_city(tmp_path / "City", "val", {"000003": 4, "000004": 5, "000005": 6}, (204, 102))
+    words = ["--restore-from", checkpoint_of_a_run, "--data-dir", tmp_path / "City", "--input-size", "64,48"]
+    for n in (1, 2):
+        run(EVALUATE, *words, "--batch-size", n, "--save-path", tmp_path / str(n), "--save")
+    results = [json.loads((tmp_path / str(n) / "result.json").read_text()) for n in (1, 2)]
+    assert results[0] == results[1] and results[0]["images"] == 6
+    assert Image.open(next((tmp_path / "2" / "labelIds").glob("*000002*"))).size == (202, 104)
+
+
+def test_recompute_changes_no_result(data, tmp_path, two_at_once):
+    run(FROZEN, *train_words(data, tmp_path / "run", *STEPS, "--batch-size", 2, "--recompute"))
+    assert_same(two_at_once, tmp_path / "run", 1e-6)

@@ -1,0 +1,61 @@
+"""Several processes, started by msrun, that share every step's pictures: data parallel training and scoring.
+
+Each holds the whole networks. What they must agree on goes through `total`, which all of them have to call;
+a process alone agrees with itself.
+"""
+
+import os
+
+import mindspore
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+from mindspore.communication import get_group_size, get_rank
+
+
+def launched() -> bool:
+    """Whether msrun, MindSpore's launcher, started this process."""
+    return "MS_ROLE" in os.environ
+
+
+def processes() -> int:
+    """How many processes share the work."""
+    return get_group_size() if launched() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return get_rank() if launched() else 0
+
+
+def total(values: np.ndarray) -> np.ndarray:
+    """The sum over the processes: of floats in float32, of counts below 2^48 exactly.
+
+    No integer type is summed on every device: counts go in float32, 16 bits at a time (up to 256 processes).
+    """
+    if processes() == 1:
+        return values
+    if values.dtype.kind == "f":
+        return ops.AllReduce()(Tensor(values, mindspore.float32)).asnumpy()
+    parts = np.stack([values >> bits & 0xFFFF for bits in (0, 16, 32)])
+    low, middle, high = ops.AllReduce()(Tensor(parts, mindspore.float32)).asnumpy().astype(np.int64)
+    return low + (middle << 16) + (high << 32)
+
+
+def anywhere(condition: object) -> bool:
+    """Whether it is true in one of the processes at least."""
+    return bool(total(np.array([bool(condition)], int))[0])
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    anywhere(False)
+
+
+def average(parameters: list[Parameter]) -> None:
+    """Put the mean over the processes into float32 parameters."""
+    if processes() == 1:
+        return
+    values = [p.asnumpy() for p in parameters]
+    mean = total(np.concatenate([v.ravel() for v in values])) / np.float32(processes())
+    for p, part in zip(parameters, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
+        p.set_data(Tensor(part.reshape(p.shape)))
