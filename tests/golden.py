@@ -88,7 +88,7 @@ def state(shapes: dict[str, tuple[int, ...]], salt: str = "") -> dict[str, np.nd
     return {name: tensor(name, shape, salt) for name, shape in shapes.items()}
 
 
-def picture(seed: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def picture(seed: int, width: int, height: int, noise: float = 12) -> tuple[np.ndarray, np.ndarray]:
     """Waves, 60 random rectangles and noise: RGB uint8 (H, W, 3) and raw label ids uint8 (H, W)."""
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -103,16 +103,20 @@ def picture(seed: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]
         box = np.s_[y0 : y0 + h, x0 : x0 + w]
         ids[box] = LABEL_IDS[rng.randint(len(LABEL_IDS))]
         rgb[box] = rgb[box] * 0.3 + 0.7 * rng.uniform(0, 255, 3)
-    rgb += rng.normal(0, 12, rgb.shape)
+    rgb += rng.normal(0, noise, rgb.shape)
     return np.clip(rgb, 0, 255).astype(np.uint8), ids
 
 
 def write_city(
-    root: Path, set_name: str, seeds: dict[str, int], size: tuple[int, int] = (2048, 1024)
+    root: Path,
+    set_name: str,
+    seeds: dict[str, int],
+    size: tuple[int, int] = (2048, 1024),
+    noise: float = 12,
 ) -> Path:
     """A Cityscapes tree of generated pictures, name -> seed, named aachen_<name>_*; returns its root."""
     for name, seed in seeds.items():
-        rgb, ids = picture(seed, *size)
+        rgb, ids = picture(seed, *size, noise)
         for kind, pixels, end in (("leftImg8bit", rgb, "leftImg8bit"), ("gtFine", ids, "gtFine_labelIds")):
             folder = root / kind / set_name / "aachen"
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,10 +124,12 @@ def write_city(
     return root
 
 
-def write_gta5(root: Path, seeds: dict[str, int], size: tuple[int, int] = (1914, 1052)) -> Path:
+def write_gta5(
+    root: Path, seeds: dict[str, int], size: tuple[int, int] = (1914, 1052), noise: float = 12
+) -> Path:
     """A GTA5 tree of generated pictures, name -> seed; labels are palette pictures. Returns its root."""
     for name, seed in seeds.items():
-        rgb, ids = picture(seed, *size)
+        rgb, ids = picture(seed, *size, noise)
         label = Image.fromarray(ids)
         label.putpalette([v for i in range(256) for v in (i, 255 - i, i // 2)])
         for kind, image in (("images", Image.fromarray(rgb)), ("labels", label)):
