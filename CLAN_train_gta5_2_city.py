@@ -65,10 +65,8 @@ class CLANStep(nn.Cell):
             save_memory(net_G, net_D)
         for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
             device.half_precision(net)
-        if args.recompute:  # activations inside the blocks are computed again when their gradients are
-            for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4):
-                for block in layer:
-                    block.recompute()
+        if args.recompute:
+            device.recompute(net_G)
         net_G.update_parameters_name("net_G.")  # the names in checkpoints
         net_D.update_parameters_name("net_D.")
         self.net_G, self.net_D = net_G, net_D
@@ -99,7 +97,8 @@ class CLANStep(nn.Cell):
             again.append(optimizer)
             self.again_index.append(tuple(index))
         self.again = nn.CellList(again, auto_prefix=False)
-        self.optimizers = nn.CellList([self.optimizer_G, self.optimizer_D, *again], auto_prefix=False)
+        moved = [self.optimizer_G, *again, *([] if self.method == "source" else [self.optimizer_D])]
+        self.optimizers = nn.CellList(moved, auto_prefix=False)
 
         for part, optimizer in (("G", self.optimizer_G), ("D", self.optimizer_D), *enumerate(again, 2)):
             for p in optimizer.get_parameters():
@@ -113,6 +112,7 @@ class CLANStep(nn.Cell):
             self.sums = weights.clone("sum", init="zeros")
         if self.processes > 1:
             self.mean = nn.DistributedGradReducer(weights, True, self.processes)
+            self.all_reduce = ops.AllReduce()
         self.scaler = None
         if args.amp_level != "O0":
             self.scaler = amp.DynamicLossScaler(2.0**16, 2, 2000)
@@ -189,6 +189,8 @@ class CLANStep(nn.Cell):
         finite = True
         if self.scaler is not None:  # half precision: a step that overflows is skipped
             finite = amp.all_finite(grads)
+            if self.processes > 1:  # on some cards it is their own flag: the processes must agree
+                finite = self.all_reduce(finite.astype(mindspore.float32)) > self.processes - 0.5
             grads = self.scaler.unscale(grads)
             self.scaler.adjust(finite)
         if finite:
@@ -201,7 +203,7 @@ class CLANStep(nn.Cell):
                 ops.assign(optimizer.momentum, self.optimizer_G.momentum)
         else:
             ops.assign_add(self.skipped, 1)
-            for optimizer in self.optimizers:  # rates belong to steps
+            for optimizer in self.optimizers:  # rates belong to steps, not to updates
                 ops.assign_add(optimizer.global_step, 1)
         return True
 
@@ -279,10 +281,13 @@ def train(args) -> Path:
     first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
     if first > stop:
         raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
+    if not parallel.same(checkpoint.fingerprint(step_cell, first)):
+        raise UserError(
+            "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
+        )
     reports += [f"all {stop} steps are done"] if first == stop else []
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
-    parallel.wait()  # until all processes have read their checkpoint
     if chief and last and origin != folder.resolve():
         run_folder.adopt(origin, folder, last.name)
         lock = None  # it was on the folder that the copy has replaced
@@ -343,7 +348,8 @@ def train(args) -> Path:
     def end_if_asked(*_) -> None:
         if parallel.anywhere(interrupt.asked()):
             bar.close()
-            log(f"{done} steps are done; python {sys.argv[0]} --continue-train {folder} goes on")
+            how = f", in {processes} processes again" if processes > 1 else ""
+            log(f"{done} steps are done; python {sys.argv[0]} --continue-train {folder} goes on{how}")
             parallel.wait()  # until the chief has said so: msrun ends all with the first
             interrupt.stop()
 
@@ -378,8 +384,7 @@ def train(args) -> Path:
         if parallel.anywhere(broken or interrupt.asked()):
             if done > first and done % args.save_pred_every:
                 save()
-            if parallel.anywhere(broken):
-                parallel.wait()  # until the checkpoint is written
+            if parallel.anywhere(broken):  # all have come here: the checkpoint is written
                 raise broken or UserError("another process could not read a picture")
             end_if_asked()
         # Unweighted adversarial loss up to preheat_steps, then epsilon + lambda_local M per pixel.
@@ -388,12 +393,12 @@ def train(args) -> Path:
         scalars = [Tensor(v, mindspore.float32) for v in (1 - i / args.num_steps, base, local)]
         if per_step > batch:  # the pixels of all its batches count alike in L_seg
             labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in batches_of_step)
-            mean = parallel.total(np.array(labels)) / (args.iter_size * processes)
+            mean = max(parallel.total(np.array(labels)), 1) / (args.iter_size * processes)
             scalars.append(Tensor(mean, mindspore.float32))
         values = []
         for k, (x_s, y_s, x_t) in enumerate(batches_of_step):
             last_batch = [Tensor(k == args.iter_size - 1)] if args.iter_size > 1 else []
-            with device.compile_cache(cached and i == first, [graph, x_s.shape, x_t.shape]):
+            with device.compile_cache(cached and i == first and k == 0, [graph, x_s.shape, x_t.shape]):
                 losses = step_cell(x_s, y_s, x_t, *scalars, *last_batch)
             values.append([float(v.asnumpy()) for v in losses])
         values = list(parallel.total(np.mean(values, 0)) / processes)
@@ -404,6 +409,7 @@ def train(args) -> Path:
             raise UserError(
                 f"step {i}: a loss is not finite: {named}; its pictures: {pictures}. No checkpoint was "
                 f"written; look at them and at {loss_csv}, or lower --learning-rate in a new --snapshot-dir"
+                + (" (float16 may be too small: --amp-level O0)" if args.amp_level != "O0" else "")
             )
 
         seconds, started = time.perf_counter() - started, time.perf_counter()

@@ -80,8 +80,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--momentum", type=number(float, 0, 1), default=0.9, help="G (default: 0.9)")
     add("--weight-decay", type=not_negative, default=5e-4, help="G (default: 5e-4)")
     add("--power", type=not_negative, default=0.9, help="of the decay of both rates (default: 0.9)")
-    add("--batch-size", type=number(int, 1), default=1, help="pictures a domain and step "
-        "(default: 1)")
+    add("--batch-size", type=number(int, 1), default=1, help="pictures of each domain in a "
+        "batch (default: 1)")
     add("--iter-size", type=number(int, 1), default=1, help="batches a step and process: the mean of their "
         "gradients moves the weights (default: 1)")
     add("--num-steps", type=number(int, 1), help="steps of the schedule (default: 100000; "
@@ -185,13 +185,16 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
             words.append(flag if isinstance(value, bool) else f"{option}={text}")
     before = parser.parse_args(words)
     args = parser.parse_args(words + (sys.argv[1:] if argv is None else argv))
-    # 8 processes may become one with --iter-size 8: the step stays what it was.
-    processes = int(os.environ.get("MS_WORKER_NUM", 1))
-    same_step = (args.batch_size * args.iter_size * processes
-                 == before.batch_size * before.iter_size * processes_then)
+    processes = int(os.environ["MS_WORKER_NUM"]) if "MS_ROLE" in os.environ else 1  # of msrun
+    per_step = args.batch_size * args.iter_size * processes
+    per_step_then = before.batch_size * before.iter_size * processes_then
     for name in saved:
         given, there = getattr(args, name), getattr(before, name)
-        if given != there and name not in MAY_CHANGE and not (same_step and name in PER_STEP):
+        if given != there and name not in MAY_CHANGE and (name not in PER_STEP or per_step != per_step_then):
             parser.error(f"--{name.replace('_', '-')} {given} contradicts the run that {args.continue_train} "
                          f"is of: there it is {there}")
+    if per_step != per_step_then:
+        parser.error(f"pictures a step: --batch-size {args.batch_size} x --iter-size {args.iter_size} x "
+                     f"{processes} processes = {per_step}, but {args.continue_train} is of a run with "
+                     f"{per_step_then}; change one of them so that it stays")
     return args

@@ -190,6 +190,11 @@ def test_random_scale_is_one_for_a_batch_and_has_the_released_frequencies(gta5):
         assert abs((scales[:, 0] == value).mean() - share) < 0.04
 
 
+def test_no_indices_no_batches(gta5):
+    """The share of a process when there are more processes than pictures."""
+    assert list(batches(GTA5DataSet(gta5), 1, 4, range(0))) == []
+
+
 def test_batches_are_in_order_and_complete(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
     shapes = [tuple(x.shape) for x, _ in batches(data, 2, workers=2)]

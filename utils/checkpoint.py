@@ -157,6 +157,14 @@ def state(step_cell: nn.Cell) -> list[Parameter]:
     return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
 
 
+def fingerprint(step_cell: nn.Cell, step: int) -> int:
+    """32 bits that differ if one of the values that a run starts from does."""
+    crc = step
+    for p in state(step_cell):
+        crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()), crc)
+    return crc
+
+
 def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
     """Write all parameters of a training step, networks and optimisers, to `path` (.ckpt), atomically.
 
@@ -186,7 +194,7 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
         if not isinstance(value, np.ndarray) or value.shape != p.shape:
             raise UserError(
                 f"{path}: {p.name} is missing or of another shape; --continue-train needs a checkpoint "
-                "of this project, made with the same --method and --model"
+                "of this project, made with the same --method, --model and --amp-level"
             )
         p.set_data(Tensor(value, p.dtype))
     return int(content["step"]), float(content["best_mIoU"])

@@ -49,7 +49,7 @@ def prepare_environment() -> str | None:
 def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) -> str:
     """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU".
 
-    A process that msrun started joins the others; then each has the card of its own number, from 0.
+    A process that msrun started joins the others; then each has the card of its number on its machine.
     """
     import mindspore
 
@@ -58,6 +58,8 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
     if name is None:
         name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
+    if device_id and parallel.launched():
+        raise UserError("--device-id has no effect under msrun: each process takes the card of its number")
     try:
         mindspore.set_device(name, None if name == "CPU" or parallel.launched() else device_id)
     except (RuntimeError, ValueError) as error:
@@ -81,6 +83,21 @@ def half_precision(net) -> None:
     for _, cell in net.cells_and_names():
         if isinstance(cell, mindspore.nn.BatchNorm2d):
             cell.to_float(mindspore.float32)
+
+
+def recompute(net_G) -> None:
+    """Let the activations inside ResNet's blocks be computed again when their gradients are.
+
+    But not batch norm's, whose running statistics would move twice.
+    """
+    from mindspore import nn
+
+    for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4):
+        for block in layer:
+            block.recompute()
+            for _, cell in block.cells_and_names():
+                if isinstance(cell, nn.BatchNorm2d):
+                    cell.bn_train.recompute(False)
 
 
 def digest(folder: Path) -> str:

@@ -4,7 +4,10 @@ MindSpore brings handlers of its own into place while graphs and data pipelines 
 process. So both signals are blocked, in the main thread before there are others, and looked for in between.
 """
 
+import ctypes
+import os
 import signal
+import sys
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -13,6 +16,10 @@ def block() -> None:
     """Make both signals wait (POSIX only). To be called before mindspore is imported."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if "MS_ROLE" in os.environ and sys.platform == "linux":
+        # msrun hands no SIGTERM on: when it dies of one, its processes get theirs from the kernel.
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def asked() -> signal.Signals | None:

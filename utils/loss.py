@@ -23,8 +23,9 @@ def seg_loss(
         p = ops.clamp(ops.exp(log_p), 1e-9, 1 - 1e-9)
         log_p = (1 - p) * (1 - p) * ops.log(p)
     count = is_labelled.astype(logits.dtype).expand_dims(1)
-    labelled = count.sum() if labelled is None else labelled
-    return -(log_p * count).sum() / ops.maximum(labelled, 1.0)
+    if labelled is None:
+        labelled = ops.maximum(count.sum(), 1.0)
+    return -(log_p * count).sum() / labelled
 
 
 def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:

@@ -46,6 +46,12 @@ def anywhere(condition: object) -> bool:
     return bool(total(np.array([bool(condition)], int))[0])
 
 
+def same(number: int) -> bool:
+    """Whether all processes have the same number, of up to 48 bits."""
+    own = np.array([number])
+    return not anywhere((total(own) != processes() * own).any())
+
+
 def wait() -> None:
     """Until all processes have come here."""
     anywhere(False)
