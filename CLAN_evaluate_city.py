@@ -1,11 +1,14 @@
-"""mIoU of a checkpoint on Cityscapes. `--help` lists the options."""
+"""mIoU on Cityscapes of a checkpoint or a folder of them, predictions, export. `--help` lists the options."""
 
 from options.evaluate_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
+import json
+import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -21,20 +24,25 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.picture_folder import PictureFolder
 from dataset.pipeline import batches
-from dataset.transform import CLASS_NAMES, IGNORE_LABEL
+from dataset.transform import CLASS_NAMES, IGNORE_LABEL, open_image
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
-from utils import checkpoint, parallel
+from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run
-from utils.files import keep_old, write_json
+from utils.files import atomic, keep_old, write_json
+from utils.loss import alignment_map
 from utils.upsample import up
-from utils.visual import save_prediction
+from utils.visual import PANEL_WIDTH, panel, save_prediction
 
 
 class Predict(nn.Cell):
-    """Pictures (N, 3, h, w) -> trainIds (N, H, W) int32: logits up-sampled to (H, W), argmax."""
+    """Pictures (N, 3, h, w) -> trainIds (N, H, W) int32: logits up-sampled to (H, W), argmax.
 
-    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int], classifier: str = "sum"):
+    With size None the logits themselves, float32 (N, 19, h', w'), at the network's own resolution.
+    """
+
+    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str = "sum"):
         super().__init__(auto_prefix=False)  # the parameters keep their names
         self.net_G, self.size, self.classifier = net_G, size, classifier
 
@@ -46,11 +54,16 @@ class Predict(nn.Cell):
         elif self.classifier == "2":
             logits = logits2
         logits = logits.astype(mindspore.float32)  # a network in training may compute in half precision
-        return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, self.size))
+        return logits if self.size is None else label_map(logits, self.size)
+
+
+def label_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (N, 19, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
+    return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, size))
 
 
 @lru_cache(maxsize=4)
-def predictor(net_G: Res_Deeplab, size: tuple[int, int], classifier: str) -> Predict:
+def predictor(net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str) -> Predict:
     """One Predict, and so one compilation, for all evaluations of a network at a size."""
     return Predict(net_G, size, classifier)
 
@@ -149,42 +162,79 @@ def adapt_bn(
 def main(args) -> None:
     if workaround:
         print(workaround)
+    if args.export and parallel.launched():
+        raise UserError("--export is for one process: start it without msrun")
+    if Path(args.restore_from).is_dir():
+        score_folder(args)
+        return
     path = checkpoint.find(args.restore_from)
     if path != args.restore_from:
         print(f"{args.restore_from} is not there; using {path}")
+    data = None
+    if args.predict:
+        data = PictureFolder(args.predict, args.input_size, args.save_path)
+    elif not args.export:
+        data = labelled_data(args)
+    content = checkpoint.read(path)
+    device.setup(args.device, args.device_id, args.mode)
+    model = checkpoint.model_of(content) if args.model == "auto" else args.model
+    net_G = generator(model)
+    say(checkpoint.load(net_G, content, path, "net_G"))
+
+    if args.adapt_bn:
+        train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+        adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
+        count = min(args.adapt_bn, len(train))
+        say(f"batch statistics re-estimated on {count} unlabelled train pictures")
+    if args.predict:
+        predict(args, net_G, data)
+    elif args.export:
+        export(args, net_G, model)
+    else:
+        score(args, net_G, data, path)
+
+
+def say(text: str) -> None:
+    """Print, in process 0 alone."""
+    if parallel.rank() == 0:
+        print(text, flush=True)
+
+
+def labelled_data(args) -> cityscapesDataSet:
+    """The pictures to score on."""
     if args.demo is not None and not Path(args.data_dir).is_dir():
         raise UserError(
             f"{args.data_dir} is not there yet: draw it with CLAN_train_gta5_2_city.py --demo "
             f"--random-seed {args.demo}"
         )
-    data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
-    content = checkpoint.read(path)
-    device.setup(args.device, args.device_id, args.mode)
-    chief = parallel.rank() == 0  # it alone prints and writes the result
-    net_G = generator(checkpoint.model_of(content) if args.model == "auto" else args.model)
-    report = checkpoint.load(net_G, content, path, "net_G")
-    if chief:
-        print(report)
+    return cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
 
-    if args.adapt_bn:
-        train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
-        adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        if chief:
-            count = min(args.adapt_bn, len(train))
-            print(f"batch statistics re-estimated on {count} unlabelled train pictures")
-    folder = Path(args.save_path)
-    result = [folder / "result.json", *([folder / "labelIds", folder / "color"] if args.save else [])]
-    if chief and (old := keep_old(*result)):
+
+def make_room(*results: Path) -> None:
+    """Rename earlier results, and say so; all processes go on once that is done."""
+    if parallel.rank() == 0 and (old := keep_old(*results)):
         print(f"earlier results are now {', '.join(map(str, old))}")
-    parallel.wait()  # until they are
+    parallel.wait()
+
+
+def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
+    """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
+    folder = Path(args.save_path)
+    pictures = [folder / "labelIds", folder / "color"] if args.save else []
+    indices = np.linspace(0, len(data) - 1, min(args.panels, len(data))).astype(int)
+    with_panel = {data.names[i]: i for i in indices} if args.save else {}
+    pictures += [folder / "panels"] if with_panel else []
+    make_room(folder / "result.json", *pictures)
 
     def each(name: str, trainIds: np.ndarray) -> None:
         interrupt.exit_if_asked()
         if args.save:
             save_prediction(folder, name, trainIds)
+        if name in with_panel:
+            save_panel(folder, net_G, data, with_panel[name], trainIds)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
-    if not chief:
+    if parallel.rank() > 0:
         return
     print(iou_table(confusion))
     write_json(
@@ -196,10 +246,145 @@ def main(args) -> None:
             "IoU": {name: number_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
         },
     )
-    print(
-        f"written: {folder / 'result.json'}"
-        + (f", {folder / 'labelIds'}, {folder / 'color'}" if args.save else "")
-    )
+    print(f"written: {', '.join(map(str, [folder / 'result.json', *pictures]))}")
+
+
+def save_panel(
+    folder: Path, net_G: Res_Deeplab, data: cityscapesDataSet, i: int, trainIds: np.ndarray
+) -> None:
+    """panels/<name>_panel.png of picture i of `data` and its prediction.
+
+    The alignment map takes a second pass: its logits are up-sampled to the size of the sheet's pictures.
+    """
+    picture, label = data[i]
+    size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
+    M = alignment_map(*(up(logits, size) for logits in net_G(Tensor(picture[None])))).asnumpy()[0, 0]
+    with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
+        panel(open_image(data.pictures[i]), trainIds, label, M).save(temporary)
+
+
+def score_folder(args) -> None:
+    """Score every numbered checkpoint of a folder, in order; miou.csv has a row for each that is done.
+
+    miou.json beside it says what the rows belong to: with the same options a second start goes on.
+    """
+    source, folder, everything = Path(args.restore_from), Path(args.save_path), 10**9
+    data = labelled_data(args)
+    train = cityscapesDataSet(args.data_dir, "train", size=args.input_size) if args.adapt_bn else None
+    found = dict(run_folder.snapshots(source, "ckpt|pth"))  # of both for one step the .ckpt, which comes last
+    if not found:
+        raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
+    device.setup(args.device, args.device_id, args.mode)
+    chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
+    todo = sorted(found)
+    if chief:
+        settings = settings_of(args, data)
+        if read_json(about) != settings:
+            if old := keep_old(table, about):
+                print(f"earlier results, of other options, are now {', '.join(map(str, old))}")
+            write_json(about, settings)
+        done = run_folder.start_table(table, ("step", "mIoU", *CLASS_NAMES), everything)
+        todo = sorted(set(found) - {int(row[0]) for row in done})
+        print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
+
+    network = cache(generator)  # compiled once for all checkpoints
+    for steps in parallel.of_chief(todo):  # a training may write more meanwhile: one process decides
+        path, broken = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
+        try:
+            content = checkpoint.read(str(path))
+            net_G = network(checkpoint.model_of(content) if args.model == "auto" else args.model)
+            checkpoint.load(net_G, content, str(path), "net_G", complete=True)
+        except (UserError, OSError) as error:
+            broken = str(error)
+        if parallel.anywhere(broken):
+            say(f"passed over {broken or f'{path}: another process could not read it'}")
+            continue
+        if train:
+            adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
+        each = interrupt.exit_if_asked
+        confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
+        if chief:
+            row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion), *class_iou(confusion)))]
+            run_folder.append(table, row)
+        say(f"{path.name}: mIoU {mean_iou(confusion):.2f}")
+    if not chief:
+        return
+    if not (rows := run_folder.rows(table, everything)):
+        raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
+    print(f"{steps_table(rows)}\nwritten: {table}")
+
+
+def settings_of(args, data: cityscapesDataSet) -> dict:
+    """What the figures of a checkpoint depend on, for miou.json."""
+    names = ("set", "data_list", "classifier", "adapt_bn", "model")
+    return {
+        "checkpoints": os.path.abspath(args.restore_from),
+        "data_dir": os.path.abspath(args.data_dir),
+        **{name: getattr(args, name) for name in names},
+        "input_size": list(args.input_size),
+        "batch_size": args.batch_size if args.adapt_bn else None,  # elsewhere it changes nothing
+        "images": len(data),
+        "names_crc32": zlib.crc32("\n".join(data.names).encode()),  # a list may have changed its content
+    }
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file; None if it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def steps_table(rows: list[list[str]]) -> str:
+    """The rows of miou.csv by steps, in percent, the best marked."""
+    best = max(rows, key=lambda row: -1.0 if row[1] == "nan" else float(row[1]))
+    lines = [f"{'step':>9}{'mIoU':>7} " + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES)]
+    for row in sorted(rows, key=lambda row: int(row[0])):
+        ious = "".join(f"{'–':>6}" if v == "nan" else f"{float(v):6.1f}" for v in row[2:])
+        lines.append(f"{row[0]:>9}{float(row[1]):7.2f} {ious}" + ("  best" if row is best else ""))
+    return "\n".join(lines)
+
+
+def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
+    """Write label ids, colours and overlay of every picture, at its own size, to predict/.
+
+    The network's graph gives logits of one size; only the up-sampling, outside it, depends on the picture's.
+    """
+    folder = Path(args.save_path) / "predict"
+    make_room(folder)
+    net_G.set_train(False)
+    logits_of = predictor(net_G, None, args.classifier)
+    mine = range(parallel.rank(), len(data), parallel.processes())
+    names = (data.names[i] for i in mine)
+    items = batches(data, 1, args.num_workers, mine)
+    hidden = None if parallel.rank() == 0 else True
+    with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
+        while group := list(islice(items, args.batch_size)):
+            logits = logits_of(ops.concat([x for x, _ in group]))
+            for k, (_, picture) in enumerate(group):
+                interrupt.exit_if_asked()
+                rgb = picture.asnumpy()[0]
+                trainIds = label_map(logits[k : k + 1], rgb.shape[:2]).asnumpy()[0]
+                save_prediction(folder, next(names), trainIds, rgb)
+            bar.update(len(group))
+    parallel.wait()
+    kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
+    say(f"{len(data)} pictures, written: {kinds}")
+
+
+def export(args, net_G: Res_Deeplab, model: str) -> None:
+    """Write CLAN_<model>_<W>x<H>.mindir: (1, 3, H, W) float32, as to_input makes it -> trainIds (1, H, W)."""
+    width, height = args.input_size
+    path = Path(args.save_path) / f"CLAN_{model}_{width}x{height}.mindir"
+    make_room(path)
+    net_G.set_train(False)
+    net = predictor(net_G, (height, width), args.classifier)
+    x = Tensor(np.zeros((1, 3, height, width), np.float32))
+    with atomic(path) as temporary:
+        mindspore.export(net, x, file_name=str(temporary.with_suffix("")), file_format="MINDIR")
+        temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
+    print(f"written: {path}")
 
 
 def number_or_none(x: float) -> float | None:

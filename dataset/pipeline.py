@@ -69,7 +69,7 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
     """
     errors: dict[int, UserError] = {}
     indices = range(len(data)) if indices is None else indices
-    if not len(indices):
+    if not len(indices):  # more processes than pictures
         return
     first = data[0]
 

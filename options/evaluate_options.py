@@ -1,5 +1,6 @@
 """Options of CLAN_evaluate_city.py."""
 import argparse
+from pathlib import Path
 
 from options import Parser, add_machine_options, number, size
 
@@ -8,8 +9,9 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of the evaluation script."""
     parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
     add = parser.add_argument
-    add("--restore-from", metavar="FILE", required=True,
-        help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt")
+    add("--restore-from", metavar="PATH", required=True,
+        help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: score every "
+        "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or go on with it")
     add("--data-dir", default="./data/Cityscapes",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
     add("--set", default="val", help="part of Cityscapes to score (default: val)")
@@ -23,9 +25,17 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
         help="first re-estimate batch norm's statistics on N unlabelled pictures of the train "
         "set, in batches of --batch-size (default: 0, the checkpoint's)")
-    add("--save", action="store_true", help="write the predictions as pictures")
+    add("--save", action="store_true", help="write the predictions as pictures, and panels of some")
+    add("--panels", type=number(int, 0), metavar="N",
+        help="with --save: sheets of picture, prediction, truth, errors and alignment map for N pictures "
+        "spread evenly over the set (default: 20)")
+    add("--predict", metavar="PATH",
+        help="score nothing; predict this picture, or every .png, .jpg and .jpeg below this folder, of any "
+        "size")
+    add("--export", choices=("mindir",),
+        help="score nothing; write the network for pictures of --input-size as one file")
     add("--save-path", default="./result/cityscapes", metavar="DIR",
-        help="result.json, labelIds/ and color/ (default: ./result/cityscapes)")
+        help="all results (default: ./result/cityscapes)")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: the checkpoint knows; a .pth is taken for resnet101 (default: auto)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
@@ -33,6 +43,23 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: 1234), in ./data/demo")
     add_machine_options(parser)
     args = parser.parse_args(argv)
+    check(parser, args)
+    args.panels = 20 if args.panels is None else args.panels
     if args.demo is not None:
         args.data_dir, args.input_size = f"./data/demo/seed{args.demo}/Cityscapes", (192, 96)
     return args
+
+
+def check(parser: Parser, args: argparse.Namespace) -> None:
+    """Exit with one line if options contradict each other."""
+    tasks = [name for name in ("save", "predict", "export") if getattr(args, name)]
+    if len(tasks) > 1:
+        parser.error(f"--{tasks[0]} and --{tasks[1]} are two tasks: start the script once for each")
+    if args.panels is not None and not args.save:
+        parser.error("--panels needs --save")
+    folder, result = Path(args.restore_from), Path(args.save_path)
+    if folder.is_dir() and tasks:
+        parser.error(f"--{tasks[0]} takes one checkpoint: name a file in {folder} with --restore-from")
+    if folder.is_dir() and (result / "loss.csv").exists():
+        parser.error(f"--save-path {result} is the folder of a training, which has a miou.csv of its own: "
+                     "choose another")

@@ -119,11 +119,11 @@ def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str
     return tensors, left_out
 
 
-def load(net: nn.Cell, content: dict, path: str, prefix: str) -> str:
+def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = False) -> str:
     """Copy what fits into G ("net_G") or D ("net_D"); returns a report of what matched and what did not.
 
     UserError if the backbone of G, or D, is not covered completely: a checkpoint that silently did not load
-    is the most common failure with this family of code.
+    is the most common failure with this family of code. With `complete`, G's classifiers must be, too.
     """
     tensors, skipped = tensors_of(content, prefix)
     matched, left = [], []
@@ -134,7 +134,7 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str) -> str:
             matched.append(name)
         else:
             left.append(name)
-    needed = [name for name in left if not name.startswith(CLASSIFIERS)]
+    needed = [name for name in left if complete or not name.startswith(CLASSIFIERS)]
     if needed:
         hint = "" if matched else "; is it a checkpoint of another network?"
         raise UserError(

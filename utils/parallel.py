@@ -57,6 +57,14 @@ def wait() -> None:
     anywhere(False)
 
 
+def of_chief(numbers: list[int]) -> list[int]:
+    """The numbers, from 0 to below 2^48, that process 0 passes; what the others pass does not count."""
+    numbers = numbers if rank() == 0 else []
+    shared = np.zeros(int(total(np.array([len(numbers)]))[0]), np.int64)
+    shared[: len(numbers)] = numbers
+    return total(shared).tolist() if len(shared) else []
+
+
 def average(parameters: list[Parameter]) -> None:
     """Put the mean over the processes into float32 parameters."""
     if processes() == 1:

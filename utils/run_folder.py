@@ -21,9 +21,9 @@ BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
 
 
-def snapshots(folder: Path) -> list[tuple[int, Path]]:
-    """(steps, path) of the numbered checkpoints in a folder, the newest first."""
-    found = [(re.fullmatch(r"GTA5_(\d+)\.ckpt", path.name), path) for path in folder.glob("GTA5_*.ckpt")]
+def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
+    """(steps, path) of the numbered checkpoints in a folder, the newest first; `suffix` may be a pattern."""
+    found = [(re.fullmatch(rf"GTA5_(\d+)\.({suffix})", path.name), path) for path in folder.glob("GTA5_*")]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 

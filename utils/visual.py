@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
+from dataset.transform import CLASS_NAMES, IGNORE_LABEL, PALETTE, TRAIN_TO_LABEL
 from utils.files import atomic
 
 COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is black
 COLOURS[: len(PALETTE)] = PALETTE
+CLASSES = {name: tuple(map(int, colour)) for name, colour in zip(CLASS_NAMES, PALETTE)}
+ERRORS = {"correct": (215, 215, 215), "wrong": (214, 39, 40), "ignored": (0, 0, 0)}
+PANEL_WIDTH = 480  # of each picture in a panel
 
 
 def colourise(trainIds: np.ndarray) -> np.ndarray:
@@ -17,9 +20,20 @@ def colourise(trainIds: np.ndarray) -> np.ndarray:
     return COLOURS[trainIds]
 
 
-def save_prediction(folder: Path, name: str, trainIds: np.ndarray) -> None:
-    """labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png."""
-    for kind, pixels in (("labelIds", TRAIN_TO_LABEL[trainIds]), ("color", colourise(trainIds))):
+def overlay(picture: np.ndarray, trainIds: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3), half the picture and half the colours of its classes."""
+    return ((picture.astype(np.uint16) + colourise(trainIds)) // 2).astype(np.uint8)
+
+
+def save_prediction(folder: Path, name: str, trainIds: np.ndarray, picture: np.ndarray | None = None) -> None:
+    """labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
+
+    With the picture, RGB uint8 of the same size, overlay/<name>_overlay.png as well.
+    """
+    kinds = {"labelIds": TRAIN_TO_LABEL[trainIds], "color": colourise(trainIds)}
+    if picture is not None:
+        kinds["overlay"] = overlay(picture, trainIds)
+    for kind, pixels in kinds.items():
         with atomic(folder / kind / f"{name}_{kind}.png") as temporary:
             Image.fromarray(pixels).save(temporary)
 
@@ -37,7 +51,7 @@ def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height
     Each picture is shown `height` pixels high. The last column is `heat` of values from 0 to `top`, as the
     colour bar beside it says.
     """
-    gap, head, bar, swatch = 6, 28, 64, 20
+    gap, head, bar = 6, 28, 64
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
     sheet_width = gap + len(captions) * (width + gap) + bar
     columns = 7
@@ -52,14 +66,68 @@ def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height
         for c, pixels in enumerate(row):
             picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (gap + c * (width + gap), head + r * (height + gap)))
-    x, bottom = sheet_width - bar, head + len(rows) * (height + gap) - gap
-    ramp = heat(np.linspace(1, 0, bottom - head)[:, None].repeat(14, 1))
-    sheet.paste(Image.fromarray(ramp), (x, head))
-    for value, y, anchor in ((top, head, "lt"), (top / 2, (head + bottom) // 2, "lm"), (0, bottom, "lb")):
-        draw.text((x + 18, y), f"{value:.2g}", "black", font, anchor=anchor)
-    for k, name in enumerate(CLASS_NAMES):
-        x = gap + (k % columns) * ((sheet_width - gap) // columns)
-        y = bottom + gap + (k // columns) * 28 + 4
-        draw.rectangle((x, y, x + swatch, y + swatch), tuple(int(v) for v in PALETTE[k]), "black")
+    bottom = head + len(rows) * (height + gap) - gap
+    colour_bar(sheet, (sheet_width - bar, head), bottom - head, top)
+    legend(draw, CLASSES, (gap, bottom + gap), columns, (sheet_width - gap) // columns, 28)
+    return sheet
+
+
+def colour_bar(sheet: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
+    """The colours of `heat`, values from `top` down to 0, with three of them written beside; 64 wide."""
+    draw, font, (x, y) = ImageDraw.Draw(sheet), ImageFont.load_default(size=16), place
+    ramp = heat(np.linspace(1, 0, height)[:, None].repeat(14, 1))
+    sheet.paste(Image.fromarray(ramp), place)
+    for value, at, anchor in ((top, y, "lt"), (top / 2, (2 * y + height) // 2, "lm"), (0, y + height, "lb")):
+        draw.text((x + 18, at), f"{value:.2g}", "black", font, anchor=anchor)
+
+
+def legend(
+    draw: ImageDraw.ImageDraw,
+    entries: dict[str, tuple],
+    place: tuple[int, int],
+    columns: int,
+    width: int,
+    height: int,
+) -> None:
+    """Names beside their colours, row by row, in columns of `width` and rows of `height` pixels."""
+    font, swatch = ImageFont.load_default(size=16), height - 8
+    for k, (name, colour) in enumerate(entries.items()):
+        x, y = place[0] + k % columns * width, place[1] + k // columns * height + 4
+        draw.rectangle((x, y, x + swatch, y + swatch), colour, "black")
         draw.text((x + swatch + 6, y + swatch / 2), name, "black", font, anchor="lm")
+
+
+def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """trainIds twice (H, W), 255 in the truth = ignored -> RGB uint8 (H, W, 3) in the colours of ERRORS."""
+    kind = np.where(truth == IGNORE_LABEL, 2, prediction != truth)
+    return np.array(list(ERRORS.values()), np.uint8)[kind]
+
+
+def panel(picture: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
+    """A sheet about one picture: itself, prediction and truth; errors, alignment map and what colours mean.
+
+    `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w), the size at which all are shown.
+    """
+    (height, width), gap, head, row = M.shape, 6, 28, 22
+    top = max(float(np.quantile(M, 0.995)), 1e-6)
+    cells = {
+        "picture": picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC),
+        "prediction": Image.fromarray(colourise(prediction)),
+        "ground truth": Image.fromarray(colourise(truth)),
+        "errors": Image.fromarray(error_map(prediction, truth)),
+        "alignment map M": Image.fromarray(heat(M / top)),
+    }
+    entries = [*CLASSES.items(), *ERRORS.items()]
+    half = len(entries) // 2
+    below = max(height, half * row + gap)  # the second row has the legend
+    sheet = Image.new("RGB", (3 * (width + gap) + gap, 2 * head + height + below + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for k, (caption, image) in enumerate(cells.items()):
+        x, y = gap + k % 3 * (width + gap), k // 3 * (head + height)
+        draw.text((x + width / 2, y + head / 2), caption, "black", font, anchor="mm")
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y + head))
+    x, y = 2 * (width + gap) + gap, 2 * head + height
+    colour_bar(sheet, (x, y), height, top)
+    pairs = dict(entry for pair in zip(entries[:half], entries[half:]) for entry in pair)  # column by column
+    legend(draw, pairs, (x + 100, y - 4), 2, (width - 100) // 2, row)
     return sheet

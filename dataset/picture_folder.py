@@ -1,0 +1,50 @@
+"""Pictures without labels, of any size: one file, or what lies below a folder."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dataset.transform import open_image, to_input
+from utils.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class PictureFolder:
+    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are (input, picture).
+
+    input: float32 (3, H, W), BGR minus mean, at `size`. picture: uint8 RGB (h, w, 3) at its own size.
+    `names`: paths below `path` without suffix, or all of them with it if two would be alike. Hidden files and
+    earlier results in `results`/predict, predict_1, … are left out. UserError if there is no picture.
+    """
+
+    def __init__(self, path: str, size: tuple[int, int], results: str):
+        root, self.size = Path(path), size
+        if not root.exists():
+            raise UserError(f"--predict {path}: no such file or folder")
+        self.pictures = [root]
+        if root.is_dir():
+            found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            self.pictures = sorted(p for p in found if p.name[0] != "." and not is_result(p, results))
+        if not self.pictures:
+            raise UserError(f"--predict {path}: no picture ({', '.join(SUFFIXES)}) in it")
+        files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.pictures]
+        names = [str(file.with_suffix("")) for file in files]
+        self.names = names if len(set(names)) == len(names) else [str(file) for file in files]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        image = open_image(self.pictures[i])
+        return to_input(image, self.size), np.asarray(image.convert("RGB"))
+
+
+def is_result(path: Path, results: str) -> bool:
+    """Whether a file is a result of --predict that lies in the folder `results`."""
+    place = Path(results).resolve()
+    return any(
+        re.fullmatch(r"predict(_\d+)?", parent.name) and parent.parent == place
+        for parent in path.resolve().parents
+    )

@@ -1,0 +1,292 @@
+"""What the evaluation script does beside scoring one checkpoint: folders, panels, own pictures, export."""
+
+import json
+import shutil
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from PIL import Image
+
+from CLAN_evaluate_city import Predict
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.transform import CLASS_NAMES, LABEL_TO_TRAIN, open_image, to_input
+from model.CLAN_G import generator
+from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
+from tests.test_parallel import run_parallel
+from tests.test_torch_file import lit, pid, tensor, zipped
+from utils import checkpoint
+from utils.loss import alignment_map
+from utils.upsample import up
+from utils.visual import CLASSES, ERRORS, colourise, heat, overlay
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The folder of a short run: checkpoints of 1, 2 and 3 steps."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    run(TRAIN, *train_words(data, folder, "--num-steps", 3, "--save-pred-every", 1, "--not-val"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(data):
+    return ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def scored(trained, words, tmp_path_factory):
+    """All three checkpoints of the run scored: the folder and what was printed."""
+    folder = tmp_path_factory.mktemp("scored")
+    return folder, run(EVALUATE, "--restore-from", trained, "--save-path", folder, *words).stdout
+
+
+@pytest.fixture(scope="module")
+def saved(trained, words, tmp_path_factory):
+    """The predictions of the first checkpoint, with two panels."""
+    folder = tmp_path_factory.mktemp("saved")
+    more = ["--save", "--panels", 2, "--save-path", folder]
+    run(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, *more)
+    return folder
+
+
+def network(trained):
+    """The first checkpoint's network, in this process."""
+    mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
+    path = str(trained / "GTA5_1.ckpt")
+    net_G = generator("small")
+    checkpoint.load(net_G, checkpoint.read(path), path, "net_G")
+    return net_G.set_train(False)
+
+
+def as_pth(content: dict) -> bytes:
+    """G's tensors as PyTorch would save them, all in one storage."""
+    values = {name[6:]: v for name, v in content.items() if name.startswith("net_G.")}
+    storage, body, offset = pid(numel=sum(v.size for v in values.values())), b"}(", 0
+    for name, v in values.items():
+        strides = tuple(stride // 4 for stride in v.strides)
+        body += lit(name) + tensor(offset, v.shape, strides, storage)
+        offset += v.size
+    return zipped(body + b"u", b"".join(v.astype("<f4").tobytes() for v in values.values()))
+
+
+def test_a_folder_of_checkpoints_is_scored_in_order(trained, words, scored, saved, tmp_path):
+    folder, output = scored
+    rows = rows_of(folder / "miou.csv")
+    assert list(rows[0]) == ["step", "mIoU", *CLASS_NAMES]
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert [line for line in output.splitlines() if line.startswith("GTA5_")] == [
+        f"GTA5_{row['step']}.ckpt: mIoU {float(row['mIoU']):.2f}" for row in rows
+    ]
+    best = [line for line in output.splitlines() if line.endswith("best")]
+    assert len(best) == 1
+    assert best[0].split()[0] == max(rows, key=lambda row: float(row["mIoU"]))["step"]
+    run(EVALUATE, "--restore-from", trained / "GTA5_2.ckpt", *words, "--save-path", tmp_path)
+    alone = checkpoint_result(tmp_path)
+    assert [rows[1][name] for name in ("mIoU", *CLASS_NAMES)] == alone
+
+
+def checkpoint_result(folder) -> list[str]:
+    """result.json's figures as miou.csv spells them."""
+    result = json.loads((folder / "result.json").read_text())
+    ious = [float("nan") if v is None else v for v in (result["mIoU"], *result["IoU"].values())]
+    return [f"{v:.9g}" for v in ious]
+
+
+def test_a_second_start_goes_on_and_other_options_begin_anew(trained, words, scored, tmp_path):
+    """Rows that are whole are kept, as a forged one shows; what is missing or was cut short is scored."""
+    folder = tmp_path / "scored"
+    shutil.copytree(scored[0], folder)
+    rows = rows_of(scored[0] / "miou.csv")
+    lines = (folder / "miou.csv").read_text().splitlines()
+    forged = ",".join(["1", "77.5", *lines[1].split(",")[2:]])
+    (folder / "miou.csv").write_text(f"{lines[0]}\n{forged}\n{lines[2]}\n{lines[3][:20]}")
+    again = [EVALUATE, "--restore-from", trained, *words, "--save-path", folder]
+    output = run(*again).stdout
+    assert "2 of them in" in output and "GTA5_1.ckpt" not in output and "GTA5_2.ckpt" not in output
+    assert rows_of(folder / "miou.csv") == [{**rows[0], "mIoU": "77.5"}, *rows[1:]]
+    assert [line.split()[0] for line in output.splitlines() if line.endswith("best")] == ["1"]
+
+    output = run(*again, "--classifier", 2).stdout
+    assert "earlier results, of other options, are now" in output and "0 of them in" in output
+    assert (folder / "miou_1.csv").exists() and (folder / "miou_1.json").exists()
+    other = rows_of(folder / "miou.csv")
+    assert [row["step"] for row in other] == ["1", "2", "3"] and other != rows
+
+
+def test_damaged_checkpoints_are_passed_over(trained, words, scored, tmp_path):
+    """Cut short, or without C2. The authors' .pth counts, their D and what has no number do not."""
+    source, rows = tmp_path / "mixed", rows_of(scored[0] / "miou.csv")
+    source.mkdir()
+    raw = (trained / "GTA5_2.ckpt").read_bytes()
+    (source / "GTA5_20.ckpt").write_bytes(raw[: len(raw) // 2])
+    content = checkpoint.read(str(trained / "GTA5_1.ckpt"))
+    (source / "GTA5_30.pth").write_bytes(as_pth(content))
+    without = {name: v for name, v in content.items() if ".layer6." not in name}
+    (source / "GTA5_40.pth").write_bytes(as_pth(without))
+    shutil.copy(trained / "GTA5_3.ckpt", source / "GTA5_100.ckpt")
+    (source / "GTA5_100.pth").write_bytes(b"the .ckpt beside it is taken")
+    for name in ("GTA5_30_D.pth", "GTA5_best.ckpt", "GTA5_7.ckpt.part"):
+        (source / name).write_bytes(b"not numbered")
+    command = [EVALUATE, "--restore-from", source, *words, "--save-path", tmp_path / "result"]
+    output = run(*command, "--model", "small").stdout
+    assert f"passed over {source / 'GTA5_20.ckpt'}: not a readable" in output
+    assert f"passed over {source / 'GTA5_40.pth'}: " in output and output.count("passed over") == 2
+    expected = [{**rows[0], "step": "30"}, {**rows[2], "step": "100"}]
+    assert rows_of(tmp_path / "result" / "miou.csv") == expected
+
+
+def test_a_folder_without_a_checkpoint_that_can_be_read(words, tmp_path):
+    command = [EVALUATE, "--restore-from", tmp_path, *words, "--save-path", tmp_path / "result"]
+    assert f"{tmp_path}: no checkpoint GTA5_<steps>.ckpt" in fails(*command)
+    (tmp_path / "GTA5_5.ckpt").write_bytes(b"nothing")
+    assert "none of its 1 checkpoints can be read" in fails(*command)
+
+
+@pytest.mark.slow
+def test_two_processes_score_a_folder_and_predict(trained, words, scored, saved, data, tmp_path):
+    """As one does, going on from a table that process 0 alone reads."""
+    source, result = tmp_path / "run", tmp_path / "result"
+    shutil.copytree(trained, source)
+    (source / "GTA5_2.ckpt").write_bytes(b"damaged")
+    shutil.copytree(scored[0], result)
+    settings = json.loads((result / "miou.json").read_text())
+    (result / "miou.json").write_text(json.dumps({**settings, "checkpoints": str(source)}))
+    lines = (result / "miou.csv").read_text().splitlines(keepends=True)
+    (result / "miou.csv").write_text("".join(lines[:2]))
+    command = [EVALUATE, "--restore-from", source, *words, "--save-path", result]
+    output = run_parallel(tmp_path / "logs", 2, *command)
+    assert "1 of them in" in output and "GTA5_1.ckpt: " not in output and "best" in output
+    assert output.count("passed over") == 1
+    assert (result / "miou.csv").read_text() == "".join((*lines[:2], lines[3]))
+
+    command[2] = source / "GTA5_1.ckpt"
+    pictures = data / "City" / "leftImg8bit" / "val" / "aachen"
+    run_parallel(tmp_path / "predict", 2, *command, "--predict", pictures)
+    for path in (saved / "labelIds").iterdir():
+        other = result / "predict" / "labelIds" / path.name
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
+
+
+def test_panels_show_what_was_predicted(trained, saved, data):
+    """Every cell is computed again here, from the files and the network."""
+    city = cityscapesDataSet(data / "City", "val", size=(64, 48), labels=True)
+    paths = sorted((saved / "panels").iterdir())
+    assert [path.name for path in paths] == [f"{city.names[i]}_panel.png" for i in (0, 2)]
+    net_G, seen = network(trained), set()
+    for i, path in zip((0, 2), paths):
+        sheet = np.asarray(Image.open(path)).astype(int)
+        assert sheet.shape == (2 * 28 + 240 + 22 * 11 + 12, 3 * 486 + 6, 3)
+        cells = [sheet[y : y + 240, x : x + 480] for y in (28, 296) for x in (6, 492, 978)]
+        x, truth = city[i]
+        ids = np.asarray(Image.open(saved / "labelIds" / f"{city.names[i]}_labelIds.png"))
+        prediction = LABEL_TO_TRAIN[ids]
+        seen |= set(np.unique(prediction))
+        error = np.where((prediction == truth)[..., None], ERRORS["correct"], ERRORS["wrong"])
+        error[truth == 255] = ERRORS["ignored"]
+        for cell, pixels in zip(cells[1:4], (colourise(prediction), colourise(truth), error)):
+            image = Image.fromarray(pixels.astype(np.uint8))
+            assert np.array_equal(cell, np.asarray(image.resize((480, 240), Image.Resampling.NEAREST)))
+        assert abs(cells[0].mean((0, 1)) - np.asarray(open_image(city.pictures[i])).mean((0, 1))).max() < 2
+        M = alignment_map(*(up(c, (240, 480)) for c in net_G(Tensor(x[None])))).asnumpy()[0, 0]
+        assert abs(cells[4] - heat(M / np.quantile(M, 0.995)).astype(int)).max() <= 2
+        legend = {tuple(colour) for colour in cells[5].reshape(-1, 3)}
+        assert legend >= {*CLASSES.values(), *ERRORS.values()}
+    assert len(seen) > 2
+
+
+def test_own_pictures_of_any_size(trained, words, saved, data, tmp_path):
+    """Label maps are those of --save; two files of one name keep both; the picture's own size comes back."""
+    source, result = tmp_path / "pictures", tmp_path / "pictures" / "result"
+    city = sorted((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir())
+    for place in ("", "a", "a/b"):
+        (source / place).mkdir(exist_ok=True)
+        shutil.copy(city[0], source / place / "street.png")
+    with Image.open(city[1]) as picture:
+        picture.resize((131, 77)).save(source / "a" / "wide.JPG")
+        picture.convert("L").resize((33, 190)).save(source / "grey.jpeg")
+        picture.resize((1, 1)).save(source / "dot.png")
+    (source / "notes.txt").write_text("no picture")
+    (source / ".street.png").write_bytes(b"hidden")
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", result]
+    command += ["--predict", source]
+    assert "6 pictures, written" in run(*command).stdout
+    names = {str(p.relative_to(result / "predict" / "color")) for p in result.rglob("*_color.png")}
+    assert names == {f"{name}_color.png" for name in
+                     ("street", "a/street", "a/b/street", "a/wide", "grey", "dot")}
+    expected = np.asarray(Image.open(saved / "labelIds" / f"{city[0].stem}_labelIds.png"))
+    assert len(np.unique(expected)) > 1
+    for place in ("street", "a/street", "a/b/street"):
+        ids = np.asarray(Image.open(result / "predict" / "labelIds" / f"{place}_labelIds.png"))
+        assert np.array_equal(ids, expected)
+    for name, size in (("a/wide", (131, 77)), ("grey", (33, 190)), ("dot", (1, 1))):
+        assert Image.open(result / "predict" / "labelIds" / f"{name}_labelIds.png").size == size
+    with Image.open(source / "a" / "wide.JPG") as picture:
+        ids = np.asarray(Image.open(result / "predict" / "labelIds" / "a" / "wide_labelIds.png"))
+        blend = np.asarray(Image.open(result / "predict" / "overlay" / "a" / "wide_overlay.png"))
+        assert np.array_equal(blend, overlay(np.asarray(picture), LABEL_TO_TRAIN[ids]))
+
+    shutil.copy(source / "a" / "wide.JPG", source / "a" / "wide.jpg")  # now two share a name: suffixes stay
+    assert "earlier results are now" in (output := run(*command, "--batch-size", 3).stdout)
+    assert "7 pictures, written" in output and (result / "predict_1").is_dir()
+    names = {p.name for p in (result / "predict" / "color" / "a").glob("*.png")}
+    assert names == {"street.png_color.png", "wide.JPG_color.png", "wide.jpg_color.png"}
+
+
+def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path / "r"]
+    assert "--predict nowhere: no such file or folder" in fails(*command, "--predict", "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no picture (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    message = fails(*command, "--predict", tmp_path / "broken.png")
+    assert f"{tmp_path / 'broken.png'}: not a readable picture" in message
+
+
+def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path]
+    run(*command, "--export", "mindir")
+    again = run(*command, "--export", "mindir", "--adapt-bn", 3).stdout
+    assert "re-estimated on 3" in again and "earlier results are now" in again
+    net_G = network(trained)
+    first, adapted = (
+        nn.GraphCell(mindspore.load(str(tmp_path / f"CLAN_small_64x48{n}.mindir"))) for n in ("_1", "")
+    )
+    differs = False
+    for path in sorted((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir()):
+        x = Tensor(to_input(open_image(path), (64, 48))[None])
+        trainIds, expected = first(x), Predict(net_G, (48, 64))(x)
+        assert trainIds.dtype == mindspore.int32 and trainIds.shape == (1, 48, 64)
+        assert (trainIds.asnumpy() == expected.asnumpy()).all() and len(np.unique(trainIds.asnumpy())) > 1
+        differs |= bool((adapted(x).asnumpy() != trainIds.asnumpy()).any())
+    assert differs
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--save", "--predict", "x.png"], "--save and --predict are two tasks"),
+        (["--predict", "x.png", "--export", "mindir"], "--predict and --export are two tasks"),
+        (["--panels", 3], "--panels needs --save"),
+        (["--export", "onnx"], "--export"),
+    ],
+)
+def test_options_that_contradict_each_other(trained, words, more, message):
+    assert message in fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, *more)
+
+
+def test_export_is_for_one_process(trained, words, monkeypatch):
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")  # as msrun does
+    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--export", "mindir")
+    assert "--export is for one process" in message
+
+
+@pytest.mark.parametrize("more", [["--save"], ["--predict", "x.png"], ["--export", "mindir"]])
+def test_tasks_of_one_checkpoint_refuse_a_folder(trained, words, more):
+    assert f"{more[0]} takes one checkpoint" in fails(EVALUATE, "--restore-from", trained, *words, *more)
+
+
+def test_the_table_of_a_training_is_left_alone(trained, words):
+    message = fails(EVALUATE, "--restore-from", trained, *words, "--save-path", trained)
+    assert "is the folder of a training" in message
