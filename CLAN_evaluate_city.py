@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.picture_folder import PictureFolder
 from dataset.pipeline import batches
-from dataset.transform import CLASS_NAMES, IGNORE_LABEL, open_image
+from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, open_image
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run
@@ -120,19 +120,28 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
     return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
 
 
-def mean_iou(confusion: np.ndarray) -> float:
-    """The mean over the classes that have an IoU, in percent; NaN if none has."""
-    iou = class_iou(confusion)
+def mean_iou(confusion: np.ndarray, classes: int = 19) -> float:
+    """The mean over the classes of a set (CLASS_SETS) that have an IoU, in percent; NaN if none has.
+
+    A class's IoU does not depend on the set: pixels of other classes count where they are mistaken for it.
+    """
+    iou = class_iou(confusion)[CLASS_SETS[classes]]
     return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
 
 
-def iou_table(confusion: np.ndarray) -> str:
-    """A line for each class and one for the mean, in percent."""
+def mean_name(classes: int) -> str:
+    """What the mean over so many classes is called in tables and files."""
+    return "mIoU" if classes == 19 else f"mIoU_{classes}"
+
+
+def iou_table(confusion: np.ndarray, classes: int = 19) -> str:
+    """A line for each class of the set and one for the mean, in percent."""
+    iou = class_iou(confusion)
     rows = [
-        f"{name:<14}{iou:7.2f}" if iou == iou else f"{name:<14}      –"
-        for name, iou in zip(CLASS_NAMES, class_iou(confusion))
+        f"{CLASS_NAMES[i]:<14}{iou[i]:7.2f}" if iou[i] == iou[i] else f"{CLASS_NAMES[i]:<14}      –"
+        for i in CLASS_SETS[classes]
     ]
-    return "\n".join([*rows, f"{'mIoU':<14}{mean_iou(confusion):7.2f}"])
+    return "\n".join([*rows, f"{mean_name(classes):<14}{mean_iou(confusion, classes):7.2f}"])
 
 
 def adapt_bn(
@@ -236,13 +245,13 @@ def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
     if parallel.rank() > 0:
         return
-    print(iou_table(confusion))
+    print(iou_table(confusion, args.classes))
     write_json(
         folder / "result.json",
         {
             "checkpoint": path,
             "images": len(data),
-            "mIoU": number_or_none(mean_iou(confusion)),
+            **{mean_name(n): number_or_none(mean_iou(confusion, n)) for n in CLASS_SETS},
             "IoU": {name: number_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
         },
     )

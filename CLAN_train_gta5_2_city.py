@@ -1,4 +1,4 @@
-"""Train CLAN (Luo et al., CVPR 2019) from GTA5 to Cityscapes. See --help; --demo needs no data."""
+"""Train CLAN (Luo et al., CVPR 2019) from GTA5 or SYNTHIA to Cityscapes. See --help; --demo needs no data."""
 
 from options.train_options import NOT_IN_GRAPH, get_arguments
 
@@ -22,10 +22,11 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 from tqdm import tqdm
 
-from CLAN_evaluate_city import class_iou, evaluate, mean_iou
+from CLAN_evaluate_city import class_iou, evaluate, mean_iou, mean_name
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import Stream, batches
+from dataset.synthia_dataset import SYNTHIADataSet
 from dataset.transform import CLASS_NAMES, IGNORE_LABEL
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
@@ -255,7 +256,11 @@ def train(args) -> Path:
         run_folder.check_new(folder)
 
     # Data. The target's labels are read for validation alone.
-    source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
+    if args.source == "gta5":
+        split = args.gta5_split, args.gta5_subset
+        source = GTA5DataSet(args.data_dir, args.data_list, args.input_size, *split)
+    else:
+        source = SYNTHIADataSet(args.data_dir, args.data_list, args.input_size)
     target, val, city = None, None, args.data_dir_target
     if adapt:
         target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
@@ -299,10 +304,11 @@ def train(args) -> Path:
         options = {**vars(args), "processes": processes, "versions": device.versions()}
         run_folder.write_options(folder, options, first)
     loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
+    sets = {"gta5": (19,), "synthia": (16, 13)}[args.source]  # classes of the means; the first decides
     scores = []
     if chief:
         run_folder.start_table(loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
-        scores = run_folder.start_table(miou_csv, ("step", "mIoU", *CLASS_NAMES), first + 1)
+        scores = run_folder.start_table(miou_csv, ("step", *map(mean_name, sets), *CLASS_NAMES), first + 1)
     best = max([float(row[1]) for row in scores if row[1] != "nan"], default=best)
     best = best if best_ckpt.exists() else 0.0
     log_every = max(1, min(100, stop // 10))
@@ -337,12 +343,14 @@ def train(args) -> Path:
         each = end_if_asked if processes == 1 else None  # a process must not leave the others waiting
         confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers, each=each)
         step_cell.set_train()
-        score = float(f"{mean_iou(confusion):.9g}")  # as miou.csv has it, which a continued run reads
-        log(f"validation after {done} steps: mIoU {score:.2f}, best before {best:.2f}")
+        means = [f"{mean_iou(confusion, n):.9g}" for n in sets]
+        score = float(means[0])  # as miou.csv has it, which a continued run reads
+        more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(sets[1:], means[1:]))
+        log(f"validation after {done} steps: {mean_name(sets[0])} {score:.2f}, best before {best:.2f}{more}")
         if score > best and chief:
             checkpoint.save(best_ckpt, step_cell, args.model, done, score)
         if chief:
-            run_folder.append(miou_csv, [done, *(f"{v:.9g}" for v in (score, *class_iou(confusion)))])
+            run_folder.append(miou_csv, [done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
         return max(score, best)
 
     def end_if_asked(*_) -> None:

@@ -13,10 +13,18 @@ class GTA5DataSet:
     """images/NNNNN.png with labels/NNNNN.png below `root`; item i is (picture, label).
 
     picture: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
-    UserError if the folders, a file of the list or a label is missing.
+    Without `list_path` all pictures, or with `split` and `subset` those of a subset of the file split.mat.
+    UserError if the folders, a file of the list or the split, or a label is missing.
     """
 
-    def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 720)):
+    def __init__(
+        self,
+        root: str,
+        list_path: str | None = None,
+        size: tuple[int, int] = (1280, 720),
+        split: str | None = None,
+        subset: str = "all",
+    ):
         root = Path(root)
         self.size = size
         if not (root / "images").is_dir() or not (root / "labels").is_dir():
@@ -25,9 +33,10 @@ class GTA5DataSet:
                 "it can be had at https://download.visinf.tu-darmstadt.de/data/from_games/ — or try --demo, "
                 "which needs no data"
             )
-        self.names = read_list(
-            list_path, sorted(p.name for p in (root / "images").glob("*.png")), root / "images"
-        )
+        found = sorted(p.name for p in (root / "images").glob("*.png"))
+        if split:
+            found = read_split(split, subset, found, root / "images")
+        self.names = read_list(list_path, found, root / "images")
         self.pictures = [root / "images" / name for name in self.names]
         self.labels = [root / "labels" / name for name in self.names]
         check_files(self.pictures, "GTA5 picture")
@@ -56,3 +65,37 @@ class GTA5DataSet:
         if mirror:
             picture, label = picture[:, :, ::-1], label[:, ::-1]
         return np.ascontiguousarray(picture), np.ascontiguousarray(label)
+
+
+def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:
+    """The pictures that GTA5's split.mat has in `subset`, "train" or "val", in order of their numbers.
+
+    Its trainIds and valIds count from 1, as the names of the pictures do; shape and type do not matter.
+    UserError if it is no such file, or a number has no picture among the names `found` in folder `where`.
+    """
+    from scipy.io import loadmat, whosmat
+
+    key = f"{subset}Ids"
+    try:
+        content = loadmat(path, appendmat=False, variable_names=[key])
+        keys = [] if key in content else [name for name, *_ in whosmat(path, appendmat=False)]
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can trip any check of SciPy
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: cannot read this .mat file of --gta5-split ({reason})") from None
+    if key not in content:
+        raise UserError(f"{path}: no {key} in it, only {', '.join(keys) or 'nothing'}; take GTA5's split.mat")
+    values = np.asarray(content[key]).ravel()
+    numbers = len(values) and values.dtype.kind in "uif" and ((values >= 1) & (values < 2**31)).all()
+    if not numbers or (values % 1 != 0).any():
+        raise UserError(f"{path}: {key} are not the numbers of pictures, counted from 1")
+    names = [f"{number:05d}.png" for number in np.unique(values).astype(np.int64)]
+    there = set(found)
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(names)} {key} have no picture in {where}: "
+            + ", ".join(missing[:3]) + " …" * (len(missing) > 3)
+        )  # fmt: skip
+    return names

@@ -13,6 +13,11 @@ from utils.errors import UserError
 INFO = json.loads((Path(__file__).parent / "cityscapes_list" / "info.json").read_text())
 CLASS_NAMES: list[str] = INFO["label"]
 PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
+CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are told over 16 classes and over 13
+    19: list(range(19)),
+    16: [i for i in range(19) if i not in (9, 14, 16)],  # without terrain, truck, train
+    13: [i for i in range(19) if i not in (3, 4, 5, 9, 14, 16)],  # also without wall, fence, pole
+}
 IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
 IGNORE_LABEL = 255
 MAX_PIXELS = 2**26  # 30 times a picture of Cityscapes

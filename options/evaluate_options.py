@@ -21,6 +21,9 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="pictures as the network sees them, pixels (default: 1024,512)")
     add("--classifier", choices=("sum", "1", "2"), default="sum",
         help="logits of C1 + C2, or of one of them (default: sum)")
+    add("--classes", type=int, choices=(19, 16, 13), default=19,
+        help="classes to print and average over; 16: without terrain, truck, train, 13: also without wall, "
+        "fence, pole, as usual from SYNTHIA; result.json has all three means (default: 19)")
     add("--batch-size", type=number(int, 1), default=1, help="pictures at a time (default: 1)")
     add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
         help="first re-estimate batch norm's statistics on N unlabelled pictures of the train "

@@ -15,6 +15,10 @@ RECIPES = {
     "released": {"seg_loss": "focal", "repeat_backbone_updates": True,
                  "random_mirror": True, "random_scale": True},
 }
+SOURCES = {
+    "gta5": {"data_dir": "./data/GTA5", "input_size": (1280, 720), "lambda_local": 40.0},
+    "synthia": {"data_dir": "./data/SYNTHIA", "input_size": (1280, 760), "lambda_local": 10.0},
+}
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
               "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "jit_level",
               "num_workers", "compile_cache", "save_memory", "recompute"}
@@ -22,30 +26,37 @@ PER_STEP = {"batch_size", "iter_size"}  # may change if their product with the n
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
-NOT_IN_GRAPH = {"data_dir", "data_dir_target", "data_list", "data_list_target", "set", "random_seed",
-                "restore_from", "restore_from_D", "continue_train", "snapshot_dir", "not_val",
-                "save_pred_every", "keep_checkpoints", "device_id", "num_workers"}
+NOT_IN_GRAPH = {"source", "data_dir", "data_dir_target", "data_list", "data_list_target", "gta5_split",
+                "gta5_subset", "set", "random_seed", "restore_from", "restore_from_D", "continue_train",
+                "snapshot_dir", "not_val", "save_pred_every", "keep_checkpoints", "device_id", "num_workers"}
 DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode",
               "num_workers"}
 DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
 
 
 def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; derived defaults (recipe, schedule, debug sizes) are filled in."""
-    parser = Parser("CLAN: adapt a segmentation network from GTA5 (labelled) to Cityscapes (unlabelled).")
+    """Parse the command line; derived defaults (source, recipe, schedule, debug sizes) are filled in."""
+    parser = Parser("CLAN: adapt a segmentation network from GTA5 or SYNTHIA (labelled) to Cityscapes.")
     positive = number(float, 0, open_low=True)
     not_negative = number(float, 0)
 
     add = parser.add_argument_group("data").add_argument
-    add("--data-dir", default="./data/GTA5", help="GTA5: images/ and labels/ (default: ./data/GTA5)")
+    add("--source", choices=tuple(SOURCES), default="gta5", help="labelled pictures; sets --data-dir, "
+        "--input-size and --lambda-local (default: gta5)")
+    add("--data-dir", metavar="DIR", help="GTA5: images/ and labels/ (default: ./data/GTA5); "
+        "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (default: ./data/SYNTHIA)")
     add("--data-dir-target", default="./data/Cityscapes",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
     add("--data-list", metavar="FILE",
-        help="one picture a line, relative to images/ (default: all pictures found, sorted)")
+        help="one picture a line, relative to images/ or RGB/ (default: all pictures found, sorted)")
     add("--data-list-target", metavar="FILE",
         help="one picture a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+    add("--gta5-split", metavar="FILE", help="GTA5's split.mat, for --gta5-subset")
+    add("--gta5-subset", choices=("train", "val", "all"), default="all",
+        help="part of GTA5 to train on; all needs no --gta5-split (default: all)")
     add("--set", default="train", help="part of Cityscapes to adapt to (default: train)")
-    add("--input-size", type=size, metavar="W,H", help="source pictures, pixels (default: 1280,720)")
+    add("--input-size", type=size, metavar="W,H", help="source pictures, pixels (default: 1280,720; "
+        "of SYNTHIA 1280,760)")
     add("--input-size-target", type=size, metavar="W,H",
         help="target pictures, pixels (default: 1024,512)")
     add("--random-mirror", action=BooleanOptionalAction, help="mirror half of the pictures "
@@ -64,7 +75,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="momentum update 3 times in bottlenecks, 4 on downsample (default: by recipe)")
     add("--lambda-weight", type=not_negative, default=0.01, help="weight discrepancy (default: 0.01)")
     add("--lambda-adv", type=not_negative, default=0.001, help="adversarial loss (default: 0.001)")
-    add("--lambda-local", type=not_negative, default=40.0, help="alignment map (default: 40)")
+    add("--lambda-local", type=not_negative, help="alignment map (default: 40; from SYNTHIA 10)")
     add("--epsilon", type=not_negative, default=0.4, help="weight of an aligned pixel (default: 0.4)")
     add("--preheat-steps", type=number(int, 0),
         help="steps of warm-up, of rates and of unweighted adversarial loss (default: "
@@ -132,7 +143,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in vars(args).items():
         if args.demo and name not in DEMO_TAKES and value != parser.get_default(name):
             parser.error(f"--demo sets --{name.replace('_', '-')} itself; run without --demo to choose it")
-    fill = {**RECIPES[args.recipe], "input_size": (1280, 720), "input_size_target": (1024, 512),
+    fill = {**RECIPES[args.recipe], **SOURCES[args.source], "input_size_target": (1024, 512),
             "num_steps": 500 if args.demo else 100_000, "save_pred_every": 2000,
             "snapshot_dir": "./checkpoint/demo" if args.demo else "./checkpoint"}
     if args.debug:
@@ -153,9 +164,24 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.jit_level and args.mode == "pynative":
         parser.error("--jit-level has no effect with --mode pynative")
     for name in UNUSED[args.method]:
-        if getattr(args, name) != parser.get_default(name):
+        if getattr(args, name) != fill.get(name, parser.get_default(name)):
             parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}")
+    check_split(parser, args)
     return args
+
+
+def check_split(parser: Parser, args: argparse.Namespace) -> None:
+    """An error if --gta5-split and --gta5-subset contradict each other or another option."""
+    if args.source != "gta5" and (args.gta5_split or args.gta5_subset != "all"):
+        parser.error(f"--gta5-split and --gta5-subset have no effect with --source {args.source}")
+    if args.gta5_subset != "all" and not args.gta5_split:
+        parser.error(f"--gta5-subset {args.gta5_subset} needs --gta5-split FILE, the split.mat of GTA5")
+    if not args.gta5_split:
+        return
+    if args.data_list:
+        parser.error("--gta5-split and --data-list both choose the pictures: leave one of them out")
+    if args.gta5_subset == "all":
+        parser.error("--gta5-split has no effect with --gta5-subset all: add --gta5-subset train or val")
 
 
 def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
@@ -172,6 +198,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
     try:
         saved = json.loads(path.read_text())
         processes_then = int(saved.get("processes", 1))
+        saved = {"source": "gta5", "gta5_split": None, "gta5_subset": "all", **saved}  # older runs lack them
         saved = {name: value for name, value in saved.items() if name in vars(args) and name != "device"}
     except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")

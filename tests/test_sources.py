@@ -1,0 +1,281 @@
+"""SYNTHIA as the source, and GTA5's own split, on small files made here."""
+
+import json
+import shutil
+
+import numpy as np
+import png
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from CLAN_evaluate_city import class_iou, iou_table, mean_iou
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.pipeline import batches
+from dataset.synthia_dataset import SYNTHIA_TO_TRAIN, SYNTHIADataSet, class_ids
+from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, LABEL_TO_TRAIN
+from options.train_options import get_arguments
+from tests.golden import picture, write_gta5
+from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
+from utils import checkpoint
+from utils.errors import UserError
+
+NAMES = ("0000000.png", "0000001.png", "0000002.png")
+SYNTHIA_IDS = {  # of the data set's own list of classes
+    "road": 3, "sidewalk": 4, "building": 2, "wall": 21, "fence": 5, "pole": 7, "light": 15, "sign": 9,
+    "vegetation": 6, "terrain": 16, "sky": 1, "person": 10, "rider": 17, "car": 8, "truck": 18, "bus": 19,
+    "train": 20, "motorcycle": 12, "bicycle": 11,
+}  # fmt: skip
+RARE = ("terrain", "truck", "train")
+
+
+def write_synthia(root, size=(128, 76)):
+    """A tree as SYNTHIA-RAND-CITYSCAPES has it: labels of 16-bit RGB, classes and instances. Its root."""
+    (root / "RGB").mkdir(parents=True)
+    (root / "GT" / "LABELS").mkdir(parents=True)
+    ids_of = np.zeros(256, np.uint16)
+    for train_id, name in enumerate(CLASS_NAMES):
+        ids_of[LABEL_TO_TRAIN == train_id] = SYNTHIA_IDS[name]
+    for k, name in enumerate(NAMES):
+        rgb, raw = picture(k + 1, *size)
+        Image.fromarray(rgb).save(root / "RGB" / name)
+        instances = np.random.default_rng(k).integers(0, 2**16, raw.shape, np.uint16)
+        write_label(root / "GT" / "LABELS" / name, ids_of[raw], instances)
+    return root
+
+
+def write_label(path, ids, instances):
+    pixels = np.stack([ids, instances, np.zeros_like(ids)], -1).astype(np.uint16)
+    png.from_array(pixels.reshape(len(ids), -1), "RGB;16").save(path)
+
+
+@pytest.fixture
+def synthia(tmp_path):
+    return write_synthia(tmp_path / "SYNTHIA")
+
+
+def test_synthia_table_has_the_classes_of_cityscapes():
+    expected = {SYNTHIA_IDS[name]: train_id for train_id, name in enumerate(CLASS_NAMES)}
+    assert all(SYNTHIA_TO_TRAIN[i] == expected.get(i, 255) for i in range(2**16))
+    assert [CLASS_NAMES[i] for i in range(19) if i not in CLASS_SETS[16]] == list(RARE)
+    without = {CLASS_NAMES[i] for i in set(CLASS_SETS[16]) - set(CLASS_SETS[13])}
+    assert without == {"wall", "fence", "pole"}
+    assert [len(CLASS_SETS[n]) for n in (19, 16, 13)] == [19, 16, 13]
+
+
+def test_synthia_picture_and_label(synthia):
+    data = SYNTHIADataSet(synthia, size=(64, 38))
+    assert data.names == list(NAMES) and len(data) == 3
+    x, y = data[1]
+    with Image.open(synthia / "RGB" / NAMES[1]) as image:
+        small = np.asarray(image.resize((64, 38), Image.Resampling.BICUBIC), np.float32)
+    assert x.dtype == np.float32 and np.array_equal(x, (small[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
+    trainIds = LABEL_TO_TRAIN[picture(2, 128, 76)[1]]
+    nearest = Image.fromarray(trainIds).resize((64, 38), Image.Resampling.NEAREST)
+    assert y.dtype == np.int32 and np.array_equal(y, np.asarray(nearest)) and len(np.unique(y)) > 10
+    x_flipped, y_flipped = data.read(1, mirror=True)
+    assert np.array_equal(x_flipped, x[:, :, ::-1]) and np.array_equal(y_flipped, y[:, ::-1])
+    x_large, y_same = data.read(1, scale=1.1)
+    assert x_large.shape == (3, 41, 70) and np.array_equal(y_same, y)
+
+
+def test_all_16_bits_of_a_label_are_read(tmp_path):
+    ids = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    write_label(tmp_path / "a.png", ids, ids[::-1])
+    assert np.array_equal(class_ids(tmp_path / "a.png"), ids)
+    with Image.open(tmp_path / "a.png") as image:  # why Pillow does not do
+        assert not np.array_equal(np.asarray(image)[..., 0], ids)
+
+
+def test_synthia_errors_name_the_file(synthia, tmp_path):
+    with pytest.raises(UserError, match="SYNTHIA not found.*RGB.*LABELS.*--data-dir"):
+        SYNTHIADataSet("nowhere")
+    data = SYNTHIADataSet(synthia, size=(64, 38))
+    folder = synthia / "GT" / "LABELS"
+    (folder / NAMES[1]).write_bytes((folder / NAMES[1]).read_bytes()[:-800])
+    with pytest.raises(UserError, match="LABELS/0000001.png: not a readable picture"):
+        list(batches(data, 1, 2, [2, 1]))
+    write_label(folder / NAMES[1], np.zeros((38, 128), np.uint16), np.zeros((38, 128), np.uint16))
+    with pytest.raises(UserError, match="LABELS/0000001.png: its size is not its picture's"):
+        data[1]
+    with Image.open(folder / NAMES[0]) as image:  # 8 bits, as Pillow would save it again
+        image.convert("RGB").save(folder / NAMES[0])
+    with pytest.raises(UserError, match="0000000.png: not a label of SYNTHIA; expected 16-bit RGB"):
+        data[0]
+    (folder / NAMES[2]).unlink()
+    with pytest.raises(UserError, match="1 of 3 SYNTHIA label files are missing: .*0000002.png"):
+        SYNTHIADataSet(synthia)
+
+
+def test_damaged_labels_are_told_in_one_line_or_read(synthia):
+    path = synthia / "GT" / "LABELS" / NAMES[0]
+    whole, told = path.read_bytes(), 0
+    for at in (*range(60), *np.random.default_rng(0).integers(0, len(whole), 100)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            assert class_ids(path).dtype == np.uint16
+        except UserError as error:
+            told += str(error).startswith(f"{path}: not a") and "\n" not in str(error)
+    assert told > 50
+
+
+def test_the_source_sets_defaults_and_explicit_options_win():
+    def values(*words):
+        args = get_arguments(list(words))
+        return args.data_dir, args.input_size, args.lambda_local
+
+    assert values() == ("./data/GTA5", (1280, 720), 40)
+    assert values("--source", "synthia") == ("./data/SYNTHIA", (1280, 760), 10)
+    assert values("--source", "synthia", "--lambda-local", "40", "--input-size", "640,380") == (
+        "./data/SYNTHIA", (640, 380), 40,
+    )  # fmt: skip
+    assert values("--source", "synthia", "--method", "tan", "--data-dir", "x") == ("x", (1280, 760), 10)
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--source", "synthia", "--gta5-split", "a.mat", "--gta5-subset", "val"], "--source synthia"),
+        (["--gta5-split", "a.mat", "--gta5-subset", "val", "--data-list", "b.txt"], "--data-list"),
+        (["--gta5-subset", "train"], "--gta5-subset train needs --gta5-split"),
+        (["--source", "synthia", "--gta5-subset", "train"], "--source synthia"),
+        (["--gta5-split", "a.mat"], "--gta5-split has no effect with --gta5-subset all"),
+        (["--source", "synthia", "--method", "tan", "--lambda-local", "40"], "--lambda-local has no effect"),
+    ],
+)
+def test_contradictions_about_the_source_are_told(words, named):
+    assert named in fails(TRAIN, *words)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """Four steps from SYNTHIA with two validations: folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    words = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--preheat-steps", 1)
+    root = write_synthia(folder.parent / "SYNTHIA")
+    return folder, run(TRAIN, *words, "--source", "synthia", "--data-dir", root)
+
+
+def test_training_from_synthia_selects_by_16_classes(trained):
+    folder, done = trained
+    scores = rows_of(folder / "miou.csv")
+    assert list(scores[0]) == ["step", "mIoU_16", "mIoU_13", *CLASS_NAMES]
+    assert [row["step"] for row in scores] == ["2", "4"]
+    for row in scores:
+        for classes in (16, 13):
+            mean = np.nanmean([float(row[CLASS_NAMES[i]]) for i in CLASS_SETS[classes]])
+            assert float(row[f"mIoU_{classes}"]) == pytest.approx(mean, rel=1e-7)
+        assert f"mIoU_16 {float(row['mIoU_16']):.2f}" in done.stdout
+        assert f"mIoU_13 {float(row['mIoU_13']):.2f}" in done.stdout
+    best = checkpoint.read(str(folder / "GTA5_best.ckpt"))
+    assert float(best["best_mIoU"]) == pytest.approx(max(float(row["mIoU_16"]) for row in scores), rel=1e-6)
+    options = json.loads((folder / "options.json").read_text())
+    assert options["source"] == "synthia" and options["lambda_local"] == 10
+    assert all(np.isfinite(float(row["loss_seg"])) for row in rows_of(folder / "loss.csv"))
+
+
+def test_going_on_from_synthia_knows_the_source(trained, data, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    message = fails(TRAIN, "--continue-train", folder, "--source", "gta5")
+    assert "--source gta5 contradicts" in message and "synthia" in message
+    for name in ("GTA5_4.ckpt", "GTA5_best.ckpt"):
+        (folder / name).unlink()
+    run(TRAIN, "--continue-train", folder)
+    for table in ("miou.csv", "loss.csv"):
+        rows, again = rows_of(trained[0] / table), rows_of(folder / table)
+        for row in (*rows, *again):
+            row.pop("seconds", None)
+        assert rows == again
+
+
+def test_runs_from_before_the_option_were_from_gta5(trained, tmp_path):
+    options = json.loads((trained[0] / "options.json").read_text())
+    del options["source"]
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    message = fails(TRAIN, "--continue-train", tmp_path, "--source", "synthia")
+    assert "--source synthia contradicts" in message and "there it is gta5" in message
+
+
+def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
+    words = ["--restore-from", trained[0] / "GTA5_4.ckpt", "--data-dir", data / "City", "--classes", 16]
+    done = run(EVALUATE, *words, "--input-size", "64,48", "--save-path", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    last = rows_of(trained[0] / "miou.csv")[-1]
+    for name in ("mIoU_16", "mIoU_13"):
+        assert result[name] == pytest.approx(float(last[name]), abs=1e-6)
+    printed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert result["mIoU"] == pytest.approx(np.mean([v for v in result["IoU"].values() if v is not None]))
+    assert printed["mIoU_16"] == f"{result['mIoU_16']:.2f}" and list(result["IoU"]) == CLASS_NAMES
+    assert "road" in printed and not {"mIoU", "mIoU_13", *RARE} & set(printed)
+    assert "--classes" in fails(EVALUATE, *words[:-1], 12)
+
+
+def test_a_mean_leaves_classes_out_but_not_their_pixels():
+    confusion = np.diag(np.arange(1, 20))
+    confusion[9, 8] = 9  # terrain, which 16 and 13 leave out, taken for vegetation, which they keep
+    iou = class_iou(confusion)
+    assert iou[8] == 50 and mean_iou(confusion) == iou.mean()
+    for classes, count in ((16, 16), (13, 13)):
+        assert mean_iou(confusion, classes) == pytest.approx(100 - 50 / count)
+        lines = [line.split() for line in iou_table(confusion, classes).splitlines()]
+        names = [CLASS_NAMES[i] for i in CLASS_SETS[classes]]
+        assert [line[0] for line in lines] == [*names, f"mIoU_{classes}"]
+        assert lines[-1][1] == f"{100 - 50 / count:.2f}"
+
+
+def test_without_pyspng_one_line_says_what_to_install(synthia, data, tmp_path, monkeypatch):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "pyspng.py").write_text("raise ImportError('hidden by the test')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
+    words = train_words(data, tmp_path / "run", "--source", "synthia", "--data-dir", synthia)
+    assert "pip install pyspng" in fails(TRAIN, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def gta5(tmp_path):
+    return write_gta5(tmp_path / "GTA5", {f"{i:05d}": i for i in range(1, 6)}, (64, 36))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint8, float])
+@pytest.mark.parametrize("shape", [(1, -1), (-1, 1)])
+def test_gta5_split(gta5, tmp_path, kind, shape):
+    path = str(tmp_path / "split")  # whatever its name ends in
+    with open(path, "wb") as file:
+        ids = {"trainIds": [5, 1], "valIds": [2], "testIds": [3, 4]}
+        savemat(file, {key: np.array(value, kind).reshape(shape) for key, value in ids.items()})
+    assert GTA5DataSet(gta5, split=path, subset="train").names == ["00001.png", "00005.png"]
+    assert GTA5DataSet(gta5, split=path, subset="val").names == ["00002.png"]
+    assert len(GTA5DataSet(gta5)) == 5
+
+
+def test_gta5_split_errors_are_named(gta5, tmp_path):
+    def message(subset="train", **content):
+        if content:
+            savemat(tmp_path / "a.mat", content)
+        with pytest.raises(UserError, match=r"a\.mat: .*(?<!\n)$") as caught:
+            GTA5DataSet(gta5, split=str(tmp_path / "a.mat"), subset=subset)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "cannot read" in message() and "No such file" in message()
+    (tmp_path / "a.mat").write_bytes(b"this is no such file" * 20)
+    assert "cannot read this .mat file of --gta5-split" in message()
+    savemat(tmp_path / "a.mat", {"trainIds": np.arange(1, 999)})
+    (tmp_path / "a.mat").write_bytes((tmp_path / "a.mat").read_bytes()[:300])
+    assert "cannot read" in message()
+    assert "no valIds in it, only trainIds, x" in message("val", trainIds=[1], x=[2])
+    assert "3 of 4 trainIds have no picture in" in message(trainIds=[1, 6, 7, 8])
+    assert "00006.png, 00007.png" in message()
+    for wrong in ([0, 1], [1.5], [], [float("nan")], ["a"], [-1], [2.0**70]):
+        assert "trainIds" in message(trainIds=wrong)
+
+
+def test_training_on_a_subset_of_gta5(data, tmp_path):
+    savemat(tmp_path / "split.mat", {"trainIds": [[1, 3, 4]], "valIds": [[2]], "testIds": [[9]]})
+    words = ["--gta5-split", tmp_path / "split.mat", "--gta5-subset", "train", "--not-val", "--num-steps", 1]
+    words += ["--mode", "pynative"]
+    done = run(TRAIN, *train_words(data, tmp_path / "run", "--method", "source", *words))
+    assert "3 source pictures" in done.stdout
+    message = fails(TRAIN, "--continue-train", tmp_path / "run", "--gta5-subset", "val")
+    assert "--gta5-subset val contradicts" in message
