@@ -292,7 +292,8 @@ def score_folder(args) -> None:
             if old := keep_old(table, about):
                 print(f"earlier results, of other options, are now {', '.join(map(str, old))}")
             write_json(about, settings)
-        done = run_folder.start_table(table, ("step", "mIoU", *CLASS_NAMES), everything)
+        header = ("step", mean_name(args.classes), *CLASS_NAMES)
+        done = run_folder.start_table(table, header, everything)
         todo = sorted(set(found) - {int(row[0]) for row in done})
         print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
 
@@ -313,9 +314,9 @@ def score_folder(args) -> None:
         each = interrupt.exit_if_asked
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
         if chief:
-            row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion), *class_iou(confusion)))]
+            row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
             run_folder.append(table, row)
-        say(f"{path.name}: mIoU {mean_iou(confusion):.2f}")
+        say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
     if not chief:
         return
     if not (rows := run_folder.rows(table, everything)):
@@ -325,7 +326,7 @@ def score_folder(args) -> None:
 
 def settings_of(args, data: cityscapesDataSet) -> dict:
     """What the figures of a checkpoint depend on, for miou.json."""
-    names = ("set", "data_list", "classifier", "adapt_bn", "model")
+    names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
     return {
         "checkpoints": os.path.abspath(args.restore_from),
         "data_dir": os.path.abspath(args.data_dir),
