@@ -163,7 +163,7 @@ def test_two_processes_score_as_one(data, tmp_path, two_processes):
     run(EVALUATE, *words, "--save-path", tmp_path / "one")
     assert (tmp_path / "two" / "result.json").read_text() == (tmp_path / "one" / "result.json").read_text()
     pictures = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
-    assert len(pictures) == 6
+    assert len(pictures) == 9  # label ids, colours and panels
     for name in pictures:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
