@@ -59,7 +59,7 @@ def start_parallel(folder: Path, *words) -> tuple[subprocess.Popen, list[int]]:
     """msrun and two processes of an endless training in folder / "run", once it has a checkpoint."""
     words = [*words, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5]
     job = subprocess.Popen(msrun(folder / "logs", 2, TRAIN, *words), cwd=folder, env=environment(),
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 180
     while not list(folder.glob("run/GTA5_*.ckpt")):
         assert time.monotonic() < deadline and job.poll() is None
@@ -186,6 +186,7 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    os.killpg(job.pid, signal.SIGKILL)  # the programs with which msrun shows the logs
     steps = len(rows_of(tmp_path / "run" / "loss.csv"))
     output = (tmp_path / "logs" / "worker_0.log").read_text()
     assert f"{steps} steps are done" in output and "in 2 processes again" in output
