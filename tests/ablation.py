@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from json import JSONDecodeError, loads
 from pathlib import Path
 
+import CLAN_evaluate_city  # noqa: F401  # sets the environment before mindspore is imported
 from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
 from utils import run_folder
