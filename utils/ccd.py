@@ -128,8 +128,7 @@ def main(args: argparse.Namespace) -> None:
         "CCD": {name: [each(a), each(b)] for name, a, b in zip(CLASS_NAMES, *values)},
         "points": {name: int(n) for name, n in zip(CLASS_NAMES, sums["count"])}})  # fmt: skip
     shown = [k for k in range(NUM_CLASSES) if not np.isnan(values).any(0)[k]]
-    series = {f"{when}: {path}": [(float(v[k]), None) for k in shown]
-              for when, path, v in zip(("before", "after"), paths, values)}  # fmt: skip
+    series = {when: [(float(v[k]), None) for k in shown] for when, v in zip(("before", "after"), values)}
     with atomic(folder / "ccd.png") as temporary:
         title = "Class centre distance; low: a class is tight and far from the others"
         bars(title, [CLASS_NAMES[k] for k in shown], series).save(temporary)

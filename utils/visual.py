@@ -69,9 +69,9 @@ def bars(
     title: str, labels: list[str], series: dict[str, list[tuple[float, float | None]]]
 ) -> Image.Image:
     """Horizontal bars: for each label one of each series, of (value, standard deviation or None); from 0."""
-    colours, size, left, width, head = ("#2f5d8a", "#e0a458", "#7a9e7e"), 16, 330, 560, 64
-    font = ImageFont.load_default(size=size)
-    slot, gap = size + 4, 10
+    colours, width, head, slot, gap = ("#2f5d8a", "#e0a458", "#7a9e7e"), 560, 64, 20, 10
+    font = ImageFont.load_default(size=16)
+    left = round(max(font.getlength(label) for label in labels)) + 2 * gap
     group = slot * len(series) + gap
     top = max((value + (sd or 0) for values in series.values() for value, sd in values), default=1) or 1
     sheet = Image.new("RGB", (left + width + 150, head + group * len(labels) + gap), "white")
