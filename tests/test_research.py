@@ -74,43 +74,83 @@ def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(trained, tmp_path
     assert "loss.csv: damaged" in module("utils.curves", tmp_path, code=2).stderr
 
 
-def test_ccd_of_two_checkpoints(trained, data, tmp_path):
-    words = ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu"]
+def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_path):
+    words = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
+    words += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2]
     both = [trained / "GTA5_2.ckpt", trained / "GTA5_4.ckpt"]
-    done = module("utils.ccd", "--restore-from", *both, *words, cwd=tmp_path)
     folder = tmp_path / "result" / "ccd"
+    folder.mkdir(parents=True)
+    (folder / "ccd.json").write_text("an earlier one")
+    done = module("utils.ccd", "--restore-from", *both, *words, cwd=tmp_path)
+    assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
     result = json.loads((folder / "ccd.json").read_text())
-    assert result["pictures"] == [3] and sum(result["points"].values()) <= 3 * 9 * 7
-    for name in CLASS_NAMES:
-        before, after = result["CCD"][name]
-        assert (before is None) == (after is None) == (result["points"][name] == 0)
-        if before is not None:
-            assert f"{name:<14}{before:10.3f}{after:10.3f}" in done.stdout and before != after
-    assert Image.open(folder / "ccd.png").width > 800
-    # Once more: repeats, the old result is renamed; with the source's pictures there is more to count.
-    more = ["--data-dir-source", data / "GTA5", "--input-size-source", "96,64", "--count", 2, "--adapt-bn", 2]
-    again = module("utils.ccd", "--restore-from", *both[:1], *both[:1], *words, *more, cwd=tmp_path).stdout
-    assert "ccd_1.json" in again and (folder / "ccd_1.png").exists()
-    result = json.loads((folder / "ccd.json").read_text())
-    assert result["pictures"] == [2, 2]
-    assert all(a == b for a, b in result["CCD"].values())  # one checkpoint beside itself
+    assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 800
+    for when, path in zip(("before", "after"), both):
+        source, target = class_features(path, data)
+        assert result["points"]["source"] == {name: len(x) for name, x in zip(CLASS_NAMES, source)}
+        assert result["points"]["target"] == {name: len(x) for name, x in zip(CLASS_NAMES, target)}
+        centre = {i: (source[i].mean(0), target[i].mean(0)) for i in range(19)
+                  if len(source[i]) and len(target[i])}  # fmt: skip
+        assert 2 < len(centre) < 19  # some class is to have a dash
+        apart = [np.sqrt(((a - b) ** 2).sum()) for i in centre for j in centre if i < j
+                 for a in centre[i] for b in centre[j]]  # fmt: skip
+        assert result["scale"][when] == pytest.approx(np.mean(apart), rel=1e-4)
+        expected = {CLASS_NAMES[i]: np.sqrt(((s - t) ** 2).sum()) for i, (s, t) in centre.items()}
+        expected["mean"] = np.mean(list(expected.values()))
+        for name in (*CLASS_NAMES, "mean"):
+            distance, relative = result["distance"][name][when], result["relative"][name][when]
+            if name in expected:
+                assert distance == pytest.approx(expected[name], rel=1e-4)
+                assert relative == pytest.approx(expected[name] / np.mean(apart), rel=1e-4)
+            else:
+                assert distance is None and relative is None
+                assert re.search(rf"^{name}( +–){{6}}$", done.stdout, re.M)
+    for name in expected:  # the table says the same
+        cells = ""
+        for pair in (result["distance"][name], result["relative"][name]):
+            a, b = pair["before"], pair["after"]
+            cells += f"{a:10.3f}{b:10.3f}{b - a:+10.3f}"
+        assert f"{name:<14}{cells}\n" in done.stdout and a != b
 
 
-def test_ccd_is_what_its_definition_says():
-    from utils.ccd import add_sums, ccd, shrink
+def class_features(path, data):
+    """For source and target: each class's features (points, C) float64 in the first and the last picture."""
+    from mindspore import Tensor
 
-    rng = np.random.default_rng(5)
-    x, y = rng.normal(2, 1, (600, 7)).astype(np.float32), rng.choice([0, 3, 4, 11, 255], 600)
-    x += y[:, None] % 5
-    sums = {}
-    for part in np.array_split(np.arange(600), 4):
-        add_sums(sums, x[part], y[part])
-    classes = [0, 3, 4, 11]
-    centre = {i: x[y == i].astype(float).mean(0) for i in classes}
-    for i in classes:
-        within = ((x[y == i] - centre[i]) ** 2).sum(1).mean()
-        ratios = [within / ((centre[i] - centre[j]) ** 2).sum() for j in classes if j != i]
-        assert ccd(sums)[i] == pytest.approx(np.mean(ratios), rel=1e-6)
-    assert np.isnan(np.delete(ccd(sums), classes)).all()
-    labels = np.arange(35).reshape(1, 5, 7)
-    assert shrink(labels, 3, 4).tolist() == [[[0, 2, 4, 6], [14, 16, 18, 20], [28, 30, 32, 34]]]
+    from dataset.cityscapes_dataset import cityscapesDataSet
+    from dataset.gta5_dataset import GTA5DataSet
+    from model.CLAN_G import generator
+    from utils import checkpoint
+
+    net_G = generator("small").set_train(False)
+    checkpoint.load(net_G, checkpoint.read(path), path, "net_G")
+    city = cityscapesDataSet(data / "City", "val", size=(64, 48), labels=True)
+    for domain in (GTA5DataSet(data / "GTA5", size=(96, 64)), city):
+        classes = [[] for _ in range(19)]
+        for picture, label in (domain[0], domain[len(domain) - 1]):
+            f = net_G.features(Tensor(picture[None])).asnumpy()[0].astype(float)
+            (H, W), (h, w) = label.shape, f.shape[1:]
+            for y in range(h):
+                for x in range(w):
+                    i = label[round(y * (H - 1) / (h - 1)), round(x * (W - 1) / (w - 1))]
+                    if i < 19:
+                        classes[i].append(f[:, y, x])
+        yield [np.array(points) for points in classes]
+
+
+def test_ccd_needs_two_classes_that_occur_in_both_domains_and_differ():
+    from utils.ccd import distances, shrink
+    from utils.errors import UserError
+
+    source, target = np.full((2, 19, 3), np.nan)
+    source[[1, 2]], target[[2, 5]] = 1.0, 2.0
+    with pytest.raises(UserError, match="fewer than two classes"):
+        distances(source, target)
+    target[1] = source[1]
+    distance, scale = distances(source, target)
+    assert distance[1] == 0 and distance[2] == pytest.approx(3**0.5) and np.isnan(distance[[0, 5]]).all()
+    assert scale == pytest.approx(3**0.5 / 2)  # of s1-s2, s1-t2, t1-s2, t1-t2
+    with pytest.raises(UserError, match="one centre"):
+        distances(np.ones((19, 3)), np.ones((19, 3)))
+    labels = np.arange(35).reshape(5, 7)
+    assert shrink(labels, 3, 4).tolist() == [[0, 2, 4, 6], [14, 16, 18, 20], [28, 30, 32, 34]]
