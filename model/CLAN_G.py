@@ -87,9 +87,13 @@ class Res_Deeplab(nn.Cell):
         rest = [Bottleneck(4 * planes, planes, 1, dilation, False, init) for _ in range(blocks - 1)]
         return nn.SequentialCell(first, *rest)
 
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, x: Tensor) -> Tensor:
+        """What both classifiers look at, (N, 32 width, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.features(x)
         # C1 and C2 look at the same features with the same dilations: one convolution serves both.
         logits = 0.0
         for c1, c2, both in zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.both):

@@ -1,6 +1,7 @@
 """The two scripts as a user starts them, for the tests."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,16 @@ def fails(script: str, *words, cwd: Path = ROOT) -> str:
         done.stdout + done.stderr
     )
     return done.stderr
+
+
+def module(name: str, *words, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
+    """`python -m NAME WORDS` from any folder; with `code` 2 one line on stderr is expected."""
+    command = [sys.executable, "-m", name, *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert code != 2 or (done.stderr.count("\n") == 1 and "Traceback" not in done.stderr), done.stderr
+    return done
 
 
 def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:

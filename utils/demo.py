@@ -19,7 +19,7 @@ from CLAN_evaluate_city import adapt_bn, class_iou, evaluate, mean_iou, number_o
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.demo_scenes import write_demo_data
 from dataset.transform import CLASS_NAMES
-from model.CLAN_G import generator
+from model.CLAN_G import Res_Deeplab, generator
 from options.train_options import get_arguments
 from utils import checkpoint, device, interrupt
 from utils.errors import UserError
@@ -49,12 +49,11 @@ def demo(args, train: Callable) -> None:
         raise UserError(f"{folder} already holds a demo; choose another --snapshot-dir or move that one away")
     data = write_demo_data("./data/demo", seed)
 
+    machine = {"--device": args.device, "--device-id": args.device_id, "--mode": args.mode,
+               "--num-workers": args.num_workers}
+
     def run(name: str, steps: int, options: list[str]) -> Path:
-        own = {"--data-dir": data / "GTA5", "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
-               "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder / name,
-               "--random-seed": seed, "--device": args.device, "--device-id": args.device_id,
-               "--mode": args.mode, "--num-workers": args.num_workers}
-        argv = [*COMMON, *options, *(str(word) for pair in own.items() for word in pair)]
+        argv = words(data, folder / name, steps, seed, [*options, *flat(machine)])
         print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)
         return train(get_arguments(argv))
 
@@ -67,16 +66,8 @@ def demo(args, train: Callable) -> None:
     unlabelled = cityscapesDataSet(data / "Cityscapes", "train", size=SIZE)
     net_G, result, logits = generator("small"), {}, {}
 
-    def score() -> np.ndarray:
-        return evaluate(net_G, val, "sum", BATCH, args.num_workers, interrupt.exit_if_asked)
-
     for name, path in last.items():
-        checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
-        running = mean_iou(score())
-        adapt_bn(net_G, unlabelled, ADAPT, BATCH, args.num_workers)
-        confusion = score()
-        result[name] = {"mIoU": mean_iou(confusion), "mIoU_running": running,
-                        "IoU": {c: number_or_none(v) for c, v in zip(CLASS_NAMES, class_iou(confusion))}}
+        result[name] = score(net_G, path, val, unlabelled, args.num_workers)
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
@@ -86,6 +77,38 @@ def demo(args, train: Callable) -> None:
                                              "seconds": round(seconds, 1), "versions": device.versions()})
     print(table(result))
     print(f"{seconds:.0f} s in all; written: {folder / 'demo.png'}, {folder / 'demo_result.json'}")
+
+
+def flat(options: dict) -> list[str]:
+    """{"--num-steps": 500} -> ["--num-steps", "500"]."""
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def words(
+    data: Path, folder: Path, steps: int, seed: int, options: list[str], source: str = "GTA5"
+) -> list[str]:
+    """The command line of one training of the small network on the pictures drawn in `data`."""
+    own = {"--data-dir": data / source, "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
+           "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder,
+           "--random-seed": seed}
+    return [*COMMON, *options, *flat(own)]
+
+
+def score(
+    net_G: Res_Deeplab, path: Path, val: cityscapesDataSet, unlabelled: cityscapesDataSet, workers: int = 4
+) -> dict:
+    """mIoU (and IoU of each class) of a checkpoint on `val`, in percent, with batch statistics re-estimated
+    on `unlabelled`, which net_G then keeps; mIoU_running with the checkpoint's own."""
+
+    def confusion() -> np.ndarray:
+        return evaluate(net_G, val, "sum", BATCH, workers, interrupt.exit_if_asked)
+
+    checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
+    running = mean_iou(confusion())
+    adapt_bn(net_G, unlabelled, ADAPT, BATCH, workers)
+    adapted = confusion()
+    return {"mIoU": mean_iou(adapted), "mIoU_running": running,
+            "IoU": {c: number_or_none(v) for c, v in zip(CLASS_NAMES, class_iou(adapted))}}
 
 
 def picture(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) -> Image.Image:

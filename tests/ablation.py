@@ -1,0 +1,290 @@
+"""What each part of CLAN is worth on the demo's domains, over seeds, beside its baselines.
+
+    python -m tests.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
+
+Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source pictures; scored
+on the target's val set with re-estimated and with running batch statistics. --tune first chooses lambda_adv
+of TAN and of CLAN, each from the same values, on seeds that are not reported. Every run is a process of its
+own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does what is missing. On the CPU.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from json import JSONDecodeError, loads
+from pathlib import Path
+
+import CLAN_evaluate_city  # noqa: F401  # sets the environment before mindspore is imported
+from dataset.demo_scenes import demo_files, write_demo_data
+from options import Parser, number
+from utils import run_folder
+from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, score, words
+from utils.errors import UserError, run
+from utils.files import atomic, keep_old, write_json
+from utils.visual import bars
+
+TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
+GRID, TUNING_SEEDS = ("0.3", "1", "3"), (101, 102)
+PARTS = {  # what becomes of CLAN when a part is taken away or changed
+    "clan": [],
+    "untrained_D": ["--learning-rate-D", "1e-12"],  # 500 steps of Adam move a weight by 5e-10 at most
+    "no_weight": ["--lambda-weight", "0"],  # no weight discrepancy
+    "no_map": ["--lambda-local", "0", "--epsilon", "1"],  # no alignment map: every pixel counts alike
+    "not_detached": ["--no-detach-weight-map"],  # gradients flow through M, as in the released code
+    "local_10": ["--lambda-local", "10"],
+    "local_20": ["--lambda-local", "20"],
+    "local_80": ["--lambda-local", "80"],  # 40 is "clan"
+    "epsilon_0": ["--epsilon", "0"],
+    "epsilon_1": ["--epsilon", "1"],  # 0.4 is "clan"
+}
+ROWS = ("source", "control", "tan", *PARTS, "oracle")
+LABELS = {
+    "source": "source only", "control": "control: CLAN, lambda_adv 0", "tan": "TAN: plain adversarial",
+    "clan": "CLAN: lambda_local 40, epsilon 0.4", "untrained_D": "CLAN, D never learns",
+    "no_weight": "CLAN, no weight discrepancy", "no_map": "CLAN, no alignment map",
+    "not_detached": "CLAN, M not detached", "local_10": "CLAN, lambda_local 10",
+    "local_20": "CLAN, lambda_local 20", "local_80": "CLAN, lambda_local 80", "epsilon_0": "CLAN, epsilon 0",
+    "epsilon_1": "CLAN, epsilon 1", "oracle": "oracle: the target's labels",
+}  # fmt: skip
+
+
+def options_of(row: str, adv: dict[str, str]) -> list[str]:
+    """The options of a row; `adv` holds lambda_adv of TAN and CLAN."""
+    if row in ("source", "oracle"):
+        return ["--method", "source"]
+    if row == "tan":
+        return [*TAN, "--lambda-adv", adv["tan"]]
+    return [*CLAN, "--lambda-adv", "0" if row == "control" else adv["clan"], *PARTS.get(row, [])]
+
+
+def key(command: list[str]) -> list[str]:
+    """What makes a result that of a command. Paths do not: a folder may be moved."""
+    return [word for word in command if os.sep not in word]
+
+
+def read_result(folder: Path, command: list[str] | None = None) -> dict | None:
+    """The result of a finished run, if it is one of this command."""
+    try:
+        result = loads((folder / "result.json").read_text())
+        return result if command is None or key(result["command"]) == key(command) else None
+    except (OSError, JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def train_and_score(command: list[str]) -> None:
+    """One run: the training script's train() with the words of a command line, then both scores."""
+    from CLAN_train_gta5_2_city import train
+    from dataset.cityscapes_dataset import cityscapesDataSet
+    from model.CLAN_G import generator
+    from options.train_options import get_arguments
+    from utils import device
+
+    args, started = get_arguments(command), time.time()
+    device.setup(args.device, args.device_id, args.mode)
+    path = train(args)
+    val = cityscapesDataSet(args.data_dir_target, "val", size=SIZE, labels=True)
+    unlabelled = cityscapesDataSet(args.data_dir_target, "train", size=SIZE)
+    result = score(generator("small"), path, val, unlabelled)
+    write_json(Path(args.snapshot_dir) / "result.json", {
+        **result, "seconds": round(time.time() - started, 1), "command": command,
+        "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip
+
+
+def draw(seed: int) -> Path:
+    """The demo's pictures of a seed, and Oracle/: the target's labelled train pictures in GTA5's layout."""
+    data = write_demo_data("./data/demo", seed)
+    oracle, temporary = data / "Oracle", data / f".Oracle.{os.getpid()}"
+    if not oracle.is_dir():
+        for n in range(len(list((data / "GTA5/images").iterdir()))):
+            for kind, name in zip(("images", "labels"), demo_files("train", n)):
+                to = temporary / kind / f"{n + 1:05d}.png"
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(data / name, to)
+        temporary.rename(oracle)
+    return data
+
+
+def do(folder: Path, command: list[str], jobs: int) -> str:
+    """Run a command in a process of its own, unless its result is there; a line that tells the outcome."""
+    if result := read_result(folder, command):
+        return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), done before"
+    if read_result(folder):  # of other options: kept
+        keep_old(folder)
+    lock = run_folder.hold(folder)  # a run may have outlived the process that started it
+    shutil.rmtree(folder)  # of a run that was killed
+    folder.mkdir()
+    if lock is not None:
+        os.close(lock)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
+    child = [sys.executable, "-m", "tests.ablation", "--one", *command]
+    with open(folder / "output.log", "w") as log:
+        log.write(f"python CLAN_train_gta5_2_city.py {' '.join(command)}\n")
+        log.flush()
+        code = subprocess.run(child, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+    if code or not (result := read_result(folder)):
+        raise UserError(f"a run failed (exit code {code}): see {log.name}; the same command goes on")
+    return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {result['seconds']:.0f} s"
+
+
+def do_all(folder: Path, seeds: tuple, rows: dict[str, list[str]], steps: int, jobs: int) -> dict:
+    """Stage A of every seed, then the rows (name: options); returns {(seed, row): result}."""
+    data = {seed: draw(seed) for seed in seeds}
+
+    def all_of(tasks: dict[tuple, tuple[Path, list[str]]]) -> None:
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            futures = {pool.submit(do, *task, jobs): name for name, task in tasks.items()}
+            for n, future in enumerate(as_completed(futures), 1):
+                seed, row = futures[future]
+                print(f"{n}/{len(tasks)}  seed {seed}, {row}: {future.result()}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def task(seed: int, row: str, steps: int, options: list[str]) -> tuple[Path, list[str]]:
+        place = folder / f"seed{seed}" / row
+        source = "Oracle" if row == "oracle" else "GTA5"
+        return place, words(data[seed], place, steps, seed, [*options, "--device", "cpu"], source)
+
+    starts = {(seed, "stage_a"): task(seed, "stage_a", steps * 5 // 2, STAGE_A) for seed in seeds}
+    all_of(starts)
+    tasks = {}
+    for seed in seeds:
+        start = ["--restore-from", str(folder / f"seed{seed}" / "stage_a" / f"GTA5_{steps * 5 // 2}.ckpt")]
+        for row, options in rows.items():
+            tasks[seed, row] = task(seed, row, steps, [*STAGE_B, *options, *start])
+    all_of(tasks)
+    return {name: read_result(place) for name, (place, _) in tasks.items()}
+
+
+def tune(folder: Path, steps: int, jobs: int) -> dict[str, str]:
+    """lambda_adv of TAN and CLAN with the best mean mIoU over the tuning seeds, from the same grid."""
+    names = {(method, value): f"{method}_adv_{value}" for method in ("tan", "clan") for value in GRID}
+    rows = {name: options_of(method, {method: value}) for (method, value), name in names.items()}
+    results = do_all(folder, TUNING_SEEDS, rows, steps, jobs)
+    means = {pair: statistics.fmean(results[seed, name]["mIoU"] for seed in TUNING_SEEDS)
+             for pair, name in names.items()}  # fmt: skip
+    chosen = {method: max(GRID, key=lambda value: means[method, value]) for method in ("tan", "clan")}
+    write_json(folder / "tuned.json", {
+        "steps": steps, "seeds": TUNING_SEEDS, "lambda_adv": chosen,
+        "mIoU": {method: {value: means[method, value] for value in GRID} for method in chosen}})  # fmt: skip
+    return chosen
+
+
+def tuned(folder: Path, steps: int) -> tuple[dict[str, str], str]:
+    """lambda_adv of both methods, and a sentence that says where they come from."""
+    try:
+        content = loads((folder / "tuned.json").read_text())
+    except (OSError, JSONDecodeError):
+        content = {}
+    if content.get("steps") != steps:
+        return {"tan": "1", "clan": "1"}, "lambda_adv 1 for TAN and CLAN, not tuned (--tune)."
+    scores = "; ".join(f"{method.upper()} " + ", ".join(f"{value}: {mean:.2f}" for value, mean in by.items())
+                       for method, by in content["mIoU"].items())  # fmt: skip
+    adv = content["lambda_adv"]
+    seeds = ", ".join(map(str, content["seeds"]))
+    return adv, (f"lambda_adv {adv['tan']} for TAN, {adv['clan']} for CLAN, each the best of "
+                 f"{', '.join(GRID)} on seeds {seeds} (mIoU {scores}).")  # fmt: skip
+
+
+def summary(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[str, tuple]]:
+    """For each row and figure (mean, sd, n) over seeds, in points of mIoU; sd None for a single seed.
+
+    Figures: mIoU, mIoU_running, and the differences to source and control, paired by seed, of both.
+    """
+
+    def figure(values: list[float]) -> tuple | None:
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        return (statistics.fmean(values), sd, len(values)) if values else None
+
+    out = {}
+    for row in rows:
+        out[row] = {}
+        for name in ("mIoU", "mIoU_running"):
+            out[row][name] = figure([results[seed, row][name] for seed in seeds])
+            for other in ("source", "control"):
+                pairs = [(results[seed, row][name], results[seed, other][name])
+                         for seed in seeds if other != row and (seed, other) in results]  # fmt: skip
+                out[row][f"{name} - {other}"] = figure([a - b for a, b in pairs])
+    return out
+
+
+def table(figures: dict, note: str) -> str:
+    """Markdown."""
+    names = [f"{name}{than}" for name in ("mIoU", "mIoU_running") for than in ("", " - source", " - control")]
+    lines = ["| row | n | mIoU | − source | − control | running: mIoU | − source | − control |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row, by in figures.items():
+        cells = [LABELS[row], str(by["mIoU"][2])]
+        for name in names:
+            mean, sd, _ = by[name] or (None, None, 0)
+            sign = "+" if "-" in name else ""
+            spread = "" if sd is None else f" ({sd:.2f})"
+            cells.append("–" if mean is None else f"{mean:{sign}.2f}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def main(args) -> None:
+    if args.one:
+        return train_and_score(args.one)
+    folder = Path(args.folder)
+    lock = run_folder.hold(folder)
+    if args.tune:
+        tune(folder, args.steps, args.jobs)
+    adv, sentence = tuned(folder, args.steps)
+    rows = {row: options_of(row, adv) for row in args.rows}
+    results = do_all(folder, args.seeds, rows, args.steps, args.jobs)
+    threads = {result["threads"] or "all" for result in results.values()}
+    figures = summary(results, args.rows, args.seeds)
+    seeds = ", ".join(map(str, args.seeds))
+    note = (f"{args.steps} steps; mean (standard deviation) over seeds {seeds}, points of mIoU on"
+            f" the target's val set; differences are paired by seed. {sentence} "
+            f"OMP threads of a run: {', '.join(sorted(threads))}.")  # fmt: skip
+    text = table(figures, note)
+    print(f"\n{text}")
+    if args.markdown:
+        with atomic(args.markdown) as temporary:
+            temporary.write_text(text)
+    if args.chart:
+        series = {"re-estimated batch statistics": "mIoU", "running batch statistics": "mIoU_running"}
+        values = {label: [figures[row][name][:2] for row in args.rows] for label, name in series.items()}
+        title = f"mIoU (%) on the target, mean and sd over n = {len(args.seeds)} seeds"
+        with atomic(args.chart) as temporary:
+            bars(title, [LABELS[row] for row in args.rows], values).save(temporary)
+    if lock is not None:
+        os.close(lock)
+
+
+def get_arguments():
+    parser = Parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--tune", action="store_true", help=f"first choose lambda_adv of TAN and CLAN from {', '.join(GRID)} "
+        f"on seeds {', '.join(map(str, TUNING_SEEDS))}; kept for later in FOLDER/tuned.json")  # fmt: skip
+    add("--seeds", default="1,2,3,4,5", help="with commas (default: 1,2,3,4,5)")
+    add("--rows", default=",".join(ROWS), help=f"with commas (default: all: {', '.join(ROWS)})")
+    add("--steps", type=number(int, 1), default=500,
+        help="of stage B; A takes 2.5 times as many (default: 500)")  # fmt: skip
+    add("--jobs", type=number(int, 1), default=1,
+        help="runs at a time; above 1 each has one thread (default: 1)")  # fmt: skip
+    add("--folder", default="./checkpoint/ablation", help="of all runs (default: ./checkpoint/ablation)")
+    add("--markdown", metavar="FILE", help="also write the table there")
+    add("--chart", metavar="FILE", help="also draw it there, .png")
+    one = sys.argv[2:] if sys.argv[1:2] == ["--one"] else None  # a child of this script
+    args = parser.parse_args([] if one else None)
+    args.one, args.rows = one, args.rows.split(",")
+    for row in args.rows:
+        if row not in ROWS:
+            parser.error(f"--rows {row}: no such row; there are {', '.join(ROWS)}")
+    try:
+        args.seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        parser.error(f"--seeds {args.seeds}: numbers with commas between them, such as 1,2,3")
+    return args
+
+
+if __name__ == "__main__":
+    run(main, get_arguments())

@@ -1,0 +1,156 @@
+"""What researchers build on, through the command lines: the ablation, curves of a run, class distances."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.transform import CLASS_NAMES
+from tests.scripts import TRAIN, module, run, train_words
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A short run with a checkpoint and a validation half-way."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    run(TRAIN, *train_words(data, folder, "--num-steps", "4", "--save-pred-every", "2"))
+    return folder
+
+
+def test_ablation_names_mistakes_in_one_line(tmp_path):
+    assert "no such row" in module("tests.ablation", "--rows", "source,clam", code=2).stderr
+    assert "--seeds" in module("tests.ablation", "--seeds", "one", code=2).stderr
+
+
+@pytest.mark.slow
+def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
+    words = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
+    done = module("tests.ablation", *words, cwd=tmp_path)
+    folder = tmp_path / "checkpoint" / "ablation" / "seed1"
+    results = {row: json.loads((folder / row / "result.json").read_text()) for row in ("source", "clan")}
+    gain = results["clan"]["mIoU"] - results["source"]["mIoU"]
+    line = next(line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("| CLAN"))
+    assert line.split(" | ")[1:5] == ["1", f"{results['clan']['mIoU']:.2f}", f"{gain:+.2f}", "–"]
+    assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
+
+    (folder / "clan" / "result.json").unlink()  # as if it had been killed
+    again = module("tests.ablation", *words, cwd=tmp_path).stdout
+    assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
+    assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
+    module("tests.ablation", *words[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
+    kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
+    assert kept["mIoU"] == results["source"]["mIoU"]
+
+
+def test_curves_of_a_run_and_of_one_under_way(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    done = module("utils.curves", folder)
+    assert re.search(r"after 4 steps: mIoU [0-9.]+\n", done.stdout) and "missing" not in done.stdout
+    whole = Image.open(folder / "curves.png").tobytes()
+    # Under way: no validation yet, and the last row is being written. As if at full size: the authors' curve.
+    (folder / "miou.csv").unlink()
+    table = (folder / "loss.csv").read_text()
+    (folder / "loss.csv").write_text(table[:-9])
+    assert "miou.csv is missing" in module("utils.curves", folder).stdout
+    partial = Image.open(folder / "curves.png").tobytes()
+    options = json.loads((folder / "options.json").read_text())
+    full = {"model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512]}
+    (folder / "options.json").write_text(json.dumps({**options, **full}))
+    (folder / "miou.csv").write_text("step,mIoU\n2000,27.5\n4000,30.25\n")
+    done = module("utils.curves", folder)
+    assert "after 4000 steps: mIoU 30.25; the authors' run had 28.83" in done.stdout
+    assert len({whole, partial, Image.open(folder / "curves.png").tobytes()}) == 3
+
+
+def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(trained, tmp_path):
+    assert "no rows in loss.csv" in module("utils.curves", tmp_path, code=2).stderr
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")  # found first
+    assert "pip install matplotlib" in module("utils.curves", trained, cwd=tmp_path, code=2).stderr
+    (tmp_path / "loss.csv").write_text("step,loss_seg\n0,1\n1,x\n")
+    assert "loss.csv: damaged" in module("utils.curves", tmp_path, code=2).stderr
+
+
+def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_path):
+    words = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
+    words += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2]
+    both = [trained / "GTA5_2.ckpt", trained / "GTA5_4.ckpt"]
+    folder = tmp_path / "result" / "ccd"
+    folder.mkdir(parents=True)
+    (folder / "ccd.json").write_text("an earlier one")
+    done = module("utils.ccd", "--restore-from", *both, *words, cwd=tmp_path)
+    assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
+    result = json.loads((folder / "ccd.json").read_text())
+    assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 800
+    for when, path in zip(("before", "after"), both):
+        source, target = class_features(path, data)
+        assert result["points"]["source"] == {name: len(x) for name, x in zip(CLASS_NAMES, source)}
+        assert result["points"]["target"] == {name: len(x) for name, x in zip(CLASS_NAMES, target)}
+        centre = {i: (source[i].mean(0), target[i].mean(0)) for i in range(19)
+                  if len(source[i]) and len(target[i])}  # fmt: skip
+        assert 2 < len(centre) < 19  # some class is to have a dash
+        apart = [np.sqrt(((a - b) ** 2).sum()) for i in centre for j in centre if i < j
+                 for a in centre[i] for b in centre[j]]  # fmt: skip
+        assert result["scale"][when] == pytest.approx(np.mean(apart), rel=1e-4)
+        expected = {CLASS_NAMES[i]: np.sqrt(((s - t) ** 2).sum()) for i, (s, t) in centre.items()}
+        expected["mean"] = np.mean(list(expected.values()))
+        for name in (*CLASS_NAMES, "mean"):
+            distance, relative = result["distance"][name][when], result["relative"][name][when]
+            if name in expected:
+                assert distance == pytest.approx(expected[name], rel=1e-4)
+                assert relative == pytest.approx(expected[name] / np.mean(apart), rel=1e-4)
+            else:
+                assert distance is None and relative is None
+                assert re.search(rf"^{name}( +–){{6}}$", done.stdout, re.M)
+    for name in expected:  # the table says the same
+        cells = ""
+        for pair in (result["distance"][name], result["relative"][name]):
+            a, b = pair["before"], pair["after"]
+            cells += f"{a:10.3f}{b:10.3f}{b - a:+10.3f}"
+        assert f"{name:<14}{cells}\n" in done.stdout and a != b
+
+
+def class_features(path, data):
+    """For source and target: each class's features (points, C) float64 in the first and the last picture."""
+    from mindspore import Tensor
+
+    from dataset.cityscapes_dataset import cityscapesDataSet
+    from dataset.gta5_dataset import GTA5DataSet
+    from model.CLAN_G import generator
+    from utils import checkpoint
+
+    net_G = generator("small").set_train(False)
+    checkpoint.load(net_G, checkpoint.read(path), path, "net_G")
+    city = cityscapesDataSet(data / "City", "val", size=(64, 48), labels=True)
+    for domain in (GTA5DataSet(data / "GTA5", size=(96, 64)), city):
+        classes = [[] for _ in range(19)]
+        for picture, label in (domain[0], domain[len(domain) - 1]):
+            f = net_G.features(Tensor(picture[None])).asnumpy()[0].astype(float)
+            (H, W), (h, w) = label.shape, f.shape[1:]
+            for y in range(h):
+                for x in range(w):
+                    i = label[round(y * (H - 1) / (h - 1)), round(x * (W - 1) / (w - 1))]
+                    if i < 19:
+                        classes[i].append(f[:, y, x])
+        yield [np.array(points) for points in classes]
+
+
+def test_ccd_needs_two_classes_that_occur_in_both_domains_and_differ():
+    from utils.ccd import distances, shrink
+    from utils.errors import UserError
+
+    source, target = np.full((2, 19, 3), np.nan)
+    source[[1, 2]], target[[2, 5]] = 1.0, 2.0
+    with pytest.raises(UserError, match="fewer than two classes"):
+        distances(source, target)
+    target[1] = source[1]
+    distance, scale = distances(source, target)
+    assert distance[1] == 0 and distance[2] == pytest.approx(3**0.5) and np.isnan(distance[[0, 5]]).all()
+    assert scale == pytest.approx(3**0.5 / 2)  # of s1-s2, s1-t2, t1-s2, t1-t2
+    with pytest.raises(UserError, match="one centre"):
+        distances(np.ones((19, 3)), np.ones((19, 3)))
+    labels = np.arange(35).reshape(5, 7)
+    assert shrink(labels, 3, 4).tolist() == [[0, 2, 4, 6], [14, 16, 18, 20], [28, 30, 32, 34]]

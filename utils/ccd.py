@@ -1,0 +1,171 @@
+"""Cluster centre distance (CCD) of two checkpoints, before and after adaptation (CLAN, CVPR 2019, figure 6).
+
+For each class, the Euclidean distance between the centre (mean) of its features in the source domain and the
+centre of its features in the target domain. Smaller after adaptation: the class is aligned better.
+
+The features of two networks may have different scales. So beside the distance stands a relative one, which is
+our own and not the paper's:
+
+    relative(i) = |s_i - t_i| / scale
+    scale       = mean of |a - b| over all pairs of centres a, b of different classes
+
+s_i, t_i: the centres of class i in source and target. The pairs are among s_1 … s_n, t_1 … t_n, the n classes
+that occur in both domains: 2n(n-1) pairs, within a domain and across. The scale is one number for each
+checkpoint; 1 is as far as different classes are apart on average.
+
+Features are those before the classifiers, at stride 8, with batch norm in evaluation mode; labels are
+down-sampled to them, nearest, corners on corners, as predictions are up-sampled. Only sums are kept, in
+float64, so memory does not grow with the number of pictures.
+"""
+
+import CLAN_evaluate_city as evaluation  # isort: skip  # sets the environment before mindspore is imported
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from mindspore import nn
+from scipy.spatial.distance import cdist
+from tqdm import tqdm
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.pipeline import batches
+from dataset.transform import CLASS_NAMES
+from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
+from options import Parser, add_machine_options, number, size
+from utils import checkpoint, device
+from utils.errors import UserError, run
+from utils.files import atomic, keep_old, write_json
+from utils.visual import bars
+
+WHEN, DOMAINS = ("before", "after"), ("source", "target")
+
+
+class Features(nn.Cell):
+    """Pictures (N, 3, H, W) -> what C1 and C2 look at, (N, C, h, w) float32."""
+
+    def __init__(self, net_G: Res_Deeplab):
+        super().__init__(auto_prefix=False)  # the parameters keep their names
+        self.net_G = net_G
+
+    def construct(self, x):
+        return self.net_G.features(x)
+
+
+def shrink(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """trainIds (H, W) at the nearest points of a height x width grid whose corners are theirs."""
+    rows, columns = (np.rint(np.linspace(0, n - 1, m)).astype(int)
+                     for n, m in zip(labels.shape, (height, width)))  # fmt: skip
+    return labels[rows[:, None], columns]
+
+
+def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Over the pictures `chosen` of `data`: points of each class (19,) int64, its centre (19, C) float64.
+
+    A point is a place of the feature map. The centre of a class without any is NaN.
+    """
+    points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
+    for pictures, labels in tqdm(batches(data, 1, workers, chosen), desc="features", total=len(chosen),
+                                 unit="picture", leave=False, disable=None):  # fmt: skip
+        f = features(pictures).asnumpy()[0].astype(np.float64)
+        member = shrink(labels.asnumpy()[0], *f.shape[1:]).ravel() == np.arange(NUM_CLASSES)[:, None]
+        points += member.sum(1, keepdims=True)
+        total += member.astype(np.float64) @ f.reshape(len(f), -1).T
+    return points[:, 0], np.where(points > 0, total / np.maximum(points, 1), np.nan)
+
+
+def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centres (19, C) of both domains -> distance of each class (19,), and the scale of the relative one.
+
+    NaN for a class that lacks one of the two. UserError if fewer than two classes have both, or if all
+    centres are one point.
+    """
+    both = np.flatnonzero(~np.isnan(source + target).any(1))
+    if len(both) < 2:
+        raise UserError("fewer than two classes occur in the labels of both domains; try a larger --count")
+    every, classes = np.concatenate((source[both], target[both])), np.tile(both, 2)
+    between, result = cdist(every, every), np.full(NUM_CLASSES, np.nan)
+    result[both] = between.diagonal(len(both))  # s_i with t_i
+    scale = float(between[classes[:, None] != classes].mean())
+    if scale == 0:
+        raise UserError("all classes have one centre: a collapsed network; try an earlier checkpoint")
+    return result, scale
+
+
+def with_mean(values: np.ndarray) -> np.ndarray:
+    """(19, …) -> (20, …): below the classes the mean over those that have a value."""
+    return np.concatenate((values, np.nanmean(values, 0, keepdims=True)))
+
+
+def table(distance: np.ndarray, relative: np.ndarray) -> str:
+    """A line for each class and one for their mean, of (19, 2) values; a dash for a class without any."""
+    lines = [f"{'':<14}{'distance':>30}{'relative':>30}"]
+    lines += [f"{'':<14}" + 2 * "".join(f"{word:>10}" for word in (*WHEN, "change"))]
+    for name, *pairs in zip((*CLASS_NAMES, "mean"), with_mean(distance), with_mean(relative)):
+        cells = [f"{a:10.3f}{b:10.3f}{b - a:+10.3f}" if a == a else f"{'–':>10}" * 3 for a, b in pairs]
+        lines.append(f"{name:<14}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> None:
+    sets = [GTA5DataSet(args.data_dir, args.data_list, args.input_size),
+            cityscapesDataSet(args.data_dir_target, args.set, args.data_list_target, args.input_size_target,
+                              labels=True)]  # fmt: skip
+    chosen = [np.linspace(0, len(data) - 1, min(args.count or len(data), len(data))).astype(int)
+              for data in sets]  # fmt: skip
+    paths = [checkpoint.find(path) for path in args.restore_from]
+    contents = [checkpoint.read(path) for path in paths]
+    device.setup(args.device, args.device_id, args.mode)
+    # One network for two checkpoints of a kind: it is compiled once.
+    networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
+    found, points = [], []
+    for path, content in zip(paths, contents):
+        features = networks[checkpoint.model_of(content)].set_train(False)
+        print(checkpoint.load(features.net_G, content, path, "net_G"))
+        points, both = zip(*[centres(features, *each, args.num_workers) for each in zip(sets, chosen)])
+        if not all(np.isfinite(c[n > 0]).all() for n, c in zip(points, both)):
+            raise UserError(f"{path}: its features are not finite; try an earlier checkpoint")
+        found.append(distances(*both))
+    distance, scale = np.stack([d for d, _ in found], 1), np.array([s for _, s in found])
+    relative = distance / scale
+    print(table(distance, relative))
+
+    folder, each = Path(args.save_path), evaluation.number_or_none
+    if old := keep_old(folder / "ccd.json", folder / "ccd.png"):
+        print(f"earlier results are now {', '.join(map(str, old))}")
+    rows = (*CLASS_NAMES, "mean")
+    write_json(folder / "ccd.json", {
+        "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "scale": dict(zip(WHEN, scale)),
+        "pictures": dict(zip(DOMAINS, map(len, chosen))),
+        "points": {domain: dict(zip(CLASS_NAMES, n.tolist())) for domain, n in zip(DOMAINS, points)},
+        **{what: {name: dict(zip(WHEN, map(each, pair))) for name, pair in zip(rows, with_mean(values))}
+           for what, values in (("distance", distance), ("relative", relative))}})  # fmt: skip
+    shown = [(name, pair) for name, pair in zip(rows, with_mean(relative)) if not np.isnan(pair).any()]
+    series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}
+    with atomic(folder / "ccd.png") as temporary:
+        title = "Relative distance of a class's centres in source and target; short: aligned"
+        bars(title, [name for name, _ in shown], series).save(temporary)
+    print(f"written: {folder / 'ccd.json'}, {folder / 'ccd.png'}")
+
+
+def get_arguments() -> argparse.Namespace:
+    parser = Parser("Distance between the centres of each class in source and target, of two checkpoints.")
+    add = parser.add_argument
+    add("--restore-from", nargs=2, metavar=("BEFORE", "AFTER"), required=True, help="two checkpoints")
+    add("--data-dir", default="./data/GTA5", help="GTA5 (default: ./data/GTA5)")
+    add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes (default: ./data/Cityscapes)")
+    add("--set", default="val", help="part of Cityscapes, with labels (default: val)")
+    add("--data-list", metavar="FILE", help="one picture a line, relative to images/ (default: all)")
+    add("--data-list-target", metavar="FILE",
+        help="one picture a line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
+    add("--input-size", type=size, default=(1280, 720), metavar="W,H", help="pixels (default: 1280,720)")
+    add("--input-size-target", type=size, default=(1024, 512), metavar="W,H", help="(default: 1024,512)")
+    add("--count", type=number(int, 1), help="pictures of each domain, evenly spread (default: all)")
+    add("--save-path", default="./result/ccd", metavar="DIR", help="of the results (default: ./result/ccd)")
+    add_machine_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main, get_arguments())

@@ -1,0 +1,122 @@
+"""The course of a training as a figure: five losses, both rates and mIoU over steps; also of one under way.
+
+    python -m utils.curves ./checkpoint        reads loss.csv, miou.csv and options.json, writes curves.png
+
+Needs matplotlib (pip install matplotlib). Beside a full-size run of the paper's network it draws the authors'
+own curve.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+
+from options import Parser
+from utils.errors import UserError, run
+from utils.files import atomic
+
+# The authors' validation mIoU after every 2,000 steps up to 100,000 (released code, one run).
+AUTHORS = np.array([
+    28.80, 28.83, 32.47, 36.40, 38.40, 35.08, 38.45, 36.54, 38.67, 42.14, 38.12, 37.69, 38.89, 42.84,
+    41.61, 37.88, 40.74, 42.23, 41.85, 40.57, 41.03, 42.91, 39.89, 40.51, 42.25, 41.42, 42.48, 41.11,
+    43.49, 41.57, 42.40, 42.41, 43.02, 41.87, 41.55, 41.68, 41.42, 42.50, 42.68, 42.66, 43.68, 42.25,
+    41.87, 41.22, 40.25, 41.69, 42.85, 42.64, 41.67, 41.32])  # fmt: skip
+AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
+THEIRS = {"model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512], "batch_size": 1,
+          "iter_size": 1, "processes": 1}  # fmt: skip  # what makes steps of a run and theirs comparable
+LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
+LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "rates"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
+
+
+def columns(path: Path) -> dict[str, np.ndarray]:
+    """The whole rows of a table by column, float64 (steps,); {} if none. UserError if damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
+        values = np.array(table[1:], float)
+    except ValueError:  # ragged, not a number, not a text
+        raise UserError(f"{path}: damaged; --continue-train on its folder mends it") from None
+    return dict(zip(table[0], values.T)) if len(values) else {}
+
+
+def is_like_theirs(folder: Path) -> bool:
+    """Whether options.json says: the paper's network, full size, one picture of each domain a step."""
+    try:
+        options = json.loads((folder / "options.json").read_text())
+        return {"processes": 1, **options}.items() >= THEIRS.items()
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: bool, title: str):
+    """The matplotlib figure of two tables (see `columns`), each of which may be empty."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplot_mosaic(LAYOUT, figsize=(11, 13), layout="constrained")
+    figure.suptitle(title)
+    for name, panel in panels.items():
+        panel.set(title=name, xlabel="step")
+        panel.grid(alpha=0.3)
+        if not (scores if name == "mIoU" else losses):
+            table = "miou.csv" if name == "mIoU" else "loss.csv"
+            panel.text(0.5, 0.9, f"no rows in {table} yet", ha="center", va="top", transform=panel.transAxes)
+    if losses:
+        step, window = losses["step"], max(1, len(losses["step"]) // 50)
+        for name in LOSSES:
+            panels[name].plot(step, losses[name], color="#9dbbd6", linewidth=0.5, label="every step")
+            smooth = uniform_filter1d(losses[name], window, mode="nearest")
+            panels[name].plot(step, smooth, color="#1f4e79", label=f"mean of {window} steps")
+        panels["loss_seg"].legend()
+        panels["rates"].plot(step, losses["lr"], color="#1f4e79", label="lr: G's backbone")
+        panels["rates"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
+        panels["rates"].legend()
+    panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
+    if scores:
+        panels["mIoU"].plot(scores["step"], scores["mIoU"], "o-", color="#1f4e79", label="this run")
+    if theirs:
+        panels["mIoU"].plot(AUTHORS_STEPS, AUTHORS, ".-", color="#999999", zorder=1,
+                            label="the authors' run (released code)")  # fmt: skip
+    if scores or theirs:
+        panels["mIoU"].legend(loc="lower right")
+    return figure
+
+
+def main(args: argparse.Namespace) -> None:
+    folder = Path(args.folder)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("the figure needs matplotlib: pip install matplotlib") from None
+    losses, scores = columns(folder / "loss.csv"), columns(folder / "miou.csv")
+    theirs = is_like_theirs(folder)
+    if not losses and not scores:
+        raise UserError(f"{folder}: no rows in loss.csv or miou.csv; give the --snapshot-dir of a training")
+    for table, content in (("loss.csv", losses), ("miou.csv", scores)):
+        if not content:
+            state = "has no rows yet" if (folder / table).is_file() else "is missing"
+            print(f"{folder / table} {state}: its panels stay empty")
+    figure = draw(losses, scores, theirs, str(folder))
+    with atomic(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=100)
+    for step, score in list(zip(scores.get("step", []), scores.get("mIoU", [])))[-1:]:
+        near = np.flatnonzero(AUTHORS_STEPS == step) if theirs else []
+        print(f"after {step:.0f} steps: mIoU {score:.2f}"
+              + "".join(f"; the authors' run had {AUTHORS[i]:.2f}" for i in near))  # fmt: skip
+    print(f"written: {folder / 'curves.png'}")
+
+
+def get_arguments() -> argparse.Namespace:
+    parser = Parser("Losses, rates and mIoU of a training over steps, as a figure.")
+    parser.add_argument("folder", metavar="FOLDER", help="--snapshot-dir of a training, also one under way")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main, get_arguments())
