@@ -64,6 +64,10 @@ def test_curves_of_a_run_and_of_one_under_way(trained, tmp_path):
     done = module("utils.curves", folder)
     assert "after 4000 steps: mIoU 30.25; the authors' run had 28.83" in done.stdout
     assert len({whole, partial, Image.open(folder / "curves.png").tobytes()}) == 3
+    # From SYNTHIA: means over 16 and 13 classes, and nobody's curve beside them.
+    (folder / "options.json").write_text(json.dumps({**options, **full, "source": "synthia"}))
+    (folder / "miou.csv").write_text("step,mIoU_16,mIoU_13\n4000,30.25,35.5\n")
+    assert "after 4000 steps: mIoU_16 30.25\n" in module("utils.curves", folder).stdout
 
 
 def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(trained, tmp_path):

@@ -24,8 +24,8 @@ AUTHORS = np.array([
     43.49, 41.57, 42.40, 42.41, 43.02, 41.87, 41.55, 41.68, 41.42, 42.50, 42.68, 42.66, 43.68, 42.25,
     41.87, 41.22, 40.25, 41.69, 42.85, 42.64, 41.67, 41.32])  # fmt: skip
 AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
-THEIRS = {"model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512], "batch_size": 1,
-          "iter_size": 1, "processes": 1}  # fmt: skip  # what makes steps of a run and theirs comparable
+THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
+          "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip  # what makes steps of a run and theirs comparable
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "rates"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
 
@@ -47,7 +47,7 @@ def is_like_theirs(folder: Path) -> bool:
     """Whether options.json says: the paper's network, full size, one picture of each domain a step."""
     try:
         options = json.loads((folder / "options.json").read_text())
-        return {"processes": 1, **options}.items() >= THEIRS.items()
+        return {"source": "gta5", "processes": 1, **options}.items() >= THEIRS.items()
     except (OSError, ValueError, TypeError, AttributeError):
         return False
 
@@ -78,8 +78,9 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
         panels["rates"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
         panels["rates"].legend()
     panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
-    if scores:
-        panels["mIoU"].plot(scores["step"], scores["mIoU"], "o-", color="#1f4e79", label="this run")
+    for name in [name for name in scores if name.startswith("mIoU")]:  # from SYNTHIA mIoU_16 and mIoU_13
+        label = name.replace("mIoU_", "over classes: ").replace("mIoU", "this run")
+        panels["mIoU"].plot(scores["step"], scores[name], "o-", label=label)
     if theirs:
         panels["mIoU"].plot(AUTHORS_STEPS, AUTHORS, ".-", color="#999999", zorder=1,
                             label="the authors' run (released code)")  # fmt: skip
@@ -105,9 +106,10 @@ def main(args: argparse.Namespace) -> None:
     figure = draw(losses, scores, theirs, str(folder))
     with atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)
-    for step, score in list(zip(scores.get("step", []), scores.get("mIoU", [])))[-1:]:
+    name = next((name for name in scores if name.startswith("mIoU")), "mIoU")
+    for step, score in list(zip(scores.get("step", []), scores.get(name, [])))[-1:]:
         near = np.flatnonzero(AUTHORS_STEPS == step) if theirs else []
-        print(f"after {step:.0f} steps: mIoU {score:.2f}"
+        print(f"after {step:.0f} steps: {name} {score:.2f}"
               + "".join(f"; the authors' run had {AUTHORS[i]:.2f}" for i in near))  # fmt: skip
     print(f"written: {folder / 'curves.png'}")
 
