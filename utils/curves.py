@@ -24,8 +24,9 @@ AUTHORS = np.array([
     43.49, 41.57, 42.40, 42.41, 43.02, 41.87, 41.55, 41.68, 41.42, 42.50, 42.68, 42.66, 43.68, 42.25,
     41.87, 41.22, 40.25, 41.69, 42.85, 42.64, 41.67, 41.32])  # fmt: skip
 AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
+# What makes the steps of a run and theirs comparable.
 THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
-          "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip  # what makes steps of a run and theirs comparable
+          "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "rates"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
 
