@@ -156,7 +156,7 @@ def test_two_processes_score_a_folder_and_predict(trained, words, scored, saved,
     lines = (result / "miou.csv").read_text().splitlines(keepends=True)
     (result / "miou.csv").write_text("".join(lines[:2]))
     command = [EVALUATE, "--restore-from", source, *words, "--save-path", result]
-    output = run_parallel(tmp_path / "logs", 2, *command)
+    output = run_parallel(tmp_path / "logs", 2, *command)[0]
     assert "1 of them in" in output and "GTA5_1.ckpt: " not in output and "best" in output
     assert output.count("passed over") == 1
     assert (result / "miou.csv").read_text() == "".join((*lines[:2], lines[3]))
