@@ -286,7 +286,7 @@ def train(args) -> Path:
     first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
     if first > stop:
         raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
-    if not parallel.same(checkpoint.fingerprint(step_cell, first)):
+    if processes > 1 and not parallel.same(checkpoint.fingerprint(step_cell, first)):
         raise UserError(
             "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
         )
