@@ -1,4 +1,4 @@
-"""What researchers build on, through the command lines: the ablation, curves of a run, class distances."""
+"""What researchers build on, through the command lines: the ablation, curves of a run, centre distances."""
 
 import json
 import re
@@ -78,9 +78,10 @@ def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(trained, tmp_path
     assert "loss.csv: damaged" in module("utils.curves", tmp_path, code=2).stderr
 
 
-def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_path):
+@pytest.mark.parametrize("adapt_bn", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_path, adapt_bn):
     words = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
-    words += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2]
+    words += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2, "--adapt-bn", adapt_bn]
     both = [trained / "GTA5_2.ckpt", trained / "GTA5_4.ckpt"]
     folder = tmp_path / "result" / "ccd"
     folder.mkdir(parents=True)
@@ -90,7 +91,7 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_
     result = json.loads((folder / "ccd.json").read_text())
     assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 800
     for when, path in zip(("before", "after"), both):
-        source, target = class_features(path, data)
+        source, target = class_features(path, data, adapt_bn)
         assert result["points"]["source"] == {name: len(x) for name, x in zip(CLASS_NAMES, source)}
         assert result["points"]["target"] == {name: len(x) for name, x in zip(CLASS_NAMES, target)}
         centre = {i: (source[i].mean(0), target[i].mean(0)) for i in range(19)
@@ -117,8 +118,12 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_
         assert f"{name:<14}{cells}\n" in done.stdout and a != b
 
 
-def class_features(path, data):
-    """For source and target: each class's features (points, C) float64 in the first and the last picture."""
+def class_features(path, data, count):
+    """For source and target: each class's features (points, C) float64 in the first and the last picture.
+
+    With batch statistics re-estimated on `count` pictures, if any.
+    """
+    from CLAN_evaluate_city import adapt_bn  # isort: skip  # sets the environment before mindspore is imported
     from mindspore import Tensor
 
     from dataset.cityscapes_dataset import cityscapesDataSet
@@ -126,10 +131,15 @@ def class_features(path, data):
     from model.CLAN_G import generator
     from utils import checkpoint
 
-    net_G = generator("small").set_train(False)
+    net_G = generator("small")
     checkpoint.load(net_G, checkpoint.read(path), path, "net_G")
-    city = cityscapesDataSet(data / "City", "val", size=(64, 48), labels=True)
-    for domain in (GTA5DataSet(data / "GTA5", size=(96, 64)), city):
+    games = GTA5DataSet(data / "GTA5", size=(96, 64))
+    city, train = (cityscapesDataSet(data / "City", name, size=(64, 48), labels=name == "val")
+                   for name in ("val", "train"))  # fmt: skip
+    for domain, own in ((games, games), (city, train)):
+        if count:
+            adapt_bn(net_G, own, count)
+        net_G.set_train(False)
         classes = [[] for _ in range(19)]
         for picture, label in (domain[0], domain[len(domain) - 1]):
             f = net_G.features(Tensor(picture[None])).asnumpy()[0].astype(float)

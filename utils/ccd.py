@@ -15,7 +15,8 @@ checkpoint; 1 is as far as different classes are apart on average.
 
 Features are those before the classifiers, at stride 8, with batch norm in evaluation mode; labels are
 down-sampled to them, nearest, corners on corners, as predictions are up-sampled. Only sums are kept, in
-float64, so memory does not grow with the number of pictures.
+float64, so memory does not grow with the number of pictures. With --adapt-bn each domain passes with
+statistics of its own train pictures, as the evaluation script's option does for the target.
 """
 
 import CLAN_evaluate_city as evaluation  # isort: skip  # sets the environment before mindspore is imported
@@ -65,6 +66,7 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
 
     A point is a place of the feature map. The centre of a class without any is NaN.
     """
+    features.set_train(False)
     points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
     for pictures, labels in tqdm(batches(data, 1, workers, chosen), desc="features", total=len(chosen),
                                  unit="picture", leave=False, disable=None):  # fmt: skip
@@ -114,6 +116,9 @@ def main(args: argparse.Namespace) -> None:
                               labels=True)]  # fmt: skip
     chosen = [np.linspace(0, len(data) - 1, min(args.count or len(data), len(data))).astype(int)
               for data in sets]  # fmt: skip
+    trains = sets
+    if args.adapt_bn:
+        trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
     device.setup(args.device, args.device_id, args.mode)
@@ -121,9 +126,14 @@ def main(args: argparse.Namespace) -> None:
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
     found, points = [], []
     for path, content in zip(paths, contents):
-        features = networks[checkpoint.model_of(content)].set_train(False)
+        features = networks[checkpoint.model_of(content)]
         print(checkpoint.load(features.net_G, content, path, "net_G"))
-        points, both = zip(*[centres(features, *each, args.num_workers) for each in zip(sets, chosen)])
+        domains = []
+        for data, pictures, train in zip(sets, chosen, trains):
+            if args.adapt_bn:
+                evaluation.adapt_bn(features.net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
+            domains.append(centres(features, data, pictures, args.num_workers))
+        points, both = zip(*domains)
         if not all(np.isfinite(c[n > 0]).all() for n, c in zip(points, both)):
             raise UserError(f"{path}: its features are not finite; try an earlier checkpoint")
         found.append(distances(*both))
@@ -136,8 +146,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"earlier results are now {', '.join(map(str, old))}")
     rows = (*CLASS_NAMES, "mean")
     write_json(folder / "ccd.json", {
-        "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "scale": dict(zip(WHEN, scale)),
-        "pictures": dict(zip(DOMAINS, map(len, chosen))),
+        "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,
+        "scale": dict(zip(WHEN, scale)), "pictures": dict(zip(DOMAINS, map(len, chosen))),
         "points": {domain: dict(zip(CLASS_NAMES, n.tolist())) for domain, n in zip(DOMAINS, points)},
         **{what: {name: dict(zip(WHEN, map(each, pair))) for name, pair in zip(rows, with_mean(values))}
            for what, values in (("distance", distance), ("relative", relative))}})  # fmt: skip
@@ -162,6 +172,10 @@ def get_arguments() -> argparse.Namespace:
     add("--input-size", type=size, default=(1280, 720), metavar="W,H", help="pixels (default: 1280,720)")
     add("--input-size-target", type=size, default=(1024, 512), metavar="W,H", help="(default: 1024,512)")
     add("--count", type=number(int, 1), help="pictures of each domain, evenly spread (default: all)")
+    add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
+        help="re-estimate batch statistics for each domain on N of its train pictures "
+        "(default: 0, the checkpoint's)")  # fmt: skip
+    add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn (default: 1)")
     add("--save-path", default="./result/ccd", metavar="DIR", help="of the results (default: ./result/ccd)")
     add_machine_options(parser)
     return parser.parse_args()
