@@ -4,7 +4,6 @@ from options.evaluate_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,12 +24,12 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.picture_folder import PictureFolder
-from dataset.pipeline import batches
+from dataset.pipeline import batches, spread
 from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, open_image
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run
-from utils.files import atomic, keep_old, write_json
+from utils.files import atomic, keep_old, read_json, write_json
 from utils.loss import alignment_map
 from utils.upsample import up
 from utils.visual import PANEL_WIDTH, panel, save_prediction
@@ -53,7 +52,6 @@ class Predict(nn.Cell):
             logits = logits1
         elif self.classifier == "2":
             logits = logits2
-        logits = logits.astype(mindspore.float32)  # a network in training may compute in half precision
         return logits if self.size is None else label_map(logits, self.size)
 
 
@@ -83,9 +81,8 @@ def evaluate(
     """
     net_G.set_train(False)
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    mine, chief = range(parallel.rank(), len(data), parallel.processes()), parallel.rank() == 0
+    mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
     names = (data.names[i] for i in mine)
-    hidden = None if chief else True
     with tqdm(total=len(mine), desc="evaluate", unit="picture", leave=False, disable=hidden) as bar:
         for group in of_one_size(batches(data, 1, workers, mine), batch_size):
             pictures = ops.concat([picture for picture, _ in group])
@@ -154,7 +151,7 @@ def adapt_bn(
     """
     layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
-    indices = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)  # spread over all cities
+    indices = spread(len(data), count)  # over all cities
     total, passes = [0.0] * len(statistics), 0
     net_G.set_train(True)
     for pictures, *_ in batches(data, batch_size, workers, indices):
@@ -171,7 +168,7 @@ def adapt_bn(
 def main(args) -> None:
     if workaround:
         print(workaround)
-    if args.export and parallel.launched():
+    if args.export and device.launched():
         raise UserError("--export is for one process: start it without msrun")
     if Path(args.restore_from).is_dir():
         score_folder(args)
@@ -230,8 +227,7 @@ def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     pictures = [folder / "labelIds", folder / "color"] if args.save else []
-    indices = np.linspace(0, len(data) - 1, min(args.panels, len(data))).astype(int)
-    with_panel = {data.names[i]: i for i in indices} if args.save else {}
+    with_panel = {data.names[i]: i for i in spread(len(data), args.panels)} if args.save else {}
     pictures += [folder / "panels"] if with_panel else []
     make_room(folder / "result.json", *pictures)
 
@@ -277,7 +273,7 @@ def score_folder(args) -> None:
 
     miou.json beside it says what the rows belong to: with the same options a second start goes on.
     """
-    source, folder, everything = Path(args.restore_from), Path(args.save_path), 10**9
+    source, folder = Path(args.restore_from), Path(args.save_path)
     data = labelled_data(args)
     train = cityscapesDataSet(args.data_dir, "train", size=args.input_size) if args.adapt_bn else None
     found = dict(run_folder.snapshots(source, "ckpt|pth"))  # of both for one step the .ckpt, which comes last
@@ -293,7 +289,7 @@ def score_folder(args) -> None:
                 print(f"earlier results, of other options, are now {', '.join(map(str, old))}")
             write_json(about, settings)
         header = ("step", mean_name(args.classes), *CLASS_NAMES)
-        done = run_folder.start_table(table, header, everything)
+        done = run_folder.start_table(table, header)
         todo = sorted(set(found) - {int(row[0]) for row in done})
         print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
 
@@ -319,7 +315,7 @@ def score_folder(args) -> None:
         say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
     if not chief:
         return
-    if not (rows := run_folder.rows(table, everything)):
+    if not (rows := run_folder.rows(table)):
         raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
     print(f"{steps_table(rows)}\nwritten: {table}")
 
@@ -338,17 +334,9 @@ def settings_of(args, data: cityscapesDataSet) -> dict:
     }
 
 
-def read_json(path: Path) -> dict | None:
-    """The content of a JSON file; None if it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def steps_table(rows: list[list[str]]) -> str:
     """The rows of miou.csv by steps, in percent, the best marked."""
-    best = max(rows, key=lambda row: -1.0 if row[1] == "nan" else float(row[1]))
+    best = run_folder.best_of(rows)
     lines = [f"{'step':>9}{'mIoU':>7} " + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES)]
     for row in sorted(rows, key=lambda row: int(row[0])):
         ious = "".join(f"{'–':>6}" if v == "nan" else f"{float(v):6.1f}" for v in row[2:])
@@ -365,10 +353,9 @@ def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
     make_room(folder)
     net_G.set_train(False)
     logits_of = predictor(net_G, None, args.classifier)
-    mine = range(parallel.rank(), len(data), parallel.processes())
+    mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
     names = (data.names[i] for i in mine)
     items = batches(data, 1, args.num_workers, mine)
-    hidden = None if parallel.rank() == 0 else True
     with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
         while group := list(islice(items, args.batch_size)):
             logits = logits_of(ops.concat([x for x, _ in group]))

@@ -117,6 +117,7 @@ class CLANStep(nn.Cell):
         self.scaler = None
         if args.amp_level != "O0":
             self.scaler = amp.DynamicLossScaler(2.0**16, 2, 2000)
+            # Of this cell too, so that checkpoints have them.
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
 
@@ -124,23 +125,18 @@ class CLANStep(nn.Cell):
         self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
         self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
 
-    def logits(self, x):
-        """Of C1 and C2, in float32 whatever G computes in."""
-        p1, p2 = self.net_G(x)
-        return p1.astype(mindspore.float32), p2.astype(mindspore.float32)
-
     def scaled(self, loss):
         """Loss scaling for half precision: small gradients would underflow."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def source_loss(self, x, y, labelled):
-        p1, p2 = self.logits(x)
+        p1, p2 = self.net_G(x)
         p1, p2 = self.up_source(p1), self.up_source(p2)
         loss = seg_loss(p1, y, self.focal, labelled) + seg_loss(p2, y, self.focal, labelled)
         return self.scaled(loss), loss, p1 + p2
 
     def target_loss(self, x, damp, base, local):
-        t1, t2 = self.logits(x)
+        t1, t2 = self.net_G(x)
         t1, t2 = self.up_target(t1), self.up_target(t2)
         q = softmax(t1 + t2)
         weight, loss_weight = base, damp * 0.0
@@ -149,14 +145,13 @@ class CLANStep(nn.Cell):
             M = alignment_map(t1, t2)
             weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
-        o = self.up_target(self.net_D(q).astype(mindspore.float32))
+        o = self.up_target(self.net_D(q))
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)  # G wants to pass for the source
         return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, q, weight
 
     def D_loss(self, q_s, q_t, weight):
-        o_s, o_t = self.net_D(q_s).astype(mindspore.float32), self.net_D(q_t).astype(mindspore.float32)
-        loss_s = adv_loss(self.up_source(o_s), SOURCE, Tensor(1.0))
-        loss_t = adv_loss(self.up_target(o_t), TARGET, weight)
+        loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
+        loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
         return self.scaled(loss_s + loss_t), loss_s, loss_t
 
     def construct(self, x_s, y_s, x_t, damp, base, local, labelled=None, last=True):
@@ -369,7 +364,7 @@ def train(args) -> Path:
     sources, *targets = [batches(stream, batch, args.num_workers) for stream in streams]
     targets = targets[0] if adapt else repeat((Tensor(0.0),))
 
-    bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=None if chief else True)
+    bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=rank > 0 or None)
     done = first
     end_if_asked()
     step_cell.set_train()
@@ -466,7 +461,7 @@ def default_start(args) -> str:
 def main(args) -> None:
     args.device = device.setup(args.device, args.device_id, args.mode, args.jit_level).lower()
     if args.demo:
-        if parallel.launched():
+        if device.launched():
             raise UserError("--demo is for one process: start it without msrun")
         from utils.demo import demo
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.transform import check_files, open_image, read_list, to_input, to_trainIds
+from dataset.transform import check_files, few, open_image, read_list, to_input, to_trainIds
 from utils.errors import UserError
 
 
@@ -36,12 +36,16 @@ class GTA5DataSet:
         found = sorted(p.name for p in (root / "images").glob("*.png"))
         if split:
             found = read_split(split, subset, found, root / "images")
-        self.names = read_list(list_path, found, root / "images")
-        self.pictures = [root / "images" / name for name in self.names]
-        self.labels = [root / "labels" / name for name in self.names]
-        check_files(self.pictures, "GTA5 picture")
-        check_files(self.labels, "GTA5 label")
+        self._set_files("GTA5", root / "images", root / "labels", list_path, found)
         self._warned = False
+
+    def _set_files(self, what: str, pictures: Path, labels: Path, list_path: str | None, found: list[str]):
+        """The names in the list, or all `found`; each names a picture and a label, which have to be there."""
+        self.names = read_list(list_path, found, pictures)
+        self.pictures = [pictures / name for name in self.names]
+        self.labels = [labels / name for name in self.names]
+        check_files(self.pictures, f"{what} picture")
+        check_files(self.labels, f"{what} label")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,19 +56,24 @@ class GTA5DataSet:
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Item i; `scale` resizes the picture alone (as the released code does), `mirror` flips both."""
         width, height = self.size
-        image, ids = open_image(self.pictures[i]), open_image(self.labels[i])
-        if image.size != ids.size and not self._warned:
+        image = open_image(self.pictures[i])
+        label = self._label(i, image.size).astype(np.int32)
+        picture = to_input(image, (int(width * scale), int(height * scale)))
+        if mirror:
+            picture, label = picture[:, :, ::-1], label[:, ::-1]
+        return np.ascontiguousarray(picture), np.ascontiguousarray(label)
+
+    def _label(self, i: int, picture_size: tuple[int, int]) -> np.ndarray:
+        """trainIds (H, W) of item i at `size`, nearest."""
+        ids = open_image(self.labels[i])
+        if picture_size != ids.size and not self._warned:
             self._warned = True  # the data set has a few such pairs: both are resized, so the pair is of use
             warnings.warn(
                 f"{self.labels[i]}: the label's size differs from the picture's; both are resized "
                 "(further cases are not reported)",
-                stacklevel=2,
+                stacklevel=3,
             )
-        picture = to_input(image, (int(width * scale), int(height * scale)))
-        label = to_trainIds(ids, self.size).astype(np.int32)
-        if mirror:
-            picture, label = picture[:, :, ::-1], label[:, ::-1]
-        return np.ascontiguousarray(picture), np.ascontiguousarray(label)
+        return to_trainIds(ids, self.size)
 
 
 def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:
@@ -95,7 +104,6 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
     missing = [name for name in names if name not in there]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(names)} {key} have no picture in {where}: "
-            + ", ".join(missing[:3]) + " …" * (len(missing) > 3)
-        )  # fmt: skip
+            f"{path}: {len(missing)} of {len(names)} {key} have no picture in {where}: {few(missing)}"
+        )
     return names

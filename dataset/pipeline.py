@@ -62,6 +62,11 @@ class Stream:
         return np.random.default_rng([*self.seed, use, k])
 
 
+def spread(total: int, count: int) -> np.ndarray:
+    """`count` indices, or as many as there are, spread evenly over `total`."""
+    return np.linspace(0, total - 1, min(count, total)).astype(int)
+
+
 def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None = None) -> Iterator[tuple]:
     """The items of `data` at `indices` (default: all, in order), read ahead by `workers` threads, in batches.
 

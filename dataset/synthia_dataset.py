@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.transform import IGNORE_LABEL, check_files, open_image, read_list, to_input
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.transform import IGNORE_LABEL, open_image
 from utils.errors import UserError
 
 SYNTHIA_TO_TRAIN = np.full(2**16, IGNORE_LABEL, np.uint8)  # SYNTHIA's id -> trainId, as AdaptSegNet has it
 SYNTHIA_TO_TRAIN[[3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11]] = range(19)
 
 
-class SYNTHIADataSet:
+class SYNTHIADataSet(GTA5DataSet):
     """RGB/NAME.png with GT/LABELS/NAME.png below `root`; item i is (picture, label).
 
     picture: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
@@ -28,31 +29,16 @@ class SYNTHIADataSet:
                 "SYNTHIA-RAND-CITYSCAPES of https://synthia-dataset.net/downloads/ — or try --demo, which "
                 "needs no data"
             )
-        self.names = read_list(list_path, sorted(p.name for p in pictures.glob("*.png")), pictures)
-        self.pictures = [pictures / name for name in self.names]
-        self.labels = [labels / name for name in self.names]
-        check_files(self.pictures, "SYNTHIA picture")
-        check_files(self.labels, "SYNTHIA label")
+        found = sorted(p.name for p in pictures.glob("*.png"))
+        self._set_files("SYNTHIA", pictures, labels, list_path, found)
         png_reader()
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.read(i)
-
-    def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Item i; `scale` resizes the picture alone (as the released code does), `mirror` flips both."""
-        width, height = self.size
-        image, path = open_image(self.pictures[i]), self.labels[i]
+    def _label(self, i: int, picture_size: tuple[int, int]) -> np.ndarray:
+        path = self.labels[i]
         trainIds = Image.fromarray(SYNTHIA_TO_TRAIN[class_ids(path)])
-        if image.size != trainIds.size:
+        if picture_size != trainIds.size:
             raise UserError(f"{path}: its size is not its picture's; copy both again from the data set")
-        picture = to_input(image, (int(width * scale), int(height * scale)))
-        label = np.asarray(trainIds.resize(self.size, Image.Resampling.NEAREST), np.int32)
-        if mirror:
-            picture, label = picture[:, :, ::-1], label[:, ::-1]
-        return np.ascontiguousarray(picture), np.ascontiguousarray(label)
+        return np.asarray(trainIds.resize(self.size, Image.Resampling.NEAREST))
 
 
 def class_ids(path: Path) -> np.ndarray:

@@ -70,6 +70,11 @@ def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.n
     return LABEL_TO_TRAIN[np.asarray(image)]
 
 
+def few(names: list[str], count: int = 3) -> str:
+    """The first of some names, for an error message."""
+    return ", ".join(names[:count]) + " …" * (len(names) > count)
+
+
 def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
     """The names in a list file, or without one all `found` below `where`.
 
@@ -89,7 +94,7 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
     if double:
         raise UserError(
             f"{path or where}: {len(double)} of {len(names)} pictures share a name with another: "
-            + ", ".join(sorted(double, key=lambda name: Path(name).stem)[:4]) + " …" * (len(double) > 4)
+            + few(sorted(double, key=lambda name: Path(name).stem), 4)
         )
     return names
 
@@ -101,7 +106,4 @@ def check_files(paths: list[Path], what: str) -> None:
         folders[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     missing = [str(path) for path in paths if path.name not in folders[path.parent]]
     if missing:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} {what} files are missing: {', '.join(missing[:3])}"
-            + (" …" if len(missing) > 3 else "")
-        )
+        raise UserError(f"{len(missing)} of {len(paths)} {what} files are missing: {few(missing)}")

@@ -7,6 +7,7 @@ from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from options import Parser, add_machine_options, number, size
+from utils.device import launched
 
 # Where the paper's text and the authors' released code differ; the published 43.2 mIoU comes from the code.
 RECIPES = {
@@ -212,7 +213,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
             words.append(flag if isinstance(value, bool) else f"{option}={text}")
     before = parser.parse_args(words)
     args = parser.parse_args(words + (sys.argv[1:] if argv is None else argv))
-    processes = int(os.environ["MS_WORKER_NUM"]) if "MS_ROLE" in os.environ else 1  # of msrun
+    processes = int(os.environ["MS_WORKER_NUM"]) if launched() else 1
     per_step = args.batch_size * args.iter_size * processes
     per_step_then = before.batch_size * before.iter_size * processes_then
     for name in saved:

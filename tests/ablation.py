@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from json import JSONDecodeError, loads
 from pathlib import Path
 
 import CLAN_evaluate_city  # noqa: F401  # sets the environment before mindspore is imported
@@ -24,7 +23,7 @@ from options import Parser, number
 from utils import run_folder
 from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, score, words
 from utils.errors import UserError, run
-from utils.files import atomic, keep_old, write_json
+from utils.files import atomic, keep_old, read_json, write_json
 from utils.visual import bars
 
 TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
@@ -68,11 +67,10 @@ def key(command: list[str]) -> list[str]:
 
 def read_result(folder: Path, command: list[str] | None = None) -> dict | None:
     """The result of a finished run, if it is one of this command."""
-    try:
-        result = loads((folder / "result.json").read_text())
-        return result if command is None or key(result["command"]) == key(command) else None
-    except (OSError, JSONDecodeError, KeyError, TypeError):
+    result = read_json(folder / "result.json")
+    if not isinstance(result, dict):
         return None
+    return result if command is None or key(result.get("command", [])) == key(command) else None
 
 
 def train_and_score(command: list[str]) -> None:
@@ -176,10 +174,7 @@ def tune(folder: Path, steps: int, jobs: int) -> dict[str, str]:
 
 def tuned(folder: Path, steps: int) -> tuple[dict[str, str], str]:
     """lambda_adv of both methods, and a sentence that says where they come from."""
-    try:
-        content = loads((folder / "tuned.json").read_text())
-    except (OSError, JSONDecodeError):
-        content = {}
+    content = read_json(folder / "tuned.json") or {}
     if content.get("steps") != steps:
         return {"tan": "1", "clan": "1"}, "lambda_adv 1 for TAN and CLAN, not tuned (--tune)."
     scores = "; ".join(f"{method.upper()} " + ", ".join(f"{value}: {mean:.2f}" for value, mean in by.items())

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,32 +11,54 @@ ROOT = Path(__file__).parent.parent
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
 
 
+def python(words: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
+    """`python WORDS`, which has to end with `code`; with 2 one line on stderr is expected."""
+    command, env = [sys.executable, *map(str, words)], {**os.environ, **env}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    one_line = done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert code != 2 or one_line, done.stdout + done.stderr
+    return done
+
+
 def run(script: str, *words, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """A script of this project as a user would start it; its output is shown if it fails."""
-    command = [sys.executable, ROOT / script, *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    return python([ROOT / script, *words], cwd, 0)
 
 
 def fails(script: str, *words, cwd: Path = ROOT) -> str:
     """Exit code 2 and one line on stderr, which is returned."""
-    command = [sys.executable, ROOT / script, *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, (
-        done.stdout + done.stderr
-    )
-    return done.stderr
+    return python([ROOT / script, *words], cwd, 2).stderr
 
 
 def module(name: str, *words, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
-    """`python -m NAME WORDS` from any folder; with `code` 2 one line on stderr is expected."""
-    command = [sys.executable, "-m", name, *map(str, words)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert code != 2 or (done.stderr.count("\n") == 1 and "Traceback" not in done.stderr), done.stderr
-    return done
+    """`python -m NAME WORDS` from any folder."""
+    return python(["-m", name, *words], cwd, code, PYTHONPATH=str(ROOT))
+
+
+def msrun(logs: Path, count: int, script: str, *words) -> list:
+    """The command that starts so many processes of a script; their output goes to `logs`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = Path(sys.executable).with_name("msrun")
+    head = [launcher, f"--worker_num={count}", f"--local_worker_num={count}", "--join=True"]
+    return [*head, f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    """msrun starts what `python` is; its scheduler misses a dead process after 10 s instead of 30."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "MS_NODE_TIMEOUT": "10"}
+
+
+def run_parallel(logs: Path, count: int, script: str, *words, ends_well: bool = True) -> list[str]:
+    """The output of each process, once all have ended."""
+    done = subprocess.run(msrun(logs, count, script, *words), cwd=logs.parent, env=environment(),
+                          capture_output=True, text=True, timeout=300)
+    output = [(logs / f"worker_{n}.log").read_text() for n in range(count)]
+    assert (done.returncode == 0) == ends_well, done.stdout + done.stderr + "\n".join(output)
+    return output
 
 
 def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:

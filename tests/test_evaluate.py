@@ -13,8 +13,7 @@ from CLAN_evaluate_city import Predict
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.transform import CLASS_NAMES, LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
-from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
-from tests.test_parallel import run_parallel
+from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
 from tests.test_torch_file import lit, pid, tensor, zipped
 from utils import checkpoint
 from utils.loss import alignment_map

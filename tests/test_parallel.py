@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,37 +20,22 @@ from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.golden import write_city
-from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
+from tests.scripts import (
+    EVALUATE,
+    TRAIN,
+    environment,
+    fails,
+    msrun,
+    rows_of,
+    run,
+    run_parallel,
+    train_words,
+)
 from utils import checkpoint
 
 FROZEN = "tests/frozen.py"
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lambda-adv", 0.1]
-
-
-def msrun(logs: Path, count: int, script: str, *words) -> list:
-    """The command that starts so many processes of a script; their output goes to `logs`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = Path(sys.executable).with_name("msrun")
-    head = [launcher, f"--worker_num={count}", f"--local_worker_num={count}", "--join=True"]
-    return [*head, f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, words)]
-
-
-def environment() -> dict[str, str]:
-    """msrun starts what `python` is; its scheduler misses a dead process after 10 s instead of 30."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "MS_NODE_TIMEOUT": "10"}
-
-
-def run_parallel(logs: Path, count: int, script: str, *words, ends_well: bool = True) -> list[str]:
-    """The output of each process, once all have ended."""
-    done = subprocess.run(msrun(logs, count, script, *words), cwd=logs.parent, env=environment(),
-                          capture_output=True, text=True, timeout=300)
-    output = [(logs / f"worker_{n}.log").read_text() for n in range(count)]
-    assert (done.returncode == 0) == ends_well, done.stdout + done.stderr + "\n".join(output)
-    return output
 
 
 def start_parallel(folder: Path, *words) -> tuple[subprocess.Popen, list[int]]:

@@ -31,13 +31,13 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.pipeline import batches
+from dataset.pipeline import batches, spread
 from dataset.transform import CLASS_NAMES
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, device
 from utils.errors import UserError, run
-from utils.files import atomic, keep_old, write_json
+from utils.files import atomic, write_json
 from utils.visual import bars
 
 WHEN, DOMAINS = ("before", "after"), ("source", "target")
@@ -114,8 +114,7 @@ def main(args: argparse.Namespace) -> None:
     sets = [GTA5DataSet(args.data_dir, args.data_list, args.input_size),
             cityscapesDataSet(args.data_dir_target, args.set, args.data_list_target, args.input_size_target,
                               labels=True)]  # fmt: skip
-    chosen = [np.linspace(0, len(data) - 1, min(args.count or len(data), len(data))).astype(int)
-              for data in sets]  # fmt: skip
+    chosen = [spread(len(data), args.count or len(data)) for data in sets]
     trains = sets
     if args.adapt_bn:
         trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
@@ -142,8 +141,7 @@ def main(args: argparse.Namespace) -> None:
     print(table(distance, relative))
 
     folder, each = Path(args.save_path), evaluation.number_or_none
-    if old := keep_old(folder / "ccd.json", folder / "ccd.png"):
-        print(f"earlier results are now {', '.join(map(str, old))}")
+    evaluation.make_room(folder / "ccd.json", folder / "ccd.png")
     rows = (*CLASS_NAMES, "mean")
     write_json(folder / "ccd.json", {
         "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,

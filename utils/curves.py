@@ -7,7 +7,6 @@ own curve.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.ndimage import uniform_filter1d
 
 from options import Parser
 from utils.errors import UserError, run
-from utils.files import atomic
+from utils.files import atomic, read_json
 
 # The authors' validation mIoU after every 2,000 steps up to 100,000 (released code, one run).
 AUTHORS = np.array([
@@ -46,11 +45,9 @@ def columns(path: Path) -> dict[str, np.ndarray]:
 
 def is_like_theirs(folder: Path) -> bool:
     """Whether options.json says: the paper's network, full size, one picture of each domain a step."""
-    try:
-        options = json.loads((folder / "options.json").read_text())
-        return {"source": "gta5", "processes": 1, **options}.items() >= THEIRS.items()
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
+    options = read_json(folder / "options.json")
+    ours = {"source": "gta5", "processes": 1, **options} if isinstance(options, dict) else {}
+    return ours.items() >= THEIRS.items()
 
 
 def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: bool, title: str):

@@ -46,6 +46,11 @@ def prepare_environment() -> str | None:
     return None
 
 
+def launched() -> bool:
+    """Whether msrun, MindSpore's launcher, started this process."""
+    return "MS_ROLE" in os.environ
+
+
 def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) -> str:
     """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU".
 
@@ -53,15 +58,13 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
     """
     import mindspore
 
-    from utils import parallel
-
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
     if name is None:
         name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
-    if device_id and parallel.launched():
+    if device_id and launched():
         raise UserError("--device-id has no effect under msrun: each process takes the card of its number")
     try:
-        mindspore.set_device(name, None if name == "CPU" or parallel.launched() else device_id)
+        mindspore.set_device(name, None if name == "CPU" or launched() else device_id)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--device {device} --device-id {device_id} cannot be used: {reason}") from None
@@ -69,7 +72,7 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
     if jit_level or name == "CPU":
         # O1 compiles longer and is no faster on the CPU; Ascend keeps its own default.
         mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
-    if parallel.launched():
+    if launched():
         mindspore.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
         mindspore.communication.init()
     return name

@@ -49,6 +49,14 @@ def keep_old(*paths: Path) -> list[Path]:
             return [path.rename(name) for path, name in zip(paths, names) if path.exists()]
 
 
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file; None if it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def write_json(path: str | Path, content: dict) -> None:
     """`content` as indented JSON, atomically."""
     with atomic(path) as temporary:

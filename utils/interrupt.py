@@ -5,9 +5,10 @@ process. So both signals are blocked, in the main thread before there are others
 """
 
 import ctypes
-import os
 import signal
 import sys
+
+from utils.device import launched
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -16,7 +17,7 @@ def block() -> None:
     """Make both signals wait (POSIX only). To be called before mindspore is imported."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    if "MS_ROLE" in os.environ and sys.platform == "linux":
+    if launched() and sys.platform == "linux":
         # msrun hands no SIGTERM on: when it dies of one, its processes get theirs from the kernel.
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

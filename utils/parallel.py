@@ -4,17 +4,12 @@ Each holds the whole networks. What they must agree on goes through `total`, whi
 a process alone agrees with itself.
 """
 
-import os
-
 import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from mindspore.communication import get_group_size, get_rank
 
-
-def launched() -> bool:
-    """Whether msrun, MindSpore's launcher, started this process."""
-    return "MS_ROLE" in os.environ
+from utils.device import launched
 
 
 def processes() -> int:
@@ -25,6 +20,11 @@ def processes() -> int:
 def rank() -> int:
     """The number of this process, from 0."""
     return get_rank() if launched() else 0
+
+
+def share(count: int) -> range:
+    """Which of `count` pictures this process takes."""
+    return range(rank(), count, processes())
 
 
 def total(values: np.ndarray) -> np.ndarray:

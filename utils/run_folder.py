@@ -6,6 +6,7 @@ flushed to disk and renamed. So a run that is killed at any moment can go on fro
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -142,14 +143,14 @@ def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> 
             path.replace(place / path.name)
     kept = rows(folder / "miou.csv", first + 1)
     if kept and not best.exists():
-        steps = max(kept, key=lambda row: -1.0 if row[1] == "nan" else float(row[1]))[0]
+        steps = best_of(kept)[0]
         known = [p for p in (origin / BEST, origin / f"GTA5_{steps}.ckpt") if steps_of(p) == int(steps)]
         for path in known[:1]:
             copy(path, best)
     return [f"moved to {place}: {', '.join(path.name for path in aside)}"] if aside else []
 
 
-def rows(path: Path, first: int) -> list[list[str]]:
+def rows(path: Path, first: float = math.inf) -> list[list[str]]:
     """The whole rows of a table that belong to steps before `first`."""
     if not path.exists():
         return []
@@ -160,12 +161,17 @@ def rows(path: Path, first: int) -> list[list[str]]:
     return [row for row in whole if int(row[0]) < first]
 
 
-def start_table(path: Path, header: tuple, first: int) -> list[list[str]]:
+def start_table(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]:
     """(Re)write a table with its header and the rows of steps before `first`, which are returned."""
     kept = rows(path, first)
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
     return kept
+
+
+def best_of(scores: list[list[str]]) -> list[str]:
+    """The row of miou.csv with the highest mean."""
+    return max(scores, key=lambda row: -1.0 if row[1] == "nan" else float(row[1]))
 
 
 def append(path: Path, row: list) -> None:

@@ -1,12 +1,13 @@
 """Bilinear up-sampling with aligned corners, the one that everything here uses."""
 
+import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, h, w) -> (N, C, H, W) for size (H, W)."""
-    return ops.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    """(N, C, h, w), float32 or of a network in half precision, -> float32 (N, C, H, W) for size (H, W)."""
+    return ops.interpolate(x.astype(mindspore.float32), size=size, mode="bilinear", align_corners=True)
 
 
 class Up(nn.Cell):
