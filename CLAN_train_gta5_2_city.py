@@ -5,7 +5,6 @@ from options.train_options import NOT_IN_GRAPH, get_arguments
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
 import os
-import sys
 import time
 from functools import cache
 from itertools import repeat
@@ -116,7 +115,8 @@ class CLANStep(nn.Cell):
             self.all_reduce = ops.AllReduce()
         self.scaler = None
         if args.amp_level != "O0":
-            self.scaler = amp.DynamicLossScaler(2.0**16, 2, 2000)
+            # From 2^12: 2^16 overflows in the first steps, which would then be skipped.
+            self.scaler = amp.DynamicLossScaler(2.0**12, 2, 2000)
             # Of this cell too, so that checkpoints have them.
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
@@ -262,8 +262,11 @@ def train(args) -> Path:
     if not args.not_val:
         val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
     for data, name in ((source, "source"), (target, "target")):
-        if data is not None and batch > len(data):
-            raise UserError(f"--batch-size {batch} is more than the {len(data)} pictures of the {name}")
+        if data is not None and per_step > len(data):
+            raise UserError(
+                f"a step takes {per_step} pictures (--batch-size {batch} x --iter-size {args.iter_size} x "
+                f"{processes} processes), more than the {len(data)} of the {name}"
+            )
 
     # Networks, their start, optimisers, the step.
     mindspore.set_seed(args.random_seed)
@@ -351,8 +354,7 @@ def train(args) -> Path:
     def end_if_asked(*_) -> None:
         if parallel.anywhere(interrupt.asked()):
             bar.close()
-            how = f", in {processes} processes again" if processes > 1 else ""
-            log(f"{done} steps are done; python {sys.argv[0]} --continue-train {folder} goes on{how}")
+            log(f"{done} steps are done; goes on with: {parallel.command()} --continue-train {folder}")
             parallel.wait()  # until the chief has said so: msrun ends all with the first
             interrupt.stop()
 

@@ -22,8 +22,8 @@ SOURCES = {
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
               "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "jit_level",
-              "num_workers", "compile_cache", "save_memory", "recompute"}
-PER_STEP = {"batch_size", "iter_size"}  # may change if their product with the number of processes does not
+              "num_workers", "compile_cache", "save_memory", "recompute",
+              "batch_size", "iter_size"}  # these if their product with the number of processes stays
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
@@ -218,7 +218,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
     per_step_then = before.batch_size * before.iter_size * processes_then
     for name in saved:
         given, there = getattr(args, name), getattr(before, name)
-        if given != there and name not in MAY_CHANGE and (name not in PER_STEP or per_step != per_step_then):
+        if given != there and name not in MAY_CHANGE:
             parser.error(f"--{name.replace('_', '-')} {given} contradicts the run that {args.continue_train} "
                          f"is of: there it is {there}")
     if per_step != per_step_then:

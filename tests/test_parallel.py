@@ -122,7 +122,7 @@ def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, two_processes):
     folder, more = two_processes[0], tmp_path / "more"
     words = ["--continue-train", folder / "GTA5_1.ckpt", "--snapshot-dir", more]
-    assert "--batch-size 3 contradicts" in fails(FROZEN, *words, "--batch-size", 3)
+    assert "--batch-size 3 x --iter-size 1 x 1 processes = 3, but" in fails(FROZEN, *words, "--batch-size", 3)
     assert "1 processes = 1, but" in fails(FROZEN, *words)
     run(FROZEN, *words, "--iter-size", 2)
     assert_same(folder, more)
@@ -172,7 +172,7 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
     os.killpg(job.pid, signal.SIGKILL)  # the programs with which msrun shows the logs
     steps = len(rows_of(tmp_path / "run" / "loss.csv"))
     output = (tmp_path / "logs" / "worker_0.log").read_text()
-    assert f"{steps} steps are done" in output and "in 2 processes again" in output
+    assert f"{steps} steps are done; goes on with: msrun --worker_num=2 --local_worker_num=2" in output
     words = ["--continue-train", tmp_path / "run", "--iter-size", 2, "--num-steps-stop", steps + 1]
     assert f"going on from {tmp_path / 'run' / f'GTA5_{steps}.ckpt'}" in run(TRAIN, *words).stdout
 
@@ -182,6 +182,8 @@ def test_a_mistake_that_one_process_alone_sees_ends_the_job(data, tmp_path, two_
     words = train_words(data, two_at_once, *STEPS)
     output = run_parallel(tmp_path / "logs", 2, TRAIN, *words, ends_well=False)
     assert "already holds a run" in output[0] and "already holds a run" not in output[1]
+    scheduler = (tmp_path / "logs" / "scheduler.log").read_text()
+    assert "a process ended early" in scheduler and "Traceback" not in scheduler
 
 
 @pytest.mark.slow
@@ -198,9 +200,9 @@ def test_a_broken_picture_costs_no_step_of_two_processes(data, tmp_path):
 
 
 def test_half_precision_stays_close(data, tmp_path):
-    steps = ["--num-steps", 10, "--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
+    """With the paper's weights of the losses."""
     for level in ("O0", "O2", "O3"):
-        done = run(TRAIN, *train_words(data, tmp_path / level, *steps, "--amp-level", level))
+        done = run(TRAIN, *train_words(data, tmp_path / level, "--num-steps", 10, "--amp-level", level))
         assert "skipped" not in done.stdout
     for level in ("O2", "O3"):
         np.testing.assert_allclose(losses(tmp_path / level), losses(tmp_path / "O0"), rtol=0.02)

@@ -74,7 +74,13 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
         mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
     if launched():
         mindspore.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
-        mindspore.communication.init()
+        try:
+            mindspore.communication.init()
+        except RuntimeError as error:  # msrun's scheduler waits in there for the processes
+            if os.environ["MS_ROLE"] != "MS_SCHED":
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"a process ended early: see \"error:\" in worker_*.log ({reason})") from None
     return name
 
 

@@ -4,6 +4,8 @@ Each holds the whole networks. What they must agree on goes through `total`, whi
 a process alone agrees with itself.
 """
 
+import sys
+
 import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, ops
@@ -20,6 +22,14 @@ def processes() -> int:
 def rank() -> int:
     """The number of this process, from 0."""
     return get_rank() if launched() else 0
+
+
+def command() -> str:
+    """How this script was started, without its options; msrun as on one machine."""
+    count = processes()
+    if count == 1:
+        return f"python {sys.argv[0]}"
+    return f"msrun --worker_num={count} --local_worker_num={count} --join=True {sys.argv[0]}"
 
 
 def share(count: int) -> range:
