@@ -381,7 +381,8 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
     with atomic(path) as temporary:
         mindspore.export(net, x, file_name=str(temporary.with_suffix("")), file_format="MINDIR")
         temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
-    print(f"written: {path}")
+    print(f"input: (1, 3, {height}, {width}) float32, bicubic, BGR minus its mean; output: trainIds (1, "
+          f"{height}, {width}) int32\nwritten: {path}")  # fmt: skip
 
 
 def number_or_none(x: float) -> float | None:

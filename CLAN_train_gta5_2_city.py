@@ -288,7 +288,8 @@ def train(args) -> Path:
         raise UserError(
             "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
         )
-    reports += [f"all {stop} steps are done"] if first == stop else []
+    if first == stop:
+        reports.append(f"all {stop} steps are done; CLAN_evaluate_city.py --restore-from {last} scores them")
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
     if chief and last and origin != folder.resolve():

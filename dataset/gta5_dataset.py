@@ -8,6 +8,8 @@ import numpy as np
 from dataset.transform import check_files, few, open_image, read_list, to_input, to_trainIds
 from utils.errors import UserError
 
+HOME = "https://download.visinf.tu-darmstadt.de/data/from_games/"
+
 
 class GTA5DataSet:
     """images/NNNNN.png with labels/NNNNN.png below `root`; item i is (picture, label).
@@ -30,8 +32,7 @@ class GTA5DataSet:
         if not (root / "images").is_dir() or not (root / "labels").is_dir():
             raise UserError(
                 f"GTA5 not found: no folders {root / 'images'} and {root / 'labels'} (--data-dir); "
-                "it can be had at https://download.visinf.tu-darmstadt.de/data/from_games/ — or try --demo, "
-                "which needs no data"
+                f"it can be had at {HOME} — or try --demo, which needs no data"
             )
         found = sorted(p.name for p in (root / "images").glob("*.png"))
         if split:
@@ -84,6 +85,8 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
     """
     from scipy.io import loadmat, whosmat
 
+    if not Path(path).is_file():
+        raise UserError(f"--gta5-split {path}: no such file; split.mat comes with GTA5: {HOME}")
     key = f"{subset}Ids"
     try:
         content = loadmat(path, appendmat=False, variable_names=[key])

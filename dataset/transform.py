@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
 
@@ -47,9 +47,9 @@ def open_image(path: Path) -> Image.Image:
         raise
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"{path}: not a readable picture ({reason}); copy it again from the data set"
-        ) from None
+        if isinstance(error, UnidentifiedImageError):
+            reason = "neither PNG nor JPEG"
+        raise UserError(f"{path}: not a readable picture ({reason}); get a whole copy of it") from None
 
 
 def to_input(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -240,12 +240,12 @@ def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
     assert "no picture (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     message = fails(*command, "--predict", tmp_path / "broken.png")
-    assert f"{tmp_path / 'broken.png'}: not a readable picture" in message
+    assert f"{tmp_path / 'broken.png'}: not a readable picture (neither PNG nor JPEG)" in message
 
 
 def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):
     command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path]
-    run(*command, "--export", "mindir")
+    assert "input: (1, 3, 48, 64) float32" in run(*command, "--export", "mindir").stdout
     again = run(*command, "--export", "mindir", "--adapt-bn", 3).stdout
     assert "re-estimated on 3" in again and "earlier results are now" in again
     net_G = network(trained)

@@ -89,7 +89,7 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(trained, data, tmp_
     done = module("utils.ccd", "--restore-from", *both, *words, cwd=tmp_path)
     assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
     result = json.loads((folder / "ccd.json").read_text())
-    assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 800
+    assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 1600
     for when, path in zip(("before", "after"), both):
         source, target = class_features(path, data, adapt_bn)
         assert result["points"]["source"] == {name: len(x) for name, x in zip(CLASS_NAMES, source)}

@@ -388,6 +388,8 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
     assert "--batch-size 4 x --iter-size 1 x 1 processes), more than the 3 of the target" in message
     assert not (tmp_path / "run").exists()
+    message = fails(TRAIN, "--device", "cpu", "--device-id", 3)
+    assert "--device-id 3 names a card, but the device is the CPU" in message
     message = fails(TRAIN, "--continue-train", reference, "--lambda-adv", "0.5")
     assert "--lambda-adv 0.5 contradicts" in message
     folder = tmp_path / "damaged"

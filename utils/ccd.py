@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import nn
+from PIL import Image
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
@@ -110,6 +111,14 @@ def table(distance: np.ndarray, relative: np.ndarray) -> str:
     return "\n".join(lines)
 
 
+def chart(title: str, values: np.ndarray) -> Image.Image:
+    """Bars, before and after, of (19, 2) values and their mean; short: aligned."""
+    rows = zip((*CLASS_NAMES, "mean"), with_mean(values))
+    shown = [(name, pair) for name, pair in rows if not np.isnan(pair).any()]
+    series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}
+    return bars(title, [name for name, _ in shown], series)
+
+
 def main(args: argparse.Namespace) -> None:
     sets = [GTA5DataSet(args.data_dir, args.data_list, args.input_size),
             cityscapesDataSet(args.data_dir_target, args.set, args.data_list_target, args.input_size_target,
@@ -149,11 +158,10 @@ def main(args: argparse.Namespace) -> None:
         "points": {domain: dict(zip(CLASS_NAMES, n.tolist())) for domain, n in zip(DOMAINS, points)},
         **{what: {name: dict(zip(WHEN, map(each, pair))) for name, pair in zip(rows, with_mean(values))}
            for what, values in (("distance", distance), ("relative", relative))}})  # fmt: skip
-    shown = [(name, pair) for name, pair in zip(rows, with_mean(relative)) if not np.isnan(pair).any()]
-    series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}
     with atomic(folder / "ccd.png") as temporary:
-        title = "Relative distance of a class's centres in source and target; short: aligned"
-        bars(title, [name for name, _ in shown], series).save(temporary)
+        left = chart("Distance of a class's centres in source and target (CCD)", distance)
+        right = chart("The same, relative to the mean distance between classes", relative)
+        Image.fromarray(np.hstack((left, right))).save(temporary)
     print(f"written: {folder / 'ccd.json'}, {folder / 'ccd.png'}")
 
 

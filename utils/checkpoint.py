@@ -136,10 +136,9 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
             left.append(name)
     needed = [name for name in left if complete or not name.startswith(CLASSIFIERS)]
     if needed:
-        hint = "" if matched else "; is it a checkpoint of another network?"
         raise UserError(
             f"{path}: {len(needed)} of {len(matched) + len(left)} tensors of {prefix} are not in it or "
-            f"differ in shape, such as {', '.join(needed[:3])}{hint}"
+            f"differ in shape, such as {', '.join(needed[:3])}; is it of another network (--model)?"
         )
     skipped += [name for name in tensors if name not in matched]
 

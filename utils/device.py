@@ -63,11 +63,15 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
         name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
     if device_id and launched():
         raise UserError("--device-id has no effect under msrun: each process takes the card of its number")
+    if device_id and name == "CPU":
+        raise UserError(f"--device-id {device_id} names a card, but the device is the CPU: --device-id 0")
     try:
         mindspore.set_device(name, None if name == "CPU" or launched() else device_id)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {device} --device-id {device_id} cannot be used: {reason}") from None
+        raise UserError(
+            f"--device {device} --device-id {device_id} cannot be used: {reason}; --device cpu always can"
+        ) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
     if jit_level or name == "CPU":
         # O1 compiles longer and is no faster on the CPU; Ascend keeps its own default.
