@@ -41,6 +41,8 @@ PARTS = {  # what becomes of CLAN when a part is taken away or changed
     "epsilon_1": ["--epsilon", "1"],  # 0.4 is "clan"
 }
 ROWS = ("source", "control", "tan", *PARTS, "oracle")
+BASES = {"source": "source", "control": "control", "tan": "TAN", "clan": "CLAN"}  # to which rows are compared
+STATISTICS = {"re-estimated batch statistics": "mIoU", "running batch statistics": "mIoU_running"}
 LABELS = {
     "source": "source only", "control": "control: CLAN, lambda_adv 0", "tan": "TAN: plain adversarial",
     "clan": "CLAN: lambda_local 40, epsilon 0.4", "untrained_D": "CLAN, D never learns",
@@ -188,7 +190,7 @@ def tuned(folder: Path, steps: int) -> tuple[dict[str, str], str]:
 def summary(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[str, tuple]]:
     """For each row and figure (mean, sd, n) over seeds, in points of mIoU; sd None for a single seed.
 
-    Figures: mIoU, mIoU_running, and the differences to source and control, paired by seed, of both.
+    Figures: mIoU, mIoU_running, and of both the differences to each of BASES, paired by seed.
     """
 
     def figure(values: list[float]) -> tuple | None:
@@ -198,9 +200,9 @@ def summary(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[
     out = {}
     for row in rows:
         out[row] = {}
-        for name in ("mIoU", "mIoU_running"):
+        for name in STATISTICS.values():
             out[row][name] = figure([results[seed, row][name] for seed in seeds])
-            for other in ("source", "control"):
+            for other in BASES:
                 pairs = [(results[seed, row][name], results[seed, other][name])
                          for seed in seeds if other != row and (seed, other) in results]  # fmt: skip
                 out[row][f"{name} - {other}"] = figure([a - b for a, b in pairs])
@@ -208,19 +210,21 @@ def summary(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[
 
 
 def table(figures: dict, note: str) -> str:
-    """Markdown."""
-    names = [f"{name}{than}" for name in ("mIoU", "mIoU_running") for than in ("", " - source", " - control")]
-    lines = ["| row | n | mIoU | − source | − control | running: mIoU | − source | − control |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row, by in figures.items():
-        cells = [LABELS[row], str(by["mIoU"][2])]
-        for name in names:
-            mean, sd, _ = by[name] or (None, None, 0)
-            sign = "+" if "-" in name else ""
-            spread = "" if sd is None else f" ({sd:.2f})"
-            cells.append("–" if mean is None else f"{mean:{sign}.2f}{spread}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", note]) + "\n"
+    """Markdown: one table for each kind of batch statistics."""
+    lines = []
+    for title, name in STATISTICS.items():
+        lines += [f"| {title} | n | mIoU | " + " | ".join(f"− {base}" for base in BASES.values()) + " |",
+                  "|---" * (3 + len(BASES)) + "|"]  # fmt: skip
+        for row, by in figures.items():
+            cells = [LABELS[row], str(by[name][2])]
+            for key in (name, *(f"{name} - {base}" for base in BASES)):
+                mean, sd, _ = by[key] or (None, None, 0)
+                sign = "+" if "-" in key else ""
+                spread = "" if sd is None else f" ({sd:.2f})"
+                cells.append("–" if mean is None else f"{mean:{sign}.2f}{spread}")
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join([*lines, note]) + "\n"
 
 
 def main(args) -> None:
@@ -245,8 +249,7 @@ def main(args) -> None:
         with atomic(args.markdown) as temporary:
             temporary.write_text(text)
     if args.chart:
-        series = {"re-estimated batch statistics": "mIoU", "running batch statistics": "mIoU_running"}
-        values = {label: [figures[row][name][:2] for row in args.rows] for label, name in series.items()}
+        values = {label: [figures[row][name][:2] for row in args.rows] for label, name in STATISTICS.items()}
         title = f"mIoU (%) on the target, mean and sd over n = {len(args.seeds)} seeds"
         with atomic(args.chart) as temporary:
             bars(title, [LABELS[row] for row in args.rows], values).save(temporary)
