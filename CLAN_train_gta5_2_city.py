@@ -462,10 +462,10 @@ def default_start(args) -> str:
 
 
 def main(args) -> None:
+    if args.demo and device.launched():
+        raise UserError("--demo is for one process: start it without msrun")
     args.device = device.setup(args.device, args.device_id, args.mode, args.jit_level).lower()
     if args.demo:
-        if device.launched():
-            raise UserError("--demo is for one process: start it without msrun")
         from utils.demo import demo
 
         demo(args, train)
