@@ -132,7 +132,7 @@ def test_a_run_in_legs_ends_with_the_same_bits(trained, data, tmp_path):
     shutil.copytree(folder, again)
     (again / "GTA5_6.ckpt").unlink()
     words = ["--continue-train", again / "GTA5_4.pth"]
-    assert "--batch-size 1 contradicts" in fails(TRAIN, *words, "--batch-size", 1)
+    assert "--batch-size 1 x --iter-size 1 x 1 processes = 1, but" in fails(TRAIN, *words, "--batch-size", 1)
     run(TRAIN, *words, "--num-steps-stop", 5)
     words = ["--continue-train", again]
     assert "has 5 steps, more than --num-steps-stop 4" in fails(TRAIN, *words, "--num-steps-stop", 4)
