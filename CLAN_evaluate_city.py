@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.picture_folder import PictureFolder
 from dataset.pipeline import batches, spread
-from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, open_image
+from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, IMG_MEAN, open_image
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run
@@ -381,8 +381,8 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
     with atomic(path) as temporary:
         mindspore.export(net, x, file_name=str(temporary.with_suffix("")), file_format="MINDIR")
         temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
-    print(f"input: (1, 3, {height}, {width}) float32, bicubic, BGR minus its mean; output: trainIds (1, "
-          f"{height}, {width}) int32\nwritten: {path}")  # fmt: skip
+    print(f"input: (1, 3, {height}, {width}) float32, bicubic, BGR from 0 to 255 minus {IMG_MEAN}; "
+          f"output: trainIds (1, {height}, {width}) int32\nwritten: {path}")  # fmt: skip
 
 
 def number_or_none(x: float) -> float | None:

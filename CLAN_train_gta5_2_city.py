@@ -265,7 +265,7 @@ def train(args) -> Path:
         if data is not None and per_step > len(data):
             raise UserError(
                 f"a step takes {per_step} pictures (--batch-size {batch} x --iter-size {args.iter_size} x "
-                f"{processes} processes), more than the {len(data)} of the {name}"
+                f"{processes} processes), more than the {len(data)} of the {name}: lower one of them"
             )
 
     # Networks, their start, optimisers, the step.

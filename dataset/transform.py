@@ -48,7 +48,7 @@ def open_image(path: Path) -> Image.Image:
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "neither PNG nor JPEG"
+            reason = "not recognised as PNG or JPEG"
         raise UserError(f"{path}: not a readable picture ({reason}); get a whole copy of it") from None
 
 

@@ -24,6 +24,7 @@ MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train",
               "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "jit_level",
               "num_workers", "compile_cache", "save_memory", "recompute",
               "batch_size", "iter_size"}  # these if their product with the number of processes stays
+OF_MACHINE = {"device", "device_id"}  # not taken over when a run goes on
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
@@ -200,7 +201,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
         saved = json.loads(path.read_text())
         processes_then = int(saved.get("processes", 1))
         saved = {"source": "gta5", "gta5_split": None, "gta5_subset": "all", **saved}  # older runs lack them
-        saved = {name: value for name, value in saved.items() if name in vars(args) and name != "device"}
+        saved = {name: saved[name] for name in saved if name in vars(args) and name not in OF_MACHINE}
     except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
     # As if they stood on the command line, so that they are checked alike; what the user gives comes later.

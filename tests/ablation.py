@@ -176,7 +176,8 @@ def tune(folder: Path, steps: int, jobs: int) -> dict[str, str]:
 
 def tuned(folder: Path, steps: int) -> tuple[dict[str, str], str]:
     """lambda_adv of both methods, and a sentence that says where they come from."""
-    content = read_json(folder / "tuned.json") or {}
+    content = read_json(folder / "tuned.json")
+    content = content if isinstance(content, dict) else {}
     if content.get("steps") != steps:
         return {"tan": "1", "clan": "1"}, "lambda_adv 1 for TAN and CLAN, not tuned (--tune)."
     scores = "; ".join(f"{method.upper()} " + ", ".join(f"{value}: {mean:.2f}" for value, mean in by.items())
@@ -217,9 +218,9 @@ def table(figures: dict, note: str) -> str:
                   "|---" * (3 + len(BASES)) + "|"]  # fmt: skip
         for row, by in figures.items():
             cells = [LABELS[row], str(by[name][2])]
-            for key in (name, *(f"{name} - {base}" for base in BASES)):
-                mean, sd, _ = by[key] or (None, None, 0)
-                sign = "+" if "-" in key else ""
+            for figure in (name, *(f"{name} - {base}" for base in BASES)):
+                mean, sd, _ = by[figure] or (None, None, 0)
+                sign = "+" if "-" in figure else ""
                 spread = "" if sd is None else f" ({sd:.2f})"
                 cells.append("–" if mean is None else f"{mean:{sign}.2f}{spread}")
             lines.append(f"| {' | '.join(cells)} |")

@@ -240,7 +240,7 @@ def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
     assert "no picture (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     message = fails(*command, "--predict", tmp_path / "broken.png")
-    assert f"{tmp_path / 'broken.png'}: not a readable picture (neither PNG nor JPEG)" in message
+    assert f"{tmp_path / 'broken.png'}: not a readable picture (not recognised as PNG or JPEG)" in message
 
 
 def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):

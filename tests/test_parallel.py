@@ -199,12 +199,16 @@ def test_a_broken_picture_costs_no_step_of_two_processes(data, tmp_path):
     assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
 
 
-def test_half_precision_stays_close(data, tmp_path):
-    """With the paper's weights of the losses."""
-    for level in ("O0", "O2", "O3"):
-        done = run(TRAIN, *train_words(data, tmp_path / level, "--num-steps", 10, "--amp-level", level))
-        assert "skipped" not in done.stdout
-    for level in ("O2", "O3"):
+STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
+
+
+@pytest.mark.parametrize("levels, more", [(("O2", "O3"), []), (("O3",), STRONG)])
+def test_half_precision_stays_close(data, tmp_path, levels, more):
+    """With the paper's weights of the losses, and with an adversary that moves G."""
+    for level in ("O0", *levels):
+        words = train_words(data, tmp_path / level, "--num-steps", 10, "--amp-level", level, *more)
+        assert "skipped" not in run(TRAIN, *words).stdout
+    for level in levels:
         np.testing.assert_allclose(losses(tmp_path / level), losses(tmp_path / "O0"), rtol=0.02)
         assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
 

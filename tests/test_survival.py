@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dataset.pipeline import Stream
+from options.train_options import get_arguments
 from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
 from utils import checkpoint
 
@@ -399,3 +400,5 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     options = json.loads((reference / "options.json").read_text())
     (folder / "options.json").write_text(json.dumps({**options, "batch_size": -3}))
     assert "argument --batch-size: -3 is out of range" in fails(TRAIN, "--continue-train", folder)
+    (folder / "options.json").write_text(json.dumps({**options, "device_id": 3}))  # of another machine
+    assert get_arguments(["--continue-train", str(folder)]).device_id == 0

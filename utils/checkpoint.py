@@ -136,9 +136,10 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
             left.append(name)
     needed = [name for name in left if complete or not name.startswith(CLASSIFIERS)]
     if needed:
+        other = "is it of another network?" if prefix == "net_G" else "does it hold G alone?"
         raise UserError(
             f"{path}: {len(needed)} of {len(matched) + len(left)} tensors of {prefix} are not in it or "
-            f"differ in shape, such as {', '.join(needed[:3])}; is it of another network (--model)?"
+            f"differ in shape, such as {', '.join(needed[:3])}; {other}"
         )
     skipped += [name for name in tensors if name not in matched]
 

@@ -70,7 +70,7 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--device {device} --device-id {device_id} cannot be used: {reason}; --device cpu always can"
+            f"--device {device} --device-id {device_id} cannot be used: {reason}; --device cpu needs no card"
         ) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
     if jit_level or name == "CPU":
@@ -83,7 +83,7 @@ def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) 
         except RuntimeError as error:  # msrun's scheduler waits in there for the processes
             if os.environ["MS_ROLE"] != "MS_SCHED":
                 raise
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().partition("\n")[0]
             raise UserError(f"a process ended early: see \"error:\" in worker_*.log ({reason})") from None
     return name
 

@@ -53,7 +53,7 @@ def read_json(path: str | Path) -> object:
     """The content of a JSON file; None if it cannot be read."""
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ Each holds the whole networks. What they must agree on goes through `total`, whi
 a process alone agrees with itself.
 """
 
+import os
 import sys
 
 import mindspore
@@ -25,11 +26,13 @@ def rank() -> int:
 
 
 def command() -> str:
-    """How this script was started, without its options; msrun as on one machine."""
-    count = processes()
+    """How this script was started, without its options; of several machines no more than "msrun"."""
+    count, script = processes(), sys.argv[0]
     if count == 1:
-        return f"python {sys.argv[0]}"
-    return f"msrun --worker_num={count} --local_worker_num={count} --join=True {sys.argv[0]}"
+        return f"python {script}"
+    if os.environ.get("MS_SCHED_HOST") != "127.0.0.1":
+        return f"the same msrun on each machine, {script}"
+    return f"msrun --worker_num={count} --local_worker_num={count} --join=True {script}"
 
 
 def share(count: int) -> range:
