@@ -21,7 +21,7 @@ SOURCES = {
     "synthia": {"data_dir": "./data/SYNTHIA", "input_size": (1280, 760), "lambda_local": 10.0},
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
-              "save_pred_every", "keep_checkpoints", "device", "device_id", "mode", "jit_level",
+              "save_pred_every", "keep_checkpoints", "mode", "jit_level",
               "num_workers", "compile_cache", "save_memory", "recompute",
               "batch_size", "iter_size"}  # these if their product with the number of processes stays
 OF_MACHINE = {"device", "device_id"}  # not taken over when a run goes on
