@@ -226,10 +226,9 @@ def make_room(*results: Path) -> None:
 def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
-    pictures = [folder / "labelIds", folder / "color"] if args.save else []
+    kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
     with_panel = {data.names[i]: i for i in spread(len(data), args.panels)} if args.save else {}
-    pictures += [folder / "panels"] if with_panel else []
-    make_room(folder / "result.json", *pictures)
+    make_room(folder / "result.json", *kinds)  # all: pictures must not lie beside figures that are not theirs
 
     def each(name: str, trainIds: np.ndarray) -> None:
         interrupt.exit_if_asked()
@@ -247,11 +246,12 @@ def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
         {
             "checkpoint": path,
             "images": len(data),
+            **{name: getattr(args, name) for name in ("set", "input_size", "classifier", "adapt_bn")},
             **{mean_name(n): number_or_none(mean_iou(confusion, n)) for n in CLASS_SETS},
             "IoU": {name: number_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
         },
     )
-    print(f"written: {', '.join(map(str, [folder / 'result.json', *pictures]))}")
+    print(f"written: {', '.join(str(p) for p in (folder / 'result.json', *kinds) if p.exists())}")
 
 
 def save_panel(
@@ -356,15 +356,18 @@ def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
     mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
     names = (data.names[i] for i in mine)
     items = batches(data, 1, args.num_workers, mine)
-    with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
-        while group := list(islice(items, args.batch_size)):
-            logits = logits_of(ops.concat([x for x, _ in group]))
-            for k, (_, picture) in enumerate(group):
-                interrupt.exit_if_asked()
-                rgb = picture.asnumpy()[0]
-                trainIds = label_map(logits[k : k + 1], rgb.shape[:2]).asnumpy()[0]
-                save_prediction(folder, next(names), trainIds, rgb)
-            bar.update(len(group))
+    try:
+        with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
+            while group := list(islice(items, args.batch_size)):
+                logits = logits_of(ops.concat([x for x, _ in group]))
+                for k, (_, picture) in enumerate(group):
+                    interrupt.exit_if_asked()
+                    rgb = picture.asnumpy()[0]
+                    trainIds = label_map(logits[k : k + 1], rgb.shape[:2]).asnumpy()[0]
+                    save_prediction(folder, next(names), trainIds, rgb)
+                bar.update(len(group))
+    except UserError as error:
+        raise UserError(f"{error}; predictions of those before it, if any, are in {folder}") from None
     parallel.wait()
     kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
     say(f"{len(data)} pictures, written: {kinds}")

@@ -9,6 +9,7 @@ import time
 from functools import cache
 from itertools import repeat
 from pathlib import Path
+from shlex import quote
 
 from utils import device, interrupt
 
@@ -355,7 +356,8 @@ def train(args) -> Path:
     def end_if_asked(*_) -> None:
         if parallel.anywhere(interrupt.asked()):
             bar.close()
-            log(f"{done} steps are done; goes on with: {parallel.command()} --continue-train {folder}")
+            hint = f"{parallel.command()} --continue-train {quote(str(folder))}"
+            log(f"{done} steps are done; goes on with: {hint}")
             parallel.wait()  # until the chief has said so: msrun ends all with the first
             interrupt.stop()
 

@@ -241,6 +241,10 @@ def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     message = fails(*command, "--predict", tmp_path / "broken.png")
     assert f"{tmp_path / 'broken.png'}: not a readable picture (not recognised as PNG or JPEG)" in message
+    Image.new("RGB", (30, 20)).save(tmp_path / "before.png")
+    message = fails(*command, "--predict", tmp_path)
+    assert f"those before it, if any, are in {tmp_path / 'r' / 'predict'}" in message
+    assert (tmp_path / "r" / "predict" / "color" / "before_color.png").exists()
 
 
 def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):

@@ -72,6 +72,7 @@ def test_curves_of_a_run_and_of_one_under_way(trained, tmp_path):
 
 def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(trained, tmp_path):
     assert "no rows in loss.csv" in module("utils.curves", tmp_path, code=2).stderr
+    assert "nowhere: no such folder" in module("utils.curves", tmp_path / "nowhere", code=2).stderr
     (tmp_path / "matplotlib.py").write_text("raise ImportError")  # found first
     assert "pip install matplotlib" in module("utils.curves", trained, cwd=tmp_path, code=2).stderr
     (tmp_path / "loss.csv").write_text("step,loss_seg\n0,1\n1,x\n")

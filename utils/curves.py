@@ -89,6 +89,8 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
 
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the --snapshot-dir of a training")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
