@@ -218,8 +218,10 @@ def labelled_data(args) -> cityscapesDataSet:
 
 def make_room(*results: Path) -> None:
     """Rename earlier results, and say so; all processes go on once that is done."""
-    if parallel.rank() == 0 and (old := keep_old(*results)):
-        print(f"earlier results are now {', '.join(map(str, old))}")
+    if parallel.rank() == 0:
+        results[0].parent.mkdir(parents=True, exist_ok=True)  # if it cannot be, better now than at the end
+        if old := keep_old(*results):
+            print(f"earlier results are now {', '.join(map(str, old))}")
     parallel.wait()
 
 
@@ -245,8 +247,7 @@ def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
         folder / "result.json",
         {
             "checkpoint": path,
-            "images": len(data),
-            **{name: getattr(args, name) for name in ("set", "input_size", "classifier", "adapt_bn")},
+            **settings_of(args, data),
             **{mean_name(n): number_or_none(mean_iou(confusion, n)) for n in CLASS_SETS},
             "IoU": {name: number_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
         },
@@ -271,7 +272,7 @@ def save_panel(
 def score_folder(args) -> None:
     """Score every numbered checkpoint of a folder, in order; miou.csv has a row for each that is done.
 
-    miou.json beside it says what the rows belong to: with the same options a second start goes on.
+    miou.json beside it says what the rows belong to: with the same options and files a second start goes on.
     """
     source, folder = Path(args.restore_from), Path(args.save_path)
     data = labelled_data(args)
@@ -283,11 +284,16 @@ def score_folder(args) -> None:
     chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
     if chief:
-        settings = settings_of(args, data)
-        if read_json(about) != settings:
+        settings = {"checkpoints": os.path.abspath(source), **settings_of(args, data)}
+        known = read_json(about)
+        files = known.pop("files", None) if isinstance(known, dict) else None
+        files = files if isinstance(files, dict) else {}  # of the rows: which file they were of
+        replaced = [n for n, path in found.items() if files.get(str(n), stamp(path)) != stamp(path)]
+        if known != settings or replaced:
             if old := keep_old(table, about):
-                print(f"earlier results, of other options, are now {', '.join(map(str, old))}")
-            write_json(about, settings)
+                print(f"earlier results, of other options or files, are now {', '.join(map(str, old))}")
+            files = {}
+            write_json(about, {**settings, "files": files})
         header = ("step", mean_name(args.classes), *CLASS_NAMES)
         done = run_folder.start_table(table, header)
         todo = sorted(set(found) - {int(row[0]) for row in done})
@@ -297,6 +303,7 @@ def score_folder(args) -> None:
     for steps in parallel.of_chief(todo):  # a training may write more meanwhile: one process decides
         path, broken = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
         try:
+            scored = stamp(path)
             content = checkpoint.read(str(path))
             net_G = network(checkpoint.model_of(content) if args.model == "auto" else args.model)
             checkpoint.load(net_G, content, str(path), "net_G", complete=True)
@@ -310,6 +317,8 @@ def score_folder(args) -> None:
         each = interrupt.exit_if_asked
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
         if chief:
+            files[str(steps)] = scored
+            write_json(about, {**settings, "files": files})  # before the row, which may not come
             row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
             run_folder.append(table, row)
         say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
@@ -320,11 +329,15 @@ def score_folder(args) -> None:
     print(f"{steps_table(rows)}\nwritten: {table}")
 
 
+def stamp(path: Path) -> list[int]:
+    """Size and time of a file, which change when another takes its place."""
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
 def settings_of(args, data: cityscapesDataSet) -> dict:
-    """What the figures of a checkpoint depend on, for miou.json."""
+    """What the figures of a checkpoint depend on, for result.json and miou.json."""
     names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
     return {
-        "checkpoints": os.path.abspath(args.restore_from),
         "data_dir": os.path.abspath(args.data_dir),
         **{name: getattr(args, name) for name in names},
         "input_size": list(args.input_size),
@@ -367,7 +380,9 @@ def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
                     save_prediction(folder, next(names), trainIds, rgb)
                 bar.update(len(group))
     except UserError as error:
-        raise UserError(f"{error}; predictions of those before it, if any, are in {folder}") from None
+        if not folder.is_dir():
+            raise
+        raise UserError(f"{error}; what was predicted until then is in {folder}") from None
     parallel.wait()
     kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
     say(f"{len(data)} pictures, written: {kinds}")

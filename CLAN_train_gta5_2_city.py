@@ -9,7 +9,7 @@ import time
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 
 from utils import device, interrupt
 
@@ -290,7 +290,9 @@ def train(args) -> Path:
             "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
         )
     if first == stop:
-        reports.append(f"all {stop} steps are done; CLAN_evaluate_city.py --restore-from {last} scores them")
+        at = ",".join(map(str, args.input_size_target))
+        words = ["CLAN_evaluate_city.py", "--restore-from", str(last), "--data-dir", city, "--input-size", at]
+        reports.append(f"all {stop} steps are done; scored by: python {join(words)}")
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
     if chief and last and origin != folder.resolve():

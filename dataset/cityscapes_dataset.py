@@ -60,10 +60,13 @@ class cityscapesDataSet:
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:
     """The picture and the label folder of one set, in the official tree or the one with data/leftimg8bit."""
-    for base in (root, root / "data"):
-        for name in ("leftImg8bit", "leftimg8bit"):
-            if (base / name / set).is_dir():
-                return base / name / set, base / "gtFine" / set
+    places = [base / name for base in (root, root / "data") for name in ("leftImg8bit", "leftimg8bit")]
+    for place in places:
+        if (place / set).is_dir():
+            return place / set, place.parent / "gtFine" / set
+    for place in places:
+        if place.is_dir():
+            raise UserError(f"{place}: no folder {set} in it; --set names another")
     raise UserError(
         f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "
         f"{root / 'data' / 'leftimg8bit' / set} (--data-dir-target in training, --data-dir in evaluation); "

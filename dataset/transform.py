@@ -40,15 +40,15 @@ def open_image(path: Path) -> Image.Image:
         image = Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
         image.filename = str(path)
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
+            raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
         image.load()
         return image
     except (UserError, MemoryError):
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not a readable picture; make it PNG or JPEG or get a whole copy") from None
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not recognised as PNG or JPEG"
         raise UserError(f"{path}: not a readable picture ({reason}); get a whole copy of it") from None
 
 

@@ -46,10 +46,11 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: 1234), in ./data/demo")
     add_machine_options(parser)
     args = parser.parse_args(argv)
+    if args.demo is not None:
+        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
+        args = parser.parse_args(argv)
     check(parser, args)
     args.panels = 20 if args.panels is None else args.panels
-    if args.demo is not None:
-        args.data_dir, args.input_size = f"./data/demo/seed{args.demo}/Cityscapes", (192, 96)
     return args
 
 

@@ -93,7 +93,9 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
     with pytest.raises(UserError, match="GTA5 not found.*nowhere.*--demo"):
         GTA5DataSet("nowhere")
     with pytest.raises(UserError, match="Cityscapes not found.*train"):
-        cityscapesDataSet(city, "train")
+        cityscapesDataSet(gta5, "train")
+    with pytest.raises(UserError, match="leftImg8bit: no folder vall in it; --set"):
+        cityscapesDataSet(city, "vall")
     names = tmp_path / "list.txt"
     names.write_text("00001.png\n00009.png\n")
     with pytest.raises(UserError, match="1 of 2 GTA5 picture files are missing: .*00009.png"):

@@ -108,10 +108,23 @@ def test_a_second_start_goes_on_and_other_options_begin_anew(trained, words, sco
     assert [line.split()[0] for line in output.splitlines() if line.endswith("best")] == ["1"]
 
     output = run(*again, "--classifier", 2).stdout
-    assert "earlier results, of other options, are now" in output and "0 of them in" in output
+    assert "earlier results, of other options or files, are now" in output and "0 of them in" in output
     assert (folder / "miou_1.csv").exists() and (folder / "miou_1.json").exists()
     other = rows_of(folder / "miou.csv")
     assert [row["step"] for row in other] == ["1", "2", "3"] and other != rows
+
+
+def test_a_checkpoint_in_the_place_of_another_is_scored_anew(trained, words, scored, tmp_path):
+    source, result, rows = tmp_path / "source", tmp_path / "result", rows_of(scored[0] / "miou.csv")
+    source.mkdir()
+    for n in (1, 2):
+        shutil.copy(trained / f"GTA5_{n}.ckpt", source)
+    command = [EVALUATE, "--restore-from", source, *words, "--save-path", result]
+    run(*command)
+    shutil.copy(trained / "GTA5_3.ckpt", source / "GTA5_1.ckpt")
+    assert "earlier results, of other options or files, are now" in run(*command).stdout
+    assert rows_of(result / "miou.csv") == [{**rows[2], "step": "1"}, rows[1]]
+    assert "2 of them in" in run(*command).stdout
 
 
 def test_damaged_checkpoints_are_passed_over(trained, words, scored, tmp_path):
@@ -240,10 +253,11 @@ def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
     assert "no picture (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     message = fails(*command, "--predict", tmp_path / "broken.png")
-    assert f"{tmp_path / 'broken.png'}: not a readable picture (not recognised as PNG or JPEG)" in message
+    assert f"{tmp_path / 'broken.png'}: not a readable picture; make it PNG or JPEG" in message
+    assert "until then" not in message  # nothing was
     Image.new("RGB", (30, 20)).save(tmp_path / "before.png")
     message = fails(*command, "--predict", tmp_path)
-    assert f"those before it, if any, are in {tmp_path / 'r' / 'predict'}" in message
+    assert f"what was predicted until then is in {tmp_path / 'r' / 'predict'}" in message
     assert (tmp_path / "r" / "predict" / "color" / "before_color.png").exists()
 
 

@@ -1,6 +1,8 @@
 """Both scripts through their command lines, as a user starts them, on small files."""
 
 import json
+import re
+import shlex
 import shutil
 import time
 
@@ -9,8 +11,9 @@ import pytest
 from PIL import Image
 
 from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
+from options import evaluate_options
 from tests.golden import official_iou, write_city, write_gta5
-from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
+from tests.scripts import EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, train_words
 from utils import checkpoint
 
 
@@ -34,6 +37,21 @@ def test_without_data_one_line_says_what_to_do(tmp_path):
     assert "data/GTA5" in message and "https://" in message and "--demo" in message
     (tmp_path / "a.ckpt").write_bytes(b"x")
     assert "Cityscapes not found" in fails(EVALUATE, "--restore-from", "a.ckpt", cwd=tmp_path)
+
+
+def test_evaluation_takes_the_pictures_of_the_demo_unless_told_otherwise():
+    demo = evaluate_options.get_arguments(["--restore-from", "a.ckpt", "--demo", "7"])
+    assert demo.data_dir == "./data/demo/seed7/Cityscapes" and demo.input_size == (192, 96)
+    words = ["--restore-from", "a.ckpt", "--demo", "--input-size", "96,48", "--data-dir", "d"]
+    other = evaluate_options.get_arguments(words)
+    assert other.data_dir == "d" and other.input_size == (96, 48)
+
+
+def test_a_place_for_results_that_cannot_be_is_found_before_the_work(trained, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["--restore-from", trained[0] / "GTA5_6.ckpt", "--data-dir", data / "City"]
+    done = python([ROOT / EVALUATE, *words, "--save-path", tmp_path / "file"], tmp_path, 2)
+    assert "File exists" in done.stderr and "mIoU" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -136,7 +154,10 @@ def test_a_run_in_legs_ends_with_the_same_bits(trained, data, tmp_path):
     run(TRAIN, *words, "--num-steps-stop", 5)
     words = ["--continue-train", again]
     assert "has 5 steps, more than --num-steps-stop 4" in fails(TRAIN, *words, "--num-steps-stop", 4)
-    assert "all 5 steps are done" in run(TRAIN, *words).stdout
+    output = run(TRAIN, *words).stdout
+    assert "all 5 steps are done" in output
+    scored_by = re.search("scored by: python CLAN_evaluate_city.py (.*)", output)[1]
+    assert "mIoU" in run(EVALUATE, *shlex.split(scored_by), "--save-path", tmp_path / "result").stdout
     run(TRAIN, *words, "--num-steps-stop", 6)
     for name in ("loss.csv", "miou.csv"):
         a, b = rows_of(folder / name), rows_of(again / name)
@@ -182,7 +203,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(trained, data,
     assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
-    assert result["set"] == "val" and result["input_size"] == [64, 48] and result["adapt_bn"] == 0
+    assert result["set"] == "val" and result["input_size"] == [64, 48]
     last = rows_of(folder / "miou.csv")[-1]
     assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
     theirs, mean = official_iou(data / "City", tmp_path / "result")  # the package cityscapesscripts
@@ -198,6 +219,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(trained, data,
     # Once more without pictures: those that are there would seem to belong to the new figures.
     again = run(EVALUATE, "--restore-from", folder / "GTA5_6.ckpt", *words[:-1])
     assert "earlier results are now" in again.stdout
+    assert again.stdout.splitlines()[-1] == f"written: {tmp_path / 'result' / 'result.json'}"
     names = {p.name for p in (tmp_path / "result").iterdir()}
     assert names == {"result.json", "result_1.json", "labelIds_1", "color_1", "panels_1"}
 
@@ -212,6 +234,7 @@ def test_adapt_bn_uses_no_labels_and_changes_the_statistics(trained, data, tmp_p
         (tmp_path / "hidden").rename(data / "City" / "gtFine" / "train")
     assert "re-estimated on 3 unlabelled" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert result["adapt_bn"] == 3 and result["batch_size"] == 1
     assert result["mIoU"] != pytest.approx(float(rows_of(folder / "miou.csv")[-1]["mIoU"]), abs=1e-9)
 
 

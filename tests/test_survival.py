@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -96,7 +98,7 @@ def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data, tmp_path, number):
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     words = train_words(data, folder, *RUN)
     words[words.index("--save-pred-every") + 1] = "1000"
     process = start(*words, "--not-val")
@@ -105,10 +107,12 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number, output
     done = steps_in(folder)
-    assert f"{done} steps are done" in output and "--continue-train" in output
+    assert f"{done} steps are done" in output
     assert f"stopped by {number.name}" in output
     assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"] and done < STEPS
-    run(TRAIN, "--continue-train", folder)
+    hint = shlex.split(re.search("goes on with: (.*)", output)[1])  # as one would paste it
+    assert hint[0] == "python" and Path(hint[1]).name == TRAIN
+    run(TRAIN, *hint[2:])
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (reference, folder))
     assert all(np.array_equal(a[key], b[key]) for key in a if key != "best_mIoU")
     assert [row["loss_seg"] for row in rows_of(folder / "loss.csv")] == [

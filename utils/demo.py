@@ -55,7 +55,11 @@ def demo(args, train: Callable) -> None:
     def run(name: str, steps: int, options: list[str]) -> Path:
         argv = words(data, folder / name, steps, seed, [*options, *flat(machine)])
         print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)
-        return train(get_arguments(argv))
+        try:
+            return train(get_arguments(argv))
+        except SystemExit:  # Ctrl-C; the hint that stands above it is about one stage
+            print(f"(that is this stage alone; for the whole demo move {folder} away and start it again)")
+            raise
 
     stage_a = run("stage_a", steps * 5 // 2, STAGE_A)
     last = {name: run(name, steps, [*STAGE_B, *options, "--restore-from", str(stage_a)])

@@ -6,6 +6,7 @@ a process alone agrees with itself.
 
 import os
 import sys
+from shlex import quote
 
 import mindspore
 import numpy as np
@@ -27,7 +28,7 @@ def rank() -> int:
 
 def command() -> str:
     """How this script was started, without its options; of several machines no more than "msrun"."""
-    count, script = processes(), sys.argv[0]
+    count, script = processes(), quote(sys.argv[0])
     if count == 1:
         return f"python {script}"
     if os.environ.get("MS_SCHED_HOST") != "127.0.0.1":

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def check_new(folder: Path) -> None:
     if any((folder / name).exists() for name in ("options.json", BEST, *TABLES)) or snapshots(folder):
         raise UserError(
             f"{folder} already holds a run; choose another --snapshot-dir or move it away, or go on with it: "
-            f"--continue-train {folder}"
+            f"--continue-train {quote(str(folder))}"
         )
 
 
