@@ -288,8 +288,8 @@ def score_folder(args) -> None:
         known = read_json(about)
         files = known.pop("files", None) if isinstance(known, dict) else None
         files = files if isinstance(files, dict) else {}  # of the rows: which file they were of
-        done = found.keys() & {int(row[0]) for row in run_folder.rows(table)}
-        replaced = any(files.get(str(n), stamp(found[n])) != stamp(found[n]) for n in done)
+        with_row = found.keys() & {int(row[0]) for row in run_folder.rows(table)}
+        replaced = any(files.get(str(n), stamp(found[n])) != stamp(found[n]) for n in with_row)
         if known != settings or replaced:
             if old := keep_old(table, about):
                 print(f"earlier results, of other options or files, are now {', '.join(map(str, old))}")
