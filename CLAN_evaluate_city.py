@@ -288,16 +288,15 @@ def score_folder(args) -> None:
         known = read_json(about)
         files = known.pop("files", None) if isinstance(known, dict) else None
         files = files if isinstance(files, dict) else {}  # of the rows: which file they were of
-        with_row = found.keys() & {int(row[0]) for row in run_folder.rows(table)}
-        replaced = any(files.get(str(n), stamp(found[n])) != stamp(found[n]) for n in with_row)
+        done = {int(row[0]) for row in run_folder.rows(table)}
+        replaced = any(str(n) in files and files[str(n)] != stamp(found[n]) for n in done & found.keys())
         if known != settings or replaced:
             if old := keep_old(table, about):
                 print(f"earlier results, of other options or files, are now {', '.join(map(str, old))}")
-            files = {}
+            files, done = {}, set()
             write_json(about, {**settings, "files": files})
-        header = ("step", mean_name(args.classes), *CLASS_NAMES)
-        done = run_folder.start_table(table, header)
-        todo = sorted(set(found) - {int(row[0]) for row in done})
+        run_folder.start_table(table, ("step", mean_name(args.classes), *CLASS_NAMES))
+        todo = sorted(found.keys() - done)
         print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
 
     network = cache(generator)  # compiled once for all checkpoints

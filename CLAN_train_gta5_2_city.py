@@ -5,11 +5,11 @@ from options.train_options import NOT_IN_GRAPH, get_arguments
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
 import os
+import shlex
 import time
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from shlex import join, quote
 
 from utils import device, interrupt
 
@@ -292,7 +292,7 @@ def train(args) -> Path:
     if first == stop:
         at = ",".join(map(str, args.input_size_target))
         words = ["CLAN_evaluate_city.py", "--restore-from", str(last), "--data-dir", city, "--input-size", at]
-        reports.append(f"all {stop} steps are done; scored by: python {join(words)}")
+        reports.append(f"all {stop} steps are done; scored by: python {shlex.join(words)}")
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
     if chief and last and origin != folder.resolve():
@@ -358,7 +358,7 @@ def train(args) -> Path:
     def end_if_asked(*_) -> None:
         if parallel.anywhere(interrupt.asked()):
             bar.close()
-            hint = f"{parallel.command()} --continue-train {quote(str(folder))}"
+            hint = f"{parallel.command()} --continue-train {shlex.quote(str(folder))}"
             log(f"{done} steps are done; goes on with: {hint}")
             parallel.wait()  # until the chief has said so: msrun ends all with the first
             interrupt.stop()

@@ -55,8 +55,9 @@ def demo(args, train: Callable) -> None:
     def run(name: str, steps: int, options: list[str]) -> Path:
         argv = words(data, folder / name, steps, seed, [*options, *flat(machine)])
         print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)
+        stage = get_arguments(argv)
         try:
-            return train(get_arguments(argv))
+            return train(stage)
         except SystemExit:  # Ctrl-C; the hint that stands above it is about one stage
             print(f"(that is this stage alone; for the whole demo move {folder} away and start it again)")
             raise
