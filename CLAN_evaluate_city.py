@@ -331,7 +331,8 @@ def score_folder(args) -> None:
 
 def stamp(path: Path) -> list[int]:
     """Size and time of a file, which change when another takes its place."""
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    status = path.stat()  # once: asked twice, the answers could be of two files
+    return [status.st_size, status.st_mtime_ns]
 
 
 def settings_of(args, data: cityscapesDataSet) -> dict:
