@@ -35,6 +35,7 @@ STAGES = ("read", "forward", "up-sample, argmax", "confusion matrix", "save")
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: a step after the preheating, every pixel weighted
 CITY = "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png"
 PICTURES = 8  # in the sets for reading and scoring
+READ = 64  # pictures per turn of reading: many, as MindSpore looks for those of several threads each 0.1 s
 
 
 def pair(text: str) -> list[tuple[int, int]]:
@@ -220,7 +221,7 @@ def serve_evaluation_script(folder: str) -> None:
 
 
 def serve_reading(folder: str, which: str, workers: str) -> None:
-    """Eight pictures per turn through the input pipeline with so many workers."""
+    """READ pictures per turn through the input pipeline with so many workers."""
     from utils import device
 
     device.prepare_environment()
@@ -232,7 +233,7 @@ def serve_reading(folder: str, which: str, workers: str) -> None:
     stream = iter(batches(Stream(data, 0, 10**6, 1, [0, 0], False, False), 1, int(workers)))
 
     def work():
-        for _ in range(PICTURES):
+        for _ in range(READ):
             last = next(stream)
         return list(last[0].shape)
 
@@ -399,7 +400,7 @@ def main() -> None:
             for which, text in sizes.items():
                 for n in "124":
                     done = take_turns([ours_alone("reading", name, which, n)], 5)[0]
-                    row(f"{which} {text}, workers: {n}, pictures/s", f"{PICTURES / done['median']:.1f}")
+                    row(f"{which} {text}, workers: {n}, pictures/s", f"{READ / done['median']:.1f}")
             row("wait for the data of a step that computes 1 s, ms", f"{1e3 * reading_wait(folder):.1f}")
     if args.only in (None, "start"):
         row("--help of the training script, s", f"{seconds_of('CLAN_train_gta5_2_city.py', '--help'):.2f}")
