@@ -1,6 +1,6 @@
 """Train CLAN (Luo et al., CVPR 2019) from GTA5 or SYNTHIA to Cityscapes. See --help; --demo needs no data."""
 
-from options.train_options import NOT_IN_GRAPH, get_arguments
+from options.train_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
@@ -19,7 +19,7 @@ if args:
 
 import mindspore
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, mutable, nn, ops
 from tqdm import tqdm
 
 from CLAN_evaluate_city import class_iou, evaluate, mean_iou, mean_name
@@ -45,19 +45,16 @@ LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 
 
 class CLANStep(nn.Cell):
-    """One training step. All gradients are taken at the weights before the step; then both optimisers move.
+    """One training step of CLAN: its losses, their gradients at the weights before the step, the update.
 
-    Inputs: x_s (N, 3, H, W) float32, y_s (N, H, W) int32, x_t (N, 3, H, W) float32, and three scalars:
-    damp = 1 - step / num_steps, and base, local, which give a pixel the adversarial weight base + local M.
-    Returns the five losses of LOSSES as they enter the objectives.
-
-    A step of several batches (--iter-size, processes) needs two more: labelled, the mean number of labelled
-    pixels in its batches, so that the segmentation loss is a mean over the pixels of the step; and last, a
-    bool: with the last batch of this process the optimisers move, by the mean of the gradients.
+    `step` runs four compiled graphs (source pass, target pass, D pass, update) one after the other: with
+    --random-scale every size of an image then compiles a pass of its own, not every pair of sizes a step.
     """
 
-    def __init__(self, args, net_G, net_D, lr, lr_D):
+    def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
         super().__init__(auto_prefix=False)
+        if not args.train_bn_affine:
+            freeze_bn_affine(net_G)
         # The full network on a CPU: gradients of convolutions and up-sampling as matrix products.
         thrifty = args.save_memory
         if thrifty is None:
@@ -81,32 +78,27 @@ class CLANStep(nn.Cell):
         self.w6 = ParameterTuple(net_G.layer6.trainable_params())
         self.weights_G = ParameterTuple(net_G.trainable_params())
         self.weights_D = ParameterTuple(net_D.trainable_params())
+        self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
+        self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
+        self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
 
-        # Momentum for G, classifiers at ten times the backbone's rate; Adam for D.
-        self.optimizer_G = momentum(self.weights_G, lr, args)
-        self.optimizer_D = nn.Adam(self.weights_D, lr_D.tolist(), beta1=0.9, beta2=0.99)
+        # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D.
+        self.momentum, self.weight_decay = args.momentum, args.weight_decay
+        self.lr_mult = tuple(
+            args.classifier_lr_mult if w.name.startswith(CLASSIFIERS) else 1.0 for w in self.weights_G
+        )
+        self.updates = tuple(
+            updates_per_step(w.name) if args.repeat_backbone_updates else 1 for w in self.weights_G
+        )
+        self.moments = self.weights_G.clone("optimizer_G.moments", init="zeros")
+        self.apply_momentum = ops.ApplyMomentum()
+        if self.method != "source":
+            self.optimizer_D = nn.Adam(self.weights_D, lr_D.tolist(), beta1=0.9, beta2=0.99)
+            for p in self.optimizer_D.get_parameters():
+                if not p.name.startswith("net_"):
+                    p.name = f"optimizer_D.{p.name}"
 
-        # The released code lists backbone weights several times: 3 times in bottlenecks, 4 times on
-        # `downsample`. PyTorch then updates them so many times a step, with the same gradient and a shared
-        # moment; in the first step, however, every update starts a moment of its own, hence momentum 0 there.
-        again, self.again_index = [], []
-        for count in (2, 3, 4) if args.repeat_backbone_updates else ():
-            index = [i for i, w in enumerate(self.weights_G) if updates_per_step(w.name) >= count]
-            optimizer = momentum([self.weights_G[i] for i in index], lr, args)
-            optimizer.momentum.set_data(Tensor(0.0))
-            optimizer.moments = ParameterTuple([self.optimizer_G.moments[i] for i in index])
-            again.append(optimizer)
-            self.again_index.append(tuple(index))
-        self.again = nn.CellList(again, auto_prefix=False)
-        moved = [self.optimizer_G, *again, *([] if self.method == "source" else [self.optimizer_D])]
-        self.optimizers = nn.CellList(moved, auto_prefix=False)
-
-        for part, optimizer in (("G", self.optimizer_G), ("D", self.optimizer_D), *enumerate(again, 2)):
-            for p in optimizer.get_parameters():
-                if not p.name.startswith(("net_", "optimizer_")):
-                    p.name = f"optimizer_{part}.{p.name}"
-
-        # What a step of several batches, of several processes, or in half precision needs; see `update`.
+        # What a step of several batches, of several processes, or in mixed precision needs; see `update`.
         self.map, self.iter_size, self.processes = ops.HyperMap(), args.iter_size, parallel.processes()
         weights = ParameterTuple((*self.weights_G, *(self.weights_D if self.method != "source" else ())))
         if self.iter_size > 1:
@@ -121,22 +113,21 @@ class CLANStep(nn.Cell):
             # Of this cell too, so that checkpoints have them.
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
+        if args.mode == "graph":
+            for name in ("source_pass", "target_pass", "D_pass", "accumulate", "update"):
+                setattr(self, name, device.compiled(getattr(self, name), args.jit_level))
 
-        self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
-        self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
-        self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
-
-    def scaled(self, loss):
-        """Loss scaling for half precision: small gradients would underflow."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
+    # ---------------------------------------------------------------------------------------------- losses
 
     def source_loss(self, x, y, labelled):
+        """L_seg of both classifiers. G sees each image once: D's pass reuses the logits."""
         p1, p2 = self.net_G(x)
         p1, p2 = self.up_source(p1), self.up_source(p2)
         loss = seg_loss(p1, y, self.focal, labelled) + seg_loss(p2, y, self.focal, labelled)
-        return self.scaled(loss), loss, p1 + p2
+        return self.scaled(loss), loss, softmax(p1 + p2)
 
     def target_loss(self, x, damp, base, local):
+        """damp (lambda_adv L_adv + 2 lambda_weight L_weight); each pixel of L_adv weighs base + local M."""
         t1, t2 = self.net_G(x)
         t1, t2 = self.up_target(t1), self.up_target(t2)
         q = softmax(t1 + t2)
@@ -146,92 +137,132 @@ class CLANStep(nn.Cell):
             M = alignment_map(t1, t2)
             weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
+        # G is trained so that D labels target predictions as source. D's weights get no gradient here.
         o = self.up_target(self.net_D(q))
-        loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)  # G wants to pass for the source
+        loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)
         return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, q, weight
 
     def D_loss(self, q_s, q_t, weight):
+        """D tells the domains apart, on detached predictions and with the same weight per pixel."""
         loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
         loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
         return self.scaled(loss_s + loss_t), loss_s, loss_t
 
-    def construct(self, x_s, y_s, x_t, damp, base, local, labelled=None, last=True):
-        # Source: segmentation loss of both classifiers. G sees each picture once; D reuses the predictions.
-        (_, loss_seg, p), grads_G = self.source_grad(x_s, y_s, labelled)
-        if self.method == "source":
-            zero, grads_D = loss_seg * 0.0, ()
-            loss_adv, loss_weight, loss_D_s, loss_D_t = zero, zero, zero, zero
-        else:
-            # The target's pass waits for the source's gradients: one picture's activations at a time.
-            x_t = ops.depend(x_t, grads_G)
-            # Target: G minimises damp (lambda_adv L_adv + 2 lambda_weight L_weight); D's weights stand still.
-            (_, loss_adv, loss_weight, q_t, weight), grads_t = self.target_grad(x_t, damp, base, local)
-            grads_G = self.map(ops.add, grads_G, grads_t)
-            # D tells the domains apart, on detached predictions and with the same weights per pixel.
-            (_, loss_D_s, loss_D_t), grads_D = self.D_grad(softmax(p), q_t, weight)
-        grads = grads_G + grads_D
-        if self.iter_size > 1:
-            self.map(ops.assign_add, self.sums, grads)
-        if last:
-            self.update(grads)
-        return loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t
+    # -------------------------------------------------------------------------------------------- one step
 
-    def update(self, grads):
-        """Both optimisers move, by the mean gradient of all batches and processes of the step."""
+    def step(self, batches, damp: float, base: float, local: float, lr: float, labelled=None) -> np.ndarray:
+        """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
+
+        batches: --iter-size tuples of x_s, x_t (N, 3, H, W) float32 and, between them, y_s (N, H, W) int32.
+        damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr: the backbone's.
+        labelled: the mean number of labelled pixels in all batches of the step, if it has more than one, so
+        that L_seg is a mean over the pixels of the step.
+        """
+        damp, base, local, lr = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr))
+        labelled = None if labelled is None else Tensor(labelled, mindspore.float32)
+        losses = []
+        for x_s, y_s, x_t in batches:
+            loss_seg, q_s, grads = self.source_pass(x_s, y_s, labelled)
+            values = (loss_seg,)
+            if self.method != "source":
+                loss_adv, loss_weight, q_t, weight, grads = self.target_pass(
+                    x_t, damp, base, local, mutable(grads)
+                )
+                loss_D_s, loss_D_t, grads_D = self.D_pass(q_s, q_t, weight)
+                grads += grads_D
+                values = (loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t)
+            if self.iter_size > 1:
+                self.accumulate(mutable(grads))
+            losses.append(ops.stack(values).asnumpy())
+        self.update(mutable(grads), lr)
+        return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
+
+    def source_pass(self, x, y, labelled):
+        (_, loss, q), grads = self.source_grad(x, y, labelled)
+        return loss, q, self.unscaled(grads)
+
+    def target_pass(self, x, damp, base, local, grads_s):
+        """`grads_s`: of the source pass; G's gradients are returned, their sum."""
+        (_, loss_adv, loss_weight, q, weight), grads = self.target_grad(x, damp, base, local)
+        return loss_adv, loss_weight, q, weight, self.map(ops.add, grads_s, self.unscaled(grads))
+
+    def D_pass(self, q_s, q_t, weight):
+        (_, loss_s, loss_t), grads = self.D_grad(q_s, q_t, weight)
+        return loss_s, loss_t, self.unscaled(grads)
+
+    def update(self, grads, lr):
+        """Update G and D by the mean gradient of all batches and processes of the step."""
         if self.iter_size > 1:
             grads = self.map(ops.partial(ops.mul, 1 / self.iter_size), self.sums)
             self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums))
         if self.processes > 1:
             grads = self.mean(grads)
         finite = True
-        if self.scaler is not None:  # half precision: a step that overflows is skipped
+        if self.scaler is not None:  # a step that overflows float16 is skipped
             finite = amp.all_finite(grads)
-            if self.processes > 1:  # on some cards it is their own flag: the processes must agree
+            if self.processes > 1:
+                # all_finite may be local to a device; reduce it so that all ranks skip the same step.
                 finite = self.all_reduce(finite.astype(mindspore.float32)) > self.processes - 0.5
-            grads = self.scaler.unscale(grads)
             self.scaler.adjust(finite)
         if finite:
-            grads_G, grads_D = grads[: len(self.weights_G)], grads[len(self.weights_G) :]
             if self.method != "source":
-                self.optimizer_D(grads_D)
-            self.optimizer_G(grads_G)
-            for optimizer, index in zip(self.again, self.again_index):
-                optimizer(tuple([grads_G[i] for i in index]))
-                ops.assign(optimizer.momentum, self.optimizer_G.momentum)
+                self.optimizer_D(grads[len(self.weights_G) :])
+            momentum = ops.partial(self.momentum_update, lr)
+            grads_G = grads[: len(self.weights_G)]
+            self.map(momentum, self.weights_G, self.moments, grads_G, self.lr_mult, self.updates)
         else:
             ops.assign_add(self.skipped, 1)
-            for optimizer in self.optimizers:  # rates belong to steps, not to updates
-                ops.assign_add(optimizer.global_step, 1)
+            if self.method != "source":
+                # Skipped steps count too, so that the learning-rate schedule stays aligned.
+                ops.assign_add(self.optimizer_D.global_step, 1)
         return True
 
+    def momentum_update(self, lr, w, v, g, lr_mult, updates):
+        """SGD with momentum as PyTorch 1.0 runs it, for each entry of the optimiser's list in turn.
 
-def momentum(weights, lr: np.ndarray, args) -> nn.Momentum:
-    """v = momentum v + (g + weight_decay w); w = w - lr v, classifiers at a multiple of lr."""
-    classifiers = [w for w in weights if w.name.startswith(CLASSIFIERS)]
-    backbone = [w for w in weights if not w.name.startswith(CLASSIFIERS)]
-    groups = [{"params": backbone, "lr": lr.tolist()}]
-    if classifiers:
-        groups.append({"params": classifiers, "lr": (args.classifier_lr_mult * lr).tolist()})
-    return nn.Momentum(
-        [*groups, {"order_params": weights}],
-        learning_rate=0.0,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-    )
+        It adds the weight decay to the gradient in place: a weight listed n times keeps that of its earlier
+        entries.
+        """
+        for _ in range(updates):
+            g = g + self.weight_decay * w
+            self.apply_momentum(w, v, lr_mult * lr, g, self.momentum)  # v = momentum v + g; w = w - lr v
+        return True
+
+    # ------------------------------------------------------- several batches, mixed precision: may be skipped
+
+    def accumulate(self, grads):
+        self.map(ops.assign_add, self.sums, grads)
+        return True
+
+    def scaled(self, loss):
+        """Loss scaling for mixed precision: small gradients would underflow in float16."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def unscaled(self, grads):
+        return grads if self.scaler is None else self.scaler.unscale(grads)
 
 
 def updates_per_step(name: str) -> int:
-    """How often the released code updates a weight of G in a step."""
+    """How often the released code lists a weight of G in its optimiser, and so updates it in a step."""
     if ".downsample." in name:
         return 4
     return 1 if name.startswith(("net_G.conv1", "net_G.bn1", *CLASSIFIERS)) else 3
 
 
-def schedule(rate: float, args) -> np.ndarray:
-    """The rate of every step: linear warm-up over preheat_steps, then rate (1 - i / num_steps)^power."""
+def schedule(base_lr: float, args) -> np.ndarray:
+    """Learning rate per step: linear warm-up over preheat_steps, then base_lr (1 - i / num_steps)^power."""
     i = np.arange(args.num_steps_stop)
-    poly = rate * (1 - i / args.num_steps) ** args.power
-    return np.where(i < args.preheat_steps, rate * i / max(args.preheat_steps, 1), poly)
+    poly = base_lr * (1 - i / args.num_steps) ** args.power
+    return np.where(i < args.preheat_steps, base_lr * i / max(args.preheat_steps, 1), poly)
+
+
+def loss_factors(i: int, args) -> tuple[float, float, float]:
+    """damp, base and local of step i: the adversarial loss is unweighted up to and including preheat_steps,
+    then a pixel weighs epsilon + lambda_local M.
+    """
+    weighted = args.method == "clan" and i > args.preheat_steps
+    base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
+    return 1 - i / args.num_steps, base, local
 
 
 def train(args) -> Path:
@@ -272,8 +303,6 @@ def train(args) -> Path:
     # Networks, their start, optimisers, the step.
     mindspore.set_seed(args.random_seed)
     net_G, net_D = generator(args.model), discriminator(args.model)
-    if not args.train_bn_affine:
-        freeze_bn_affine(net_G)
     start = "none" if last else args.restore_from or default_start(args)
     start_D = "none" if last else args.restore_from_D or "none"
     for net, name, path in ((net_G, "net_G", start), (net_D, "net_D", start_D)):
@@ -281,7 +310,7 @@ def train(args) -> Path:
             path = checkpoint.find(path)
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
-    step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
+    step_cell = CLANStep(args, net_G, net_D, lr_D)
     first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
     if first > stop:
         raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
@@ -376,8 +405,6 @@ def train(args) -> Path:
     end_if_asked()
     step_cell.set_train()
     flop_of = cache(lambda *sizes: step_flop(net_G, net_D, *sizes, args.method, per_step))
-    cached = args.compile_cache and args.mode == "graph" and args.device == "cpu" and processes == 1
-    graph = {name: value for name, value in vars(args).items() if name not in NOT_IN_GRAPH}
     due = first > 0 and (first % args.save_pred_every == 0 or first == stop)
     due = due and val is not None and chief and str(first) not in [row[0] for row in scores]
     if parallel.anywhere(due):
@@ -397,21 +424,13 @@ def train(args) -> Path:
             if parallel.anywhere(broken):  # all have come here: the checkpoint is written
                 raise broken or UserError("another process could not read a picture")
             end_if_asked()
-        # Unweighted adversarial loss up to preheat_steps, then epsilon + lambda_local M per pixel.
-        weighted = args.method == "clan" and i > args.preheat_steps
-        base, local = (args.epsilon, args.lambda_local) if weighted else (1.0, 0.0)
-        scalars = [Tensor(v, mindspore.float32) for v in (1 - i / args.num_steps, base, local)]
+        labelled = None
         if per_step > batch:  # the pixels of all its batches count alike in L_seg
             labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in batches_of_step)
-            mean = max(parallel.total(np.array(labels)), 1) / (args.iter_size * processes)
-            scalars.append(Tensor(mean, mindspore.float32))
-        values = []
-        for k, (x_s, y_s, x_t) in enumerate(batches_of_step):
-            last_batch = [Tensor(k == args.iter_size - 1)] if args.iter_size > 1 else []
-            with device.compile_cache(cached and i == first and k == 0, [graph, x_s.shape, x_t.shape]):
-                losses = step_cell(x_s, y_s, x_t, *scalars, *last_batch)
-            values.append([float(v.asnumpy()) for v in losses])
-        values = list(parallel.total(np.mean(values, 0)) / processes)
+            labelled = max(parallel.total(np.array(labels)), 1) / (args.iter_size * processes)
+        damp, base, local = loss_factors(i, args)
+        losses = step_cell.step(batches_of_step, damp, base, local, lr[i], labelled)
+        values = list(parallel.total(losses) / processes)
         done = i + 1
         if not np.isfinite(values).all():
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
@@ -425,6 +444,7 @@ def train(args) -> Path:
         seconds, started = time.perf_counter() - started, time.perf_counter()
         if chief:
             run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
+        x_s, _, x_t = batches_of_step[-1]
         flop = flop_of(x_s.shape[:1:-1], x_t.shape[:1:-1])
         figures = (*values, lr[i], lr_D[i], seconds, flop / seconds / 1e12)
         names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")

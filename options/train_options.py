@@ -22,15 +22,12 @@ SOURCES = {
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
               "save_pred_every", "keep_checkpoints", "mode", "jit_level",
-              "num_workers", "compile_cache", "save_memory", "recompute",
+              "num_workers", "save_memory", "recompute",
               "batch_size", "iter_size"}  # these if their product with the number of processes stays
 OF_MACHINE = {"device", "device_id"}  # not taken over when a run goes on
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
-NOT_IN_GRAPH = {"source", "data_dir", "data_dir_target", "data_list", "data_list_target", "gta5_split",
-                "gta5_subset", "set", "random_seed", "restore_from", "restore_from_D", "continue_train",
-                "snapshot_dir", "not_val", "save_pred_every", "keep_checkpoints", "device_id", "num_workers"}
 DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode",
               "num_workers"}
 DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
@@ -132,8 +129,6 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="less memory, more time: compute activations again for their gradients")
     parser.add_argument("--save-memory", action=BooleanOptionalAction,
                         help="thrifty gradients of convolutions (default: for resnet101 on the CPU)")
-    parser.add_argument("--compile-cache", action=BooleanOptionalAction, default=True,
-                        help="CPU: keep the compiled step in .compile_cache for later runs (default: on)")
     parser.add_argument("--debug", action="store_true", help="tiny sizes, a few steps: does it run at all?")
     parser.add_argument("--demo", action="store_true",
         help="self-contained demonstration on drawn pictures; of the other options it takes "

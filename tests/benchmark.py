@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +104,9 @@ def take_turns(workers: list[Worker], rounds: int, k: int = 1) -> list[dict]:
     return out
 
 
-def serve_step(size: str, nonce: str = "") -> None:
-    """This project's training step, as the training script builds it; `nonce` names a compile cache."""
+def serve_step(size: str) -> None:
+    """This project's training step, as the training script builds it."""
     import CLAN_train_gta5_2_city as script  # sets the environment; mindspore comes after it  # isort: skip
-    import mindspore
     from mindspore import Tensor
 
     from options.train_options import get_arguments
@@ -118,19 +116,11 @@ def serve_step(size: str, nonce: str = "") -> None:
     source, target = (f"{w},{h}" for w, h in pair(size))
     args = get_arguments(["--input-size", source, "--input-size-target", target])
     net_G, net_D = script.generator("resnet101"), script.discriminator("resnet101")
-    script.freeze_bn_affine(net_G)
     checkpoint.load(net_G, golden.state(golden.shapes_G(), "t"), "generated", "net_G")
     checkpoint.load(net_D, golden.state(golden.shapes_D(), "tD."), "generated", "net_D")
-    step = script.CLANStep(args, net_G, net_D, np.full(1000, 2.5e-4), np.full(1000, 1e-4)).set_train()
-    pictures = [Tensor(x) for x in inputs(size)]
-
-    def work():
-        scalars = [Tensor(v, mindspore.float32) for v in SETTINGS]
-        with device.compile_cache(bool(nonce) and next(calls) == 0, [size, nonce]):
-            return [float(v.asnumpy()) for v in step(*pictures, *scalars)]
-
-    calls = count()
-    serve(work)
+    step = script.CLANStep(args, net_G, net_D, np.full(1000, 1e-4)).set_train()
+    images = tuple(Tensor(x) for x in inputs(size))
+    serve(lambda: step.step([images], *SETTINGS, lr=2.5e-4).tolist())
 
 
 def serve_convolution() -> None:
@@ -347,10 +337,6 @@ def main() -> None:
         alone = take_turns([ours_alone("step", FULL)], 2)[0]
         row(f"training step {FULL}, s (2 after the first)", f"{alone['median']:.1f}")
         row("– its peak memory, GB", f"{alone['peak']:.2f}")
-        nonce = str(os.getpid())
-        for which in ("the first run", "a later run, from .compile_cache"):
-            start = take_turns([ours_alone("step", args.size[0], nonce)], 3)[0]["first"]
-            row(f"compiling {args.size[0]}, {which}, s", f"{start:.1f}")
     if args.also and args.only in (None, "step"):
         words = [args.also, "-c", "import mindspore; print('MindSpore', mindspore.__version__)"]
         name = subprocess.run(words, capture_output=True, text=True).stdout.strip()

@@ -1,8 +1,6 @@
 """The training script with batch norm in evaluation mode: then a picture's gradients depend on it alone.
 
     python tests/frozen.py OPTIONS
-
-It takes no graph from .compile_cache, which does not know of this change.
 """
 
 import sys
@@ -18,4 +16,4 @@ from options.train_options import get_arguments
 from utils.errors import run
 
 model.CLAN_G.batch_norm = lambda channels: nn.BatchNorm2d(channels, use_batch_statistics=False)
-run(script.main, get_arguments([*sys.argv[1:], "--no-compile-cache"]))
+run(script.main, get_arguments())

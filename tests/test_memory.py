@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from CLAN_train_gta5_2_city import CLANStep, schedule
+from CLAN_train_gta5_2_city import CLANStep
 from model.CLAN_D import discriminator
-from model.CLAN_G import freeze_bn_affine, generator
+from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.scripts import ROOT
 from utils import convolution
@@ -70,15 +70,13 @@ def test_three_steps_with_both_gradients():
         args = get_arguments(["--model", "small", "--device", "cpu", option, *sizes])
         mindspore.set_seed(1)
         net_G, net_D = generator("small"), discriminator("small")
-        freeze_bn_affine(net_G)
         start = [p.asnumpy().copy() for p in (*net_G.get_parameters(), *net_D.get_parameters())]
         rng = np.random.default_rng(1)
         shapes = (2, 3, 65, 97), (2, 3, 49, 66)
         x_s, x_t = (Tensor(rng.normal(0, 60, shape).astype(np.float32)) for shape in shapes)
         y_s = Tensor(rng.integers(0, 19, (2, 65, 97)).astype(np.int32))
-        scalars = [Tensor(v, mindspore.float32) for v in (1.0, 0.4, 40.0)]
-        step = CLANStep(args, net_G, net_D, np.full(3, 2.5e-4), np.full(3, 1e-4)).set_train()
-        losses = [[float(v.asnumpy()) for v in step(x_s, y_s, x_t, *scalars)] for _ in range(3)]
+        step = CLANStep(args, net_G, net_D, np.full(3, 1e-4)).set_train()
+        losses = [step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 2.5e-4) for _ in range(3)]
         end = {p.name: p.asnumpy() for p in (*net_G.get_parameters(), *net_D.get_parameters())}
         return np.array(losses), start, end
 
@@ -128,14 +126,11 @@ def main(w_s: int, h_s: int, w_t: int, h_t: int) -> None:
     sizes = ["--input-size", f"{w_s},{h_s}", "--input-size-target", f"{w_t},{h_t}"]
     args = get_arguments(["--device", "cpu", *sizes])
     mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
-    net_G, net_D = generator("resnet101"), discriminator("resnet101")
-    freeze_bn_affine(net_G)
-    rates = schedule(args.learning_rate, args)[:2]
-    step = CLANStep(args, net_G, net_D, rates, rates).set_train()
+    step = CLANStep(args, generator("resnet101"), discriminator("resnet101"), np.zeros(2)).set_train()
     x_s, x_t = normal(1, 3, h_s, w_s), normal(1, 3, h_t, w_t)
     y_s = Tensor(RNG.integers(0, 19, (1, h_s, w_s)).astype(np.int32))
     for _ in range(2):
-        step(x_s, y_s, x_t, *(Tensor(v, mindspore.float32) for v in (1.0, 0.4, 40.0)))[0].asnumpy()
+        step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 0.0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{w_s}x{h_s} + {w_t}x{h_t}: {peak:.2f} GiB")
 

@@ -9,8 +9,6 @@ from dataset.transform import LABEL_TO_TRAIN
 from tests import golden
 from utils.visual import save_prediction
 
-RECIPES = ("default", "released")
-
 
 def check(rows):
     assert rows and not [row for row in rows if not row[1] <= row[2]]
@@ -22,15 +20,15 @@ def test_evaluation_gives_the_golden_predictions(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["default", "released"])
 def test_first_step(recipe):
     check(golden.compare_first_step(recipe))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_eight_steps_of_the_training_script(recipe, tmp_path):
-    check(golden.compare_train(recipe, tmp_path))
+@pytest.mark.parametrize("trace", golden.TRACES)
+def test_eight_steps_of_the_training_script(trace, tmp_path):
+    check(golden.compare_train(trace, tmp_path))
 
 
 @pytest.mark.parametrize("absent", [(), (9, 14, 16)])

@@ -117,33 +117,6 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(trained, data, tmp
     assert "already holds a run" in fails(TRAIN, *train_words(data, folder, "--num-steps", "6"))
 
 
-@pytest.mark.slow
-def test_the_compile_cache_knows_the_options(data, tmp_path):
-    """A second run takes the first one's graph, so does one of other weights, but not of another lambda."""
-    program, cache = tmp_path / "program", tmp_path / "program" / ".compile_cache"
-    shutil.copytree(ROOT, program, ignore=shutil.ignore_patterns(".*", "data", "checkpoint", "tests"))
-
-    def losses(name, *more):
-        words = train_words(data, tmp_path / name, "--num-steps", 2, "--not-val", *more)
-        run(program / TRAIN, *words)
-        rows = rows_of(tmp_path / name / "loss.csv")
-        graphs = {path: path.stat().st_mtime_ns for path in cache.rglob("*.mindir")}
-        return [{**row, "seconds": ""} for row in rows], graphs
-
-    first, graphs = losses("a")
-    assert len(graphs) == 1 and losses("b") == (first, graphs)
-    other, graphs = losses("c", "--lambda-adv", 0.5)
-    assert len(graphs) == 2 and other != first
-    assert losses("d", "--lambda-adv", 0.5, "--no-compile-cache") == (other, graphs)
-    seeded, graphs = losses("e", "--random-seed", 3)
-    assert len(graphs) == 2 and losses("f", "--random-seed", 3, "--no-compile-cache") == (seeded, graphs)
-    for path in graphs:  # a flipped bit is noticed: compiled anew
-        path.chmod(0o644)
-        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    again, new = losses("g", "--lambda-adv", 0.5)
-    assert again == other and len(new) == 2 and new != graphs
-
-
 def test_a_run_in_legs_ends_with_the_same_bits(trained, data, tmp_path):
     """Each leg takes over the options of the one before it, and .pth in the seed's spelling means .ckpt."""
     folder, again = trained[0], tmp_path / "again"

@@ -188,7 +188,16 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
 
 
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
-    """Put what `save` wrote back into a training step; returns the number of steps done and the best mIoU."""
+    """Put what `save` wrote back into a training step; returns the number of steps done and the best mIoU.
+
+    UserError if it is of another kind of run, or of one whose repeated updates followed a wrong rule.
+    """
+    if any(name.startswith("optimizer_2.") for name in content):
+        raise UserError(
+            f"{path}: an earlier version of this program repeated the backbone's updates in another way than "
+            "PyTorch 1.0, so this run cannot be continued; start a new one from its weights: "
+            f"--restore-from {path} --restore-from-D {path}"
+        )
     for p in state(step_cell):
         value = content.get(p.name)
         if not isinstance(value, np.ndarray) or value.shape != p.shape:

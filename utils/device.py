@@ -3,21 +3,14 @@
 Call `prepare_environment()` before mindspore is imported; this module itself imports it only when asked to.
 """
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
-
-KEPT_GRAPHS = 20  # in .compile_cache, 3 MB each
 
 
 def prepare_environment() -> str | None:
@@ -113,48 +106,11 @@ def recompute(net_G) -> None:
                     cell.bn_train.recompute(False)
 
 
-def digest(folder: Path) -> str:
-    """What the compiled graphs in a folder hash to: a flipped bit in one would train another objective."""
-    graphs = [path.read_bytes() for path in sorted(folder.rglob("*.mindir"))]
-    return hashlib.sha256(b"\0".join(graphs)).hexdigest()
+def compiled(function: Callable, jit_level: str | None) -> Callable:
+    """A method of a cell as one graph; by default at MindSpore's own level."""
+    import mindspore
 
-
-@contextmanager
-def compile_cache(wanted: bool, key: list) -> Iterator[None]:
-    """If wanted, the graph compiled inside comes from an earlier run of the same key, or is kept for later.
-
-    MindSpore's cache knows the scripts, but not the numbers that they were called with: it would use a graph
-    compiled for one --lambda-adv for another. So each `key` (JSON), with the versions and this program's
-    source, has a folder of its own, which gets its name when it is complete.
-    """
-    if not wanted or "MS_COMPILER_CACHE_ENABLE" in os.environ:
-        yield
-        return
-    root = Path(__file__).resolve().parent.parent
-    sources = [path.read_bytes() for path in sorted([*root.glob("*.py"), *root.glob("[dmou]*/*.py")])]
-    about = json.dumps([key, versions(), os.environ.get("ONEDNN_MAX_CPU_ISA")], sort_keys=True)
-    name = hashlib.sha256(b"\0".join([about.encode(), *sources])).hexdigest()[:20]
-    folder = root / ".compile_cache" / name
-    try:
-        folder.parent.mkdir(exist_ok=True)
-        if folder.is_dir() and (folder / "sha256").read_text() != digest(folder):
-            shutil.rmtree(folder)
-        temporary = folder if folder.is_dir() else Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError:  # the program's folder may be read-only
-        yield
-        return
-    os.environ.update(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=str(temporary))
-    try:
-        yield
-        with suppress(OSError):  # another process may have been first
-            (temporary / "sha256").write_text(digest(temporary))
-            temporary.rename(folder)
-            for old in sorted(folder.parent.iterdir(), key=os.path.getmtime)[:-KEPT_GRAPHS]:
-                shutil.rmtree(old)
-    finally:
-        del os.environ["MS_COMPILER_CACHE_ENABLE"], os.environ["MS_COMPILER_CACHE_PATH"]
-        if temporary != folder:
-            shutil.rmtree(temporary, ignore_errors=True)
+    return mindspore.jit(function, jit_level=jit_level or "O0", backend="ms_backend")
 
 
 def on_cpu() -> bool:
