@@ -19,7 +19,7 @@ if args:
 
 import mindspore
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, amp, mutable, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 from tqdm import tqdm
 
 from CLAN_evaluate_city import class_iou, evaluate, mean_iou, mean_name
@@ -81,6 +81,10 @@ class CLANStep(nn.Cell):
         self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
         self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
         self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
+        # The passes add their gradients up in here, as PyTorch does in `.grad`. As inputs and outputs they
+        # would take their memory once for each graph, which keeps its last inputs.
+        self.grads_G = self.weights_G.clone("sum", init="zeros")
+        self.grads_D = self.weights_D.clone("sum", init="zeros")
 
         # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D.
         self.momentum, self.weight_decay = args.momentum, args.weight_decay
@@ -100,10 +104,8 @@ class CLANStep(nn.Cell):
 
         # What a step of several batches, of several processes, or in mixed precision needs; see `update`.
         self.map, self.iter_size, self.processes = ops.HyperMap(), args.iter_size, parallel.processes()
-        weights = ParameterTuple((*self.weights_G, *(self.weights_D if self.method != "source" else ())))
-        if self.iter_size > 1:
-            self.sums = weights.clone("sum", init="zeros")
         if self.processes > 1:
+            weights = (*self.weights_G, *(self.weights_D if self.method != "source" else ()))
             self.mean = nn.DistributedGradReducer(weights, True, self.processes)
             self.all_reduce = ops.AllReduce()
         self.scaler = None
@@ -114,7 +116,7 @@ class CLANStep(nn.Cell):
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
         if args.mode == "graph":
-            for name in ("source_pass", "target_pass", "D_pass", "accumulate", "update"):
+            for name in ("source_pass", "target_pass", "D_pass", "update"):
                 setattr(self, name, device.compiled(getattr(self, name), args.jit_level))
 
     # ---------------------------------------------------------------------------------------------- losses
@@ -162,39 +164,37 @@ class CLANStep(nn.Cell):
         labelled = None if labelled is None else Tensor(labelled, mindspore.float32)
         losses = []
         for x_s, y_s, x_t in batches:
-            loss_seg, q_s, grads = self.source_pass(x_s, y_s, labelled)
+            loss_seg, q_s = self.source_pass(x_s, y_s, labelled)
             values = (loss_seg,)
             if self.method != "source":
-                loss_adv, loss_weight, q_t, weight, grads = self.target_pass(
-                    x_t, damp, base, local, mutable(grads)
-                )
-                loss_D_s, loss_D_t, grads_D = self.D_pass(q_s, q_t, weight)
-                grads += grads_D
+                loss_adv, loss_weight, q_t, weight = self.target_pass(x_t, damp, base, local)
+                loss_D_s, loss_D_t = self.D_pass(q_s, q_t, weight)
                 values = (loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t)
-            if self.iter_size > 1:
-                self.accumulate(mutable(grads))
             losses.append(ops.stack(values).asnumpy())
-        self.update(mutable(grads), lr)
+        self.update(lr)
         return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
 
     def source_pass(self, x, y, labelled):
         (_, loss, q), grads = self.source_grad(x, y, labelled)
-        return loss, q, self.unscaled(grads)
+        self.map(ops.assign_add, self.grads_G, self.unscaled(grads))
+        return loss, q
 
-    def target_pass(self, x, damp, base, local, grads_s):
-        """`grads_s`: of the source pass; G's gradients are returned, their sum."""
+    def target_pass(self, x, damp, base, local):
         (_, loss_adv, loss_weight, q, weight), grads = self.target_grad(x, damp, base, local)
-        return loss_adv, loss_weight, q, weight, self.map(ops.add, grads_s, self.unscaled(grads))
+        self.map(ops.assign_add, self.grads_G, self.unscaled(grads))
+        return loss_adv, loss_weight, q, weight
 
     def D_pass(self, q_s, q_t, weight):
         (_, loss_s, loss_t), grads = self.D_grad(q_s, q_t, weight)
-        return loss_s, loss_t, self.unscaled(grads)
+        self.map(ops.assign_add, self.grads_D, self.unscaled(grads))
+        return loss_s, loss_t
 
-    def update(self, grads, lr):
-        """Update G and D by the mean gradient of all batches and processes of the step."""
+    def update(self, lr):
+        """Update G and D by the mean gradient of all batches and processes; zero the gradients."""
+        sums = self.grads_G + (self.grads_D if self.method != "source" else ())
+        grads = sums
         if self.iter_size > 1:
-            grads = self.map(ops.partial(ops.mul, 1 / self.iter_size), self.sums)
-            self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums))
+            grads = self.map(ops.partial(ops.mul, 1 / self.iter_size), grads)
         if self.processes > 1:
             grads = self.mean(grads)
         finite = True
@@ -215,6 +215,7 @@ class CLANStep(nn.Cell):
             if self.method != "source":
                 # Skipped steps count too, so that the learning-rate schedule stays aligned.
                 ops.assign_add(self.optimizer_D.global_step, 1)
+        self.map(ops.assign, sums, self.map(ops.zeros_like, sums))
         return True
 
     def momentum_update(self, lr, w, v, g, lr_mult, updates):
@@ -226,12 +227,6 @@ class CLANStep(nn.Cell):
         for _ in range(updates):
             g = g + self.weight_decay * w
             self.apply_momentum(w, v, lr_mult * lr, g, self.momentum)  # v = momentum v + g; w = w - lr v
-        return True
-
-    # ------------------------------------------------------- several batches, mixed precision: may be skipped
-
-    def accumulate(self, grads):
-        self.map(ops.assign_add, self.sums, grads)
         return True
 
     def scaled(self, loss):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, mutable, ops
+from mindspore import Tensor, ops
 from scipy.special import log_softmax
 from scipy.special import softmax as scipy_softmax
 
@@ -155,13 +155,16 @@ def plain_objectives(step: CLANStep, i: int, x_s, y_s, x_t):
     return objective_G, objective_D
 
 
-def gradients(step: CLANStep, i: int, x_s, y_s, x_t) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def gradients(step: CLANStep, i: int, x_s, y_s, x_t) -> list[list[np.ndarray]]:
     """Of G and of D, as the step's own passes have them."""
     damp, base, local = (Tensor(v, mindspore.float32) for v in loss_factors(i, step.args))
-    _, q_s, grads = step.source_pass(x_s, y_s, None)
-    _, _, q_t, weight, grads = step.target_pass(x_t, damp, base, local, mutable(grads))
-    _, _, grads_D = step.D_pass(q_s, q_t, weight)
-    return [g.asnumpy() for g in grads], [g.asnumpy() for g in grads_D]
+    _, q_s = step.source_pass(x_s, y_s, None)
+    _, _, q_t, weight = step.target_pass(x_t, damp, base, local)
+    step.D_pass(q_s, q_t, weight)
+    grads = [[g.asnumpy().copy() for g in gs] for gs in (step.grads_G, step.grads_D)]
+    for g in (*step.grads_G, *step.grads_D):
+        g.set_data(ops.zeros_like(g))
+    return grads
 
 
 @pytest.mark.parametrize("i", [WARM_UP, 10, LATER])
