@@ -197,6 +197,46 @@ def test_no_indices_no_batches(gta5):
     assert list(batches(GTA5DataSet(gta5), 1, 4, range(0))) == []
 
 
+class Counted:
+    """A data set of 300 tiny items that notes which are asked for; those in `broken` are not readable."""
+
+    def __init__(self, *broken: int):
+        self.asked, self.broken = [], broken
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        if i in self.broken:
+            raise UserError(f"{i} is broken")
+        return np.float32([i]), np.int32([i])
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_few_items_are_held_ahead(batch_size):
+    """Asked for and not yet handed over: a full-size pair of GTA5 takes 15 MB."""
+    data, ahead = Counted(), []
+    for k, (x, _) in enumerate(batches(data, batch_size, workers=2), 1):
+        ahead.append(len(data.asked) - k * batch_size)
+        assert x.asnumpy().tolist() == [[i] for i in range((k - 1) * batch_size, k * batch_size)]
+    assert k * batch_size == 300 and max(ahead) <= 2 + max(2, batch_size)
+
+
+def test_items_that_are_not_chosen_are_not_read():
+    data = Counted(0)
+    assert [int(x[0, 0]) for x, _ in batches(data, 1, 2, [5, 3, 4])] == [5, 3, 4]
+    assert sorted(data.asked) == [3, 4, 5]
+
+
+def test_batches_before_a_broken_item_are_handed_over():
+    reader, seen = batches(Counted(40), 2, workers=2), []
+    with pytest.raises(UserError, match="40 is broken"):
+        for x, _ in reader:
+            seen += x.asnumpy().ravel().tolist()
+    assert seen == list(range(40))
+
+
 def test_batches_are_in_order_and_complete(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
     shapes = [tuple(x.shape) for x, _ in batches(data, 2, workers=2)]
