@@ -84,7 +84,8 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
         names = found
     else:
         try:
-            names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+            text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin it with a byte-order mark
+            names = [line.strip() for line in text.splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read this list ({error})") from None
     if not names:
@@ -99,11 +100,21 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
     return names
 
 
-def check_files(paths: list[Path], what: str) -> None:
-    """One UserError with the count and the first few of the files that do not exist."""
+def png_files(folder: Path, pattern: str = "*.png") -> list[str]:
+    """The files below `folder` that fit, sorted, without hidden ones: macOS adds a ._NAME.png to each."""
+    return sorted(str(p.relative_to(folder)) for p in folder.glob(pattern) if p.name[0] != ".")
+
+
+def missing_files(paths: list[Path]) -> list[Path]:
+    """Those of the files that do not exist; every folder is listed once."""
     folders: dict[Path, set[str]] = {}
     for folder in {path.parent for path in paths}:
         folders[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    missing = [str(path) for path in paths if path.name not in folders[path.parent]]
+    return [path for path in paths if path.name not in folders[path.parent]]
+
+
+def check_files(paths: list[Path], what: str) -> None:
+    """One UserError with the count and the first few of the files that do not exist."""
+    missing = list(map(str, missing_files(paths)))
     if missing:
         raise UserError(f"{len(missing)} of {len(paths)} {what} files are missing: {few(missing)}")

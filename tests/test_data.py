@@ -1,5 +1,6 @@
 """Data sets and the training stream, on small files made here."""
 
+import json
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import Stream, batches
 from dataset.transform import CLASS_NAMES, IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from tests.golden import write_city, write_gta5
+from tests.scripts import ROOT, python
 from utils.errors import UserError
 
 
@@ -106,6 +108,57 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
     (city / "gtFine" / "val" / "aachen" / "aachen_000002_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(UserError, match="1 of 2 Cityscapes label"):
         cityscapesDataSet(city, "val", labels=True)
+
+
+def test_files_that_macos_adds_are_no_pictures(gta5, city):
+    for folder in (gta5 / "images", *(city / "leftImg8bit" / "val").iterdir()):
+        for path in list(folder.iterdir()):
+            (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert GTA5DataSet(gta5).names == ["00001.png", "00002.png", "00003.png"]
+    assert len(cityscapesDataSet(city, "val", labels=True)) == 2
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(gta5, tmp_path):
+    """As Windows' editors write it."""
+    names = tmp_path / "list.txt"
+    names.write_text("00003.png\n00001.png\n", encoding="utf-8-sig")
+    assert GTA5DataSet(gta5, names).names == ["00003.png", "00001.png"]
+
+
+def test_text_files_are_utf_8_whatever_the_locale_says(tmp_path):
+    (tmp_path / "list.txt").write_text("zürich/1.png\n", encoding="utf-8")
+    script = "from pathlib import Path; from dataset.transform import read_list; from utils.files import *; "
+    script += "write_json('a.json', {'names': read_list('list.txt', [], Path())}); print(read_json('a.json'))"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    python(["-c", script], tmp_path, 0, **ascii_only, PYTHONIOENCODING="utf-8")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"names": ["zürich/1.png"]}
+
+
+def test_a_few_absent_numbers_of_gta5_are_skipped(tmp_path):
+    """GTA5 as downloaded lacks 25 pairs; images without a label, or many absent pairs, are errors."""
+    root, names = tmp_path / "GTA5", [f"{i:05d}.png" for i in range(1, 301)]
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).touch()
+    (tmp_path / "list.txt").write_text("\n".join(names))
+
+    def remove(name: str, *folders: str) -> GTA5DataSet:
+        for folder in folders:
+            (root / folder / name).unlink()
+        return GTA5DataSet(root, tmp_path / "list.txt")
+
+    assert GTA5DataSet(root, tmp_path / "list.txt").reports == ()
+    for name in names[10:13]:
+        data = remove(name, "images", "labels")
+    assert data.names == names[:10] + names[13:] and len(data.pictures) == len(data.labels) == 297
+    report = f"{tmp_path / 'list.txt'}: 3 of 300 images skipped: GTA5 here has neither image nor label of "
+    assert data.reports == (report + "00011.png, 00012.png, 00013.png",)
+    with pytest.raises(UserError, match="4 of 300 GTA5 picture files are missing: .*00011.png"):
+        remove(names[20], "images", "labels")  # more than one in a hundred
+    (root / "images" / names[10]).touch()
+    with pytest.raises(UserError, match="1 of 297 GTA5 label files are missing: .*00011.png"):
+        GTA5DataSet(root, tmp_path / "list.txt")
 
 
 def test_two_pictures_of_one_name_are_an_error(gta5, city, tmp_path):

@@ -33,7 +33,7 @@ def prepare_environment() -> str | None:
         sys.stderr.write(f"no mindspore for {sys.executable}: pip install -r requirements.txt\n")
         sys.exit(2)
     cpuinfo = Path("/proc/cpuinfo")
-    avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text()
+    avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text(encoding="utf-8")
     if (
         tuple(map(int, version.split(".")[:2])) in ((2, 9), (2, 10))
         and avx512
@@ -137,7 +137,7 @@ def compile_cache(wanted: bool, key: list) -> Iterator[None]:
     folder = root / ".compile_cache" / name
     try:
         folder.parent.mkdir(exist_ok=True)
-        if folder.is_dir() and (folder / "sha256").read_text() != digest(folder):
+        if folder.is_dir() and (folder / "sha256").read_text(encoding="utf-8") != digest(folder):
             shutil.rmtree(folder)
         temporary = folder if folder.is_dir() else Path(tempfile.mkdtemp(dir=folder.parent))
     except OSError:  # the program's folder may be read-only
@@ -147,7 +147,7 @@ def compile_cache(wanted: bool, key: list) -> Iterator[None]:
     try:
         yield
         with suppress(OSError):  # another process may have been first
-            (temporary / "sha256").write_text(digest(temporary))
+            (temporary / "sha256").write_text(digest(temporary), encoding="utf-8")
             temporary.rename(folder)
             for old in sorted(folder.parent.iterdir(), key=os.path.getmtime)[:-KEPT_GRAPHS]:
                 shutil.rmtree(old)
