@@ -197,7 +197,7 @@ def test_wrong_kinds_of_pictures_are_refused(gta5):
         data[1]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
 def test_grey_palette_and_alpha_pictures_are_read_as_rgb(gta5, mode):
     path = gta5 / "images" / "00001.png"
     with Image.open(path) as image:

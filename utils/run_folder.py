@@ -29,7 +29,7 @@ def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def hold(folder: Path) -> int | None:
+def hold(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int | None:
     """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.name != "posix":
@@ -41,7 +41,7 @@ def hold(folder: Path) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{folder}: another process is training there; wait for it, or choose another --snapshot-dir"
+            f"{folder}: another process is {task} there; wait for it, or choose another {option}"
         ) from None
     except OSError:
         pass  # some network file systems have no locks
