@@ -6,9 +6,9 @@ args = get_arguments() if __name__ == "__main__" else None  # before the slow im
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 from utils import device, interrupt
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.picture_folder import PictureFolder
-from dataset.pipeline import batches, spread
-from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, IMG_MEAN, open_image
+from dataset.pipeline import batch_of, batches, read_ahead, spread
+from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, IMG_MEAN, few, open_image
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run
@@ -52,17 +52,22 @@ class Predict(nn.Cell):
             logits = logits1
         elif self.classifier == "2":
             logits = logits2
-        return logits if self.size is None else label_map(logits, self.size)
+        return logits if self.size is None else best_class(logits, self.size)
 
 
-def label_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (N, 19, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
     return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, size))
 
 
+def label_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Logits (1, 19, h, w) of one picture -> trainIds (H, W) int32 for size (H, W)."""
+    return best_class(logits, size).asnumpy()[0]
+
+
 @lru_cache(maxsize=4)
 def predictor(net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str) -> Predict:
-    """One Predict, and so one compilation, for all evaluations of a network at a size."""
+    """One Predict, and so one compilation, for all evaluations of a network."""
     return Predict(net_G, size, classifier)
 
 
@@ -79,28 +84,33 @@ def evaluate(
     `each(name, trainIds)` is called for every picture. Memory does not grow with the number of pictures.
     Several processes share the pictures; all of them get the whole matrix.
     """
-    net_G.set_train(False)
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
-    names = (data.names[i] for i in mine)
+    items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
     with tqdm(total=len(mine), desc="evaluate", unit="picture", leave=False, disable=hidden) as bar:
-        for group in of_one_size(batches(data, 1, workers, mine), batch_size):
-            pictures = ops.concat([picture for picture, _ in group])
-            labels = np.concatenate([label.asnumpy() for _, label in group])
-            prediction = predictor(net_G, labels.shape[1:], classifier)(pictures).asnumpy()
-            confusion += confusion_matrix(labels, prediction)
+        for (i, _, label), logits in with_logits(net_G, items, classifier, batch_size):
+            trainIds = label_map(logits, label.shape)
+            confusion += confusion_matrix(label, trainIds)
             if each:
-                for trainIds in prediction:
-                    each(next(names), trainIds)
-            bar.update(len(prediction))
+                each(data.names[i], trainIds)
+            bar.update()
     return parallel.total(confusion)
 
 
-def of_one_size(items: Iterable[tuple], count: int) -> Iterator[list[tuple]]:
-    """Lists of up to `count` items in a row whose last columns, the labels, have one shape."""
-    for _, group in groupby(items, lambda item: item[-1].shape):
-        while some := list(islice(group, count)):
-            yield some
+def with_logits(
+    net_G: Res_Deeplab, items: Iterator[tuple], classifier: str, batch_size: int
+) -> Iterator[tuple[tuple, Tensor]]:
+    """Yield each item, (index, input (3, H, W), ...), and its logits (1, 19, h, w), computed in batches.
+
+    Only the up-sampling, outside the network's graph, depends on the size of a picture or of its label: one
+    compilation serves all of them.
+    """
+    net_G.set_train(False)
+    logits_of = predictor(net_G, None, classifier)
+    while group := list(islice(items, batch_size)):
+        logits = logits_of(batch_of([x for _, x, *_ in group]))
+        for k, item in enumerate(group):
+            yield item, logits[k : k + 1]
 
 
 def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -147,22 +157,24 @@ def adapt_bn(
     """Replace batch norm's running statistics by the mean over batches of `count` pictures of `data`.
 
     Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
-    them.
+    them, and counts by its pictures: the last may have fewer. Several processes share the batches.
     """
     layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
     indices = spread(len(data), count)  # over all cities
-    total, passes = [0.0] * len(statistics), 0
+    cuts = range(0, len(indices), batch_size)
+    mine = [i for k in parallel.share(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
+    total = np.zeros(sum(p.size for p in statistics))
     net_G.set_train(True)
-    for pictures, *_ in batches(data, batch_size, workers, indices):
+    for pictures, *_ in batches(data, batch_size, workers, mine):
         interrupt.exit_if_asked()
         for p in statistics:
             p.set_data(ops.zeros_like(p))
         net_G(pictures)
-        total = [t + p.asnumpy() / 0.1 for t, p in zip(total, statistics)]
-        passes += 1
-    for p, t in zip(statistics, total):
-        p.set_data(Tensor((t / passes).astype(np.float32)))
+        total += len(pictures) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
+    mean = parallel.total(total) / len(indices)
+    for p, part in zip(statistics, np.split(mean, np.cumsum([p.size for p in statistics])[:-1])):
+        p.set_data(Tensor(part, mindspore.float32))
 
 
 def main(args) -> None:
@@ -183,6 +195,7 @@ def main(args) -> None:
         data = labelled_data(args)
     content = checkpoint.read(path)
     device.setup(args.device, args.device_id, args.mode)
+    hold(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
     say(checkpoint.load(net_G, content, path, "net_G"))
@@ -214,6 +227,12 @@ def labelled_data(args) -> cityscapesDataSet:
             f"--random-seed {args.demo}"
         )
     return cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
+
+
+def hold(folder: str | Path) -> None:
+    """Keep other evaluations, and trainings, out of the folder of the results until this process ends."""
+    if parallel.rank() == 0:
+        run_folder.hold(Path(folder), "evaluating or training", "--save-path")
 
 
 def make_room(*results: Path) -> None:
@@ -281,6 +300,7 @@ def score_folder(args) -> None:
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
     device.setup(args.device, args.device_id, args.mode)
+    hold(folder)
     chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
     if chief:
@@ -361,32 +381,42 @@ def steps_table(rows: list[list[str]]) -> str:
 def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
     """Write label ids, colours and overlay of every picture, at its own size, to predict/.
 
-    The network's graph gives logits of one size; only the up-sampling, outside it, depends on the picture's.
+    What cannot be read in a folder is skipped, and named; UserError at the end if there was any.
     """
     folder = Path(args.save_path) / "predict"
     make_room(folder)
-    net_G.set_train(False)
-    logits_of = predictor(net_G, None, args.classifier)
-    mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
-    names = (data.names[i] for i in mine)
-    items = batches(data, 1, args.num_workers, mine)
-    try:
-        with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
-            while group := list(islice(items, args.batch_size)):
-                logits = logits_of(ops.concat([x for x, _ in group]))
-                for k, (_, picture) in enumerate(group):
-                    interrupt.exit_if_asked()
-                    rgb = picture.asnumpy()[0]
-                    trainIds = label_map(logits[k : k + 1], rgb.shape[:2]).asnumpy()[0]
-                    save_prediction(folder, next(names), trainIds, rgb)
-                bar.update(len(group))
-    except UserError as error:
-        if not folder.is_dir():
-            raise
-        raise UserError(f"{error}; what was predicted until then is in {folder}") from None
-    parallel.wait()
-    kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
-    say(f"{len(data)} pictures, written: {kinds}")
+    mine, hidden, skipped = parallel.share(len(data)), parallel.rank() > 0 or None, []
+
+    def read(i: int) -> tuple[int, np.ndarray] | UserError:
+        try:
+            return i, data[i]
+        except UserError as error:
+            return error
+
+    def readable() -> Iterator[tuple[int, np.ndarray]]:
+        for i, item in zip(mine, read_ahead(read, mine, args.num_workers, args.batch_size)):
+            if isinstance(item, UserError):
+                if Path(args.predict).is_file():
+                    raise item
+                tqdm.write(f"skipped {item}")
+                skipped.append(data.names[i])
+            else:
+                yield item
+
+    with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
+        for (i, _), logits in with_logits(net_G, readable(), args.classifier, args.batch_size):
+            interrupt.exit_if_asked()
+            rgb = data.picture(i)
+            save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2]), rgb)
+            bar.update()
+    count = int(parallel.total(np.array([len(skipped)]))[0])
+    if count < len(data):
+        kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
+        say(f"{len(data) - count} pictures, written: {kinds}")
+    parallel.wait()  # until process 0 has said so: msrun ends all with the first
+    if count:
+        named = f": {few(skipped)}" if skipped else ""  # of several processes each names its own
+        raise UserError(f"{count} of {len(data)} pictures could not be read and were skipped{named}")
 
 
 def export(args, net_G: Res_Deeplab, model: str) -> None:

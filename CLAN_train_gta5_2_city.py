@@ -283,6 +283,7 @@ def train(args) -> Path:
         source = GTA5DataSet(args.data_dir, args.data_list, args.input_size, *split)
     else:
         source = SYNTHIADataSet(args.data_dir, args.data_list, args.input_size)
+    reports += source.reports
     target, val, city = None, None, args.data_dir_target
     if adapt:
         target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
@@ -343,7 +344,7 @@ def train(args) -> Path:
         if not chief:
             return
         tqdm.write(text)
-        with open(folder / "Train_log.log", "a") as file:
+        with open(folder / "Train_log.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     log(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.transform import check_files, open_image, read_list, to_input, to_trainIds
+from dataset.transform import check_files, open_image, png_files, read_list, to_input, to_trainIds
 from utils.errors import UserError
 
 
@@ -27,8 +27,7 @@ class cityscapesDataSet:
     ):
         self.size = size
         folder, truth = find_tree(Path(root), set)
-        found = sorted(str(p.relative_to(folder)) for p in folder.glob("*/*.png"))
-        paths = read_list(list_path, found, folder)
+        paths = read_list(list_path, png_files(folder, "*/*.png"), folder)
         self.pictures = [folder / path for path in paths]
         self.names = [path.stem for path in self.pictures]
         check_files(self.pictures, "Cityscapes picture")

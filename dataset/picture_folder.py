@@ -12,9 +12,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class PictureFolder:
-    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are (input, picture).
+    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are inputs, `picture(i)` is item i itself.
 
-    input: float32 (3, H, W), BGR minus mean, at `size`. picture: uint8 RGB (h, w, 3) at its own size.
+    input: float32 (3, H, W), BGR minus mean, at `size`. picture: uint8 RGB (h, w, 3) at its own size, which
+    is read when it is needed: of photographs few can be held. Both are turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. Hidden files and
     earlier results in `results`/predict, predict_1, … are left out. UserError if there is no picture.
     """
@@ -36,9 +37,11 @@ class PictureFolder:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        image = open_image(self.pictures[i])
-        return to_input(image, self.size), np.asarray(image.convert("RGB"))
+    def __getitem__(self, i: int) -> np.ndarray:
+        return to_input(open_image(self.pictures[i], upright=True), self.size)
+
+    def picture(self, i: int) -> np.ndarray:
+        return np.asarray(open_image(self.pictures[i], upright=True).convert("RGB"))
 
 
 def is_result(path: Path, results: str) -> bool:

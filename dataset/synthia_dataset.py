@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.transform import IGNORE_LABEL, open_image
+from dataset.transform import IGNORE_LABEL, open_image, png_files, read_list
 from utils.errors import UserError
 
 SYNTHIA_TO_TRAIN = np.full(2**16, IGNORE_LABEL, np.uint8)  # SYNTHIA's id -> trainId, as AdaptSegNet has it
@@ -29,8 +29,8 @@ class SYNTHIADataSet(GTA5DataSet):
                 "SYNTHIA-RAND-CITYSCAPES of https://synthia-dataset.net/downloads/ — or try --demo, which "
                 "needs no data"
             )
-        found = sorted(p.name for p in pictures.glob("*.png"))
-        self._set_files("SYNTHIA", pictures, labels, list_path, found)
+        names = read_list(list_path, png_files(pictures), pictures)
+        self._set_files("SYNTHIA", pictures, labels, names)
         png_reader()
 
     def _label(self, i: int, picture_size: tuple[int, int]) -> np.ndarray:

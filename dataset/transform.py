@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.errors import UserError
 
-INFO = json.loads((Path(__file__).parent / "cityscapes_list" / "info.json").read_text())
+INFO = json.loads((Path(__file__).parent / "cityscapes_list" / "info.json").read_text(encoding="utf-8"))
 CLASS_NAMES: list[str] = INFO["label"]
 PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
 CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are told over 16 classes and over 13
@@ -22,6 +22,11 @@ IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # B
 IGNORE_LABEL = 255
 MAX_PIXELS = 2**26  # 30 times a picture of Cityscapes
 
+TURNS = dict(enumerate((  # EXIF orientation -> what makes it upright
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90), start=2))  # fmt: skip
+
 LABEL_TO_TRAIN = np.full(256, IGNORE_LABEL, np.uint8)  # raw id (labelIds) -> trainId
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # and back; 255 -> 0, "unlabelled"
 for _id, _train_id in INFO["label2train"]:
@@ -30,18 +35,24 @@ for _id, _train_id in INFO["label2train"]:
         TRAIN_TO_LABEL[_train_id] = _id
 
 
-def open_image(path: Path) -> Image.Image:
-    """A decoded PNG or JPEG; UserError names the file if it is missing, cut short or no such picture."""
+def open_image(path: Path, upright: bool = False) -> Image.Image:
+    """A decoded PNG or JPEG; UserError names the file if it is missing, cut short or no such picture.
+
+    With `upright` it is turned as its EXIF orientation says. Never where there are labels: they belong to the
+    pixels as they are stored.
+    """
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         # Of Pillow's formats only these two: others start programs or hold many pictures.
         # From memory: a file that is read in parts makes room for any length that its header names.
         image = Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
-        image.filename = str(path)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
         image.load()
+        turn = TURNS.get(orientation(image)) if upright else None
+        image = image if turn is None else image.transpose(turn)
+        image.filename = str(path)
         return image
     except (UserError, MemoryError):
         raise
@@ -52,9 +63,19 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: not a readable picture ({reason}); get a whole copy of it") from None
 
 
+def orientation(image: Image.Image) -> object:
+    """EXIF's orientation, 1 to 8; None without one. A damaged block says nothing, as for image viewers."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # of Pillow's parser, of any kind
+        return None
+
+
 def to_input(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """A picture -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
-    if image.mode not in ("RGB", "RGBA", "L", "P"):
+    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
         raise UserError(f"{image.filename}: a picture of mode {image.mode}; expected 8-bit RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     bands = rgb.resize(size, Image.Resampling.BICUBIC).split()[::-1]
@@ -84,7 +105,8 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
         names = found
     else:
         try:
-            names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+            text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin it with a byte-order mark
+            names = [line.strip() for line in text.splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read this list ({error})") from None
     if not names:
@@ -99,11 +121,21 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
     return names
 
 
-def check_files(paths: list[Path], what: str) -> None:
-    """One UserError with the count and the first few of the files that do not exist."""
+def png_files(folder: Path, pattern: str = "*.png") -> list[str]:
+    """The files below `folder` that fit, sorted, without hidden ones: macOS adds a ._NAME.png to each."""
+    return sorted(str(p.relative_to(folder)) for p in folder.glob(pattern) if p.name[0] != ".")
+
+
+def missing_files(paths: list[Path]) -> list[Path]:
+    """Those of the files that do not exist; every folder is listed once."""
     folders: dict[Path, set[str]] = {}
     for folder in {path.parent for path in paths}:
         folders[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    missing = [str(path) for path in paths if path.name not in folders[path.parent]]
+    return [path for path in paths if path.name not in folders[path.parent]]
+
+
+def check_files(paths: list[Path], what: str) -> None:
+    """One UserError with the count and the first few of the files that do not exist."""
+    missing = list(map(str, missing_files(paths)))
     if missing:
         raise UserError(f"{len(missing)} of {len(paths)} {what} files are missing: {few(missing)}")

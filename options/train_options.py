@@ -193,7 +193,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
             parser.error(f"{path} is missing: give the options of the run by hand, --snapshot-dir too")
         return args
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         processes_then = int(saved.get("processes", 1))
         saved = {"source": "gta5", "gta5_split": None, "gta5_subset": "all", **saved}  # older runs lack them
         saved = {name: saved[name] for name in saved if name in vars(args) and name not in OF_MACHINE}

@@ -121,7 +121,7 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
         os.close(lock)
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
     child = [sys.executable, "-m", "tests.ablation", "--one", *command]
-    with open(folder / "output.log", "w") as log:
+    with open(folder / "output.log", "w", encoding="utf-8") as log:
         log.write(f"python CLAN_train_gta5_2_city.py {' '.join(command)}\n")
         log.flush()
         code = subprocess.run(child, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
@@ -248,7 +248,7 @@ def main(args) -> None:
     print(f"\n{text}")
     if args.markdown:
         with atomic(args.markdown) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     if args.chart:
         values = {label: [figures[row][name][:2] for row in args.rows] for label, name in STATISTICS.items()}
         title = f"mIoU (%) on the target, mean and sd over n = {len(args.seeds)} seeds"

@@ -34,7 +34,7 @@ STAGES = ("read", "forward", "up-sample, argmax", "confusion matrix", "save")
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: a step after the preheating, every pixel weighted
 CITY = "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png"
 PICTURES = 8  # in the sets for reading and scoring
-READ = 64  # pictures per turn of reading: many, as MindSpore looks for those of several threads each 0.1 s
+READ = 64  # pictures per turn of reading: many more than are held ahead
 
 
 def pair(text: str) -> list[tuple[int, int]]:
@@ -404,13 +404,13 @@ def main() -> None:
               f"Medians of {args.rounds} turns. {load}.)"]
     print("\n" + "\n".join(lines))
     if args.markdown:
-        Path(args.markdown).write_text("\n".join(lines) + "\n")
+        Path(args.markdown).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def machine() -> str:
     """Processor and number of cores."""
-    info = Path("/proc/cpuinfo")
-    names = [r.split(":")[1].strip() for r in info.read_text().splitlines() if r.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    names = [r.split(":")[1].strip() for r in info.splitlines() if r.startswith("model name")]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
 
 

@@ -180,7 +180,7 @@ def train_run(trace: str, folder: Path, *more: str) -> tuple[list[list[float]], 
     }
     words = [str(word) for pair in options.items() for word in pair]
     run("CLAN_train_gta5_2_city.py", *words, "--not-val", "--no-random-mirror", "--no-random-scale", *more)
-    with open(folder / "run" / "loss.csv", newline="") as file:
+    with open(folder / "run" / "loss.csv", newline="", encoding="utf-8") as file:
         rows = [[float(v) for v in row[:8]] for row in list(csv.reader(file))[1:]]
     return rows, checkpoint.read(str(folder / "run" / f"GTA5_{setup['num_steps_stop']}.ckpt"))
 

@@ -71,5 +71,5 @@ def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:
 
 def rows_of(path: Path) -> list[dict[str, str]]:
     """The rows of a table."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -1,5 +1,6 @@
 """Data sets and the training stream, on small files made here."""
 
+import json
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import Stream, batches
 from dataset.transform import CLASS_NAMES, IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from tests.golden import write_city, write_gta5
+from tests.scripts import ROOT, python
 from utils.errors import UserError
 
 
@@ -108,6 +110,57 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
         cityscapesDataSet(city, "val", labels=True)
 
 
+def test_files_that_macos_adds_are_no_pictures(gta5, city):
+    for folder in (gta5 / "images", *(city / "leftImg8bit" / "val").iterdir()):
+        for path in list(folder.iterdir()):
+            (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert GTA5DataSet(gta5).names == ["00001.png", "00002.png", "00003.png"]
+    assert len(cityscapesDataSet(city, "val", labels=True)) == 2
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(gta5, tmp_path):
+    """As Windows' editors write it."""
+    names = tmp_path / "list.txt"
+    names.write_text("00003.png\n00001.png\n", encoding="utf-8-sig")
+    assert GTA5DataSet(gta5, names).names == ["00003.png", "00001.png"]
+
+
+def test_text_files_are_utf_8_whatever_the_locale_says(tmp_path):
+    (tmp_path / "list.txt").write_text("zürich/1.png\n", encoding="utf-8")
+    script = "from pathlib import Path; from dataset.transform import read_list; from utils.files import *; "
+    script += "write_json('a.json', {'names': read_list('list.txt', [], Path())}); print(read_json('a.json'))"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    python(["-c", script], tmp_path, 0, **ascii_only, PYTHONIOENCODING="utf-8")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"names": ["zürich/1.png"]}
+
+
+def test_a_few_absent_numbers_of_gta5_are_skipped(tmp_path):
+    """GTA5 as downloaded lacks 25 pairs; images without a label, or many absent pairs, are errors."""
+    root, names = tmp_path / "GTA5", [f"{i:05d}.png" for i in range(1, 301)]
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).touch()
+    (tmp_path / "list.txt").write_text("\n".join(names))
+
+    def remove(name: str, *folders: str) -> GTA5DataSet:
+        for folder in folders:
+            (root / folder / name).unlink()
+        return GTA5DataSet(root, tmp_path / "list.txt")
+
+    assert GTA5DataSet(root, tmp_path / "list.txt").reports == ()
+    for name in names[10:13]:
+        data = remove(name, "images", "labels")
+    assert data.names == names[:10] + names[13:] and len(data.pictures) == len(data.labels) == 297
+    report = f"{tmp_path / 'list.txt'}: 3 of 300 images skipped: GTA5 here has neither image nor label of "
+    assert data.reports == (report + "00011.png, 00012.png, 00013.png",)
+    with pytest.raises(UserError, match="4 of 300 GTA5 picture files are missing: .*00011.png"):
+        remove(names[20], "images", "labels")  # more than one in a hundred
+    (root / "images" / names[10]).touch()
+    with pytest.raises(UserError, match="1 of 297 GTA5 label files are missing: .*00011.png"):
+        GTA5DataSet(root, tmp_path / "list.txt")
+
+
 def test_two_pictures_of_one_name_are_an_error(gta5, city, tmp_path):
     names = tmp_path / "list.txt"
     names.write_text("00001.png\n00002.png\n00001.png\n")
@@ -144,7 +197,7 @@ def test_wrong_kinds_of_pictures_are_refused(gta5):
         data[1]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
 def test_grey_palette_and_alpha_pictures_are_read_as_rgb(gta5, mode):
     path = gta5 / "images" / "00001.png"
     with Image.open(path) as image:
@@ -195,6 +248,46 @@ def test_random_scale_is_one_for_a_batch_and_has_the_released_frequencies(gta5):
 def test_no_indices_no_batches(gta5):
     """The share of a process when there are more processes than pictures."""
     assert list(batches(GTA5DataSet(gta5), 1, 4, range(0))) == []
+
+
+class Counted:
+    """A data set of 300 tiny items that notes which are asked for; those in `broken` are not readable."""
+
+    def __init__(self, *broken: int):
+        self.asked, self.broken = [], broken
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        if i in self.broken:
+            raise UserError(f"{i} is broken")
+        return np.float32([i]), np.int32([i])
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_few_items_are_held_ahead(batch_size):
+    """Asked for and not yet handed over: a full-size pair of GTA5 takes 15 MB."""
+    data, ahead = Counted(), []
+    for k, (x, _) in enumerate(batches(data, batch_size, workers=2), 1):
+        ahead.append(len(data.asked) - k * batch_size)
+        assert x.asnumpy().tolist() == [[i] for i in range((k - 1) * batch_size, k * batch_size)]
+    assert k * batch_size == 300 and max(ahead) <= 2 + max(2, batch_size)
+
+
+def test_items_that_are_not_chosen_are_not_read():
+    data = Counted(0)
+    assert [int(x[0, 0]) for x, _ in batches(data, 1, 2, [5, 3, 4])] == [5, 3, 4]
+    assert sorted(data.asked) == [3, 4, 5]
+
+
+def test_batches_before_a_broken_item_are_handed_over():
+    reader, seen = batches(Counted(40), 2, workers=2), []
+    with pytest.raises(UserError, match="40 is broken"):
+        for x, _ in reader:
+            seen += x.asnumpy().ravel().tolist()
+    assert seen == list(range(40))
 
 
 def test_batches_are_in_order_and_complete(gta5):

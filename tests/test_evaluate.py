@@ -1,21 +1,26 @@
 """What the evaluation script does beside scoring one checkpoint: folders, panels, own pictures, export."""
 
 import json
+import os
 import shutil
 
 import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
-from PIL import Image
+from mindspore.common.api import _CellGraphExecutor
+from PIL import ExifTags, Image
 
-from CLAN_evaluate_city import Predict
+import CLAN_evaluate_city
+from CLAN_evaluate_city import Predict, adapt_bn, evaluate
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.transform import CLASS_NAMES, LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
-from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
+from tests.golden import write_city
+from tests.scripts import EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, run_parallel, train_words
 from tests.test_torch_file import lit, pid, tensor, zipped
-from utils import checkpoint
+from utils import ccd, checkpoint, device, parallel, run_folder
+from utils.errors import UserError
 from utils.loss import alignment_map
 from utils.upsample import up
 from utils.visual import CLASSES, ERRORS, colourise, heat, overlay
@@ -149,6 +154,67 @@ def test_damaged_checkpoints_are_passed_over(trained, words, scored, tmp_path):
     assert rows_of(tmp_path / "result" / "miou.csv") == expected
 
 
+def test_label_sizes_do_not_compile_the_network_again(tmp_path, monkeypatch):
+    """Ten images, whose labels go through five sizes, in one compilation; each prediction has its size."""
+    sizes = [(204, 102), (200, 100), (190, 102), (96, 204), (70, 60)]
+    for i in range(10):
+        write_city(tmp_path, "val", {f"{i:06d}": i}, sizes[i % 5])
+    compiled, compile_graph = [], _CellGraphExecutor.compile
+
+    def counted(self, cell, *args, **kwargs):
+        phase, new = compile_graph(self, cell, *args, **kwargs)
+        compiled.extend([cell] if new else [])
+        return phase, new
+
+    monkeypatch.setattr(_CellGraphExecutor, "compile", counted)
+    mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
+    net_G, shapes = generator("small"), []
+    data = cityscapesDataSet(tmp_path, "val", size=(64, 48), labels=True)
+    confusion = evaluate(net_G, data, each=lambda name, trainIds: shapes.append(trainIds.shape[::-1]))
+    assert shapes == sizes * 2 and confusion.sum() == sum((data[i][1] != 255).sum() for i in range(10))
+    assert [type(cell) for cell in compiled] == [Predict]
+
+
+def statistics_of(net_G) -> np.ndarray:
+    """All running means and variances of batch norm."""
+    return np.concatenate([p.asnumpy() for p in net_G.get_parameters() if ".moving_" in p.name])
+
+
+def test_every_image_counts_alike_in_batch_statistics(trained, data, monkeypatch):
+    """Five images in batches of two, and in three processes, of which one has nothing to do."""
+    net_G = network(trained)
+
+    class Images:
+        def __init__(self, *chosen):
+            self.items = [(city[i][0],) for i in chosen]
+
+        def __len__(self):
+            return len(self.items)
+
+        def __getitem__(self, i):
+            return self.items[i]
+
+    city = cityscapesDataSet(data / "City", "train", size=(64, 48))
+    five = Images(0, 1, 1, 2, 0)
+    batch = {}
+    for chosen in ((0, 1), (1, 2), (0,)):
+        adapt_bn(net_G, Images(*chosen), 9, 2)
+        batch[chosen] = statistics_of(net_G)
+    adapt_bn(net_G, five, 9, 2)
+    expected = (2 * batch[0, 1] + 2 * batch[1, 2] + batch[0,]) / 5
+    assert np.allclose(statistics_of(net_G), expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(sum(batch.values()) / 3, expected, rtol=1e-2)
+
+    sums = []  # what each of four processes has to add
+    monkeypatch.setattr(parallel, "processes", lambda: 4)
+    monkeypatch.setattr(parallel, "total", lambda values: sums.append(values) or values)
+    for rank in range(4):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        adapt_bn(net_G, five, 9, 2)
+    assert len(sums) == 4 and not sums[3].any()
+    assert np.allclose(sum(sums) / 5, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_folder_without_a_checkpoint_that_can_be_read(words, tmp_path):
     command = [EVALUATE, "--restore-from", tmp_path, *words, "--save-path", tmp_path / "result"]
     assert f"{tmp_path}: no checkpoint GTA5_<steps>.ckpt" in fails(*command)
@@ -176,6 +242,11 @@ def test_two_processes_score_a_folder_and_predict(trained, words, scored, saved,
     command[2] = source / "GTA5_1.ckpt"
     pictures = data / "City" / "leftImg8bit" / "val" / "aachen"
     run_parallel(tmp_path / "predict", 2, *command, "--predict", pictures)
+    more = ["--adapt-bn", 3, "--batch-size", 2]
+    run_parallel(tmp_path / "adapt", 2, *command, *more)
+    run(*command, *more, "--save-path", tmp_path / "one")
+    one, two = (json.loads((f / "result.json").read_text())["IoU"] for f in (result, tmp_path / "one"))
+    assert one == pytest.approx(two, abs=0.05)  # the sum over processes rounds otherwise
     for path in (saved / "labelIds").iterdir():
         other = result / "predict" / "labelIds" / path.name
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
@@ -219,14 +290,16 @@ def test_own_pictures_of_any_size(trained, words, saved, data, tmp_path):
         picture.resize((131, 77)).save(source / "a" / "wide.JPG")
         picture.convert("L").resize((33, 190)).save(source / "grey.jpeg")
         picture.resize((1, 1)).save(source / "dot.png")
+        picture.convert("LA").save(source / "alpha.png")
+        picture.convert("1").save(source / "bits.png")
     (source / "notes.txt").write_text("no picture")
     (source / ".street.png").write_bytes(b"hidden")
     command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", result]
     command += ["--predict", source]
-    assert "6 pictures, written" in run(*command).stdout
+    assert "8 pictures, written" in run(*command).stdout
     names = {str(p.relative_to(result / "predict" / "color")) for p in result.rglob("*_color.png")}
     assert names == {f"{name}_color.png" for name in
-                     ("street", "a/street", "a/b/street", "a/wide", "grey", "dot")}
+                     ("street", "a/street", "a/b/street", "a/wide", "grey", "dot", "alpha", "bits")}
     expected = np.asarray(Image.open(saved / "labelIds" / f"{city[0].stem}_labelIds.png"))
     assert len(np.unique(expected)) > 1
     for place in ("street", "a/street", "a/b/street"):
@@ -241,12 +314,35 @@ def test_own_pictures_of_any_size(trained, words, saved, data, tmp_path):
 
     shutil.copy(source / "a" / "wide.JPG", source / "a" / "wide.jpg")  # now two share a name: suffixes stay
     assert "earlier results are now" in (output := run(*command, "--batch-size", 3).stdout)
-    assert "7 pictures, written" in output and (result / "predict_1").is_dir()
+    assert "9 pictures, written" in output and (result / "predict_1").is_dir()
     names = {p.name for p in (result / "predict" / "color" / "a").glob("*.png")}
     assert names == {"street.png_color.png", "wide.JPG_color.png", "wide.jpg_color.png"}
 
 
+def test_photographs_are_predicted_upright(trained, words, data, tmp_path):
+    """A phone stores a portrait lying down, with an EXIF orientation: all eight of them."""
+    photo, source = next((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir()), tmp_path / "photos"
+    source.mkdir()
+    turn = Image.Transpose
+    with Image.open(photo) as image:
+        stored = [image] + [image.transpose(kind) for kind in (
+            turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_90,
+            turn.TRANSVERSE, turn.ROTATE_270)]  # fmt: skip
+        for orientation, lying in enumerate(stored, 1):
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = orientation
+            lying.save(source / f"{orientation}.png", exif=exif)
+        image.save(source / "damaged.png", exif=b"Exif\0\0no TIFF at all")
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path / "r"]
+    assert "9 pictures, written" in run(*command, "--predict", source).stdout
+    for kind in ("labelIds", "color", "overlay"):
+        paths = (tmp_path / "r" / "predict" / kind).iterdir()
+        upright, *others = [np.asarray(Image.open(path)) for path in paths]
+        assert upright.shape[:2] == (102, 204) and all(np.array_equal(upright, other) for other in others)
+
+
 def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
+    """One that is named ends the script; in a folder the others are predicted, and the exit code tells."""
     command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path / "r"]
     assert "--predict nowhere: no such file or folder" in fails(*command, "--predict", "nowhere")
     (tmp_path / "empty").mkdir()
@@ -254,11 +350,38 @@ def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     message = fails(*command, "--predict", tmp_path / "broken.png")
     assert f"{tmp_path / 'broken.png'}: not a readable picture; make it PNG or JPEG" in message
-    assert "until then" not in message  # nothing was
-    Image.new("RGB", (30, 20)).save(tmp_path / "before.png")
-    message = fails(*command, "--predict", tmp_path)
-    assert f"what was predicted until then is in {tmp_path / 'r' / 'predict'}" in message
-    assert (tmp_path / "r" / "predict" / "color" / "before_color.png").exists()
+    assert "skipped" not in message
+    for name in ("after", "before", "between"):
+        Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
+    Image.new("CMYK", (30, 20)).save(tmp_path / "before_too.jpg")
+    done = python([ROOT / EVALUATE, *command[1:], "--predict", tmp_path, "--batch-size", 2], ROOT, 2)
+    assert f"skipped {tmp_path / 'broken.png'}: not a readable picture" in done.stdout
+    assert f"skipped {tmp_path / 'before_too.jpg'}: a picture of mode CMYK" in done.stdout
+    assert "3 pictures, written" in done.stdout
+    assert "2 of 5 pictures could not be read and were skipped: before_too, broken" in done.stderr
+    names = {path.name for path in (tmp_path / "r" / "predict" / "color").iterdir()}
+    assert names == {"after_color.png", "before_color.png", "between_color.png"}
+
+
+@pytest.mark.parametrize("task", ["score", "folder", "predict", "export", "ccd"])
+def test_a_folder_of_results_is_for_one_process(trained, words, data, tmp_path, monkeypatch, task):
+    """Two at once would overwrite each other's results."""
+    path, folder, lock = trained / "GTA5_1.ckpt", tmp_path / "result", run_folder.hold(tmp_path / "result")
+    command = {
+        "score": ["--restore-from", path],
+        "folder": ["--restore-from", trained],
+        "predict": ["--restore-from", path, "--predict", data / "City" / "leftImg8bit" / "val"],
+        "export": ["--restore-from", path, "--export", "mindir"],
+        "ccd": ["--restore-from", path, path, "--data-dir-target", data / "City"],
+    }[task]
+    given = {"ccd": ["--data-dir", data / "GTA5", "--device", "cpu"]}.get(task, words)
+    script = ccd if task == "ccd" else CLAN_evaluate_city
+    monkeypatch.setattr(device, "setup", lambda *_: "CPU")  # it was, for the tests before
+    monkeypatch.setattr("sys.argv", ["script", *map(str, (*command, *given, "--save-path", folder))])
+    with pytest.raises(UserError, match="result: another .* there; wait for it, or choose .* --save-path"):
+        script.main(script.get_arguments())
+    assert not any(folder.iterdir())
+    os.close(lock)
 
 
 def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):

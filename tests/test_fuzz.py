@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mindspore.train.checkpoint_pb2 import Checkpoint
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dataset.transform import open_image, read_list, to_input, to_trainIds
 from options.train_options import get_arguments
@@ -155,13 +155,19 @@ def read_picture(path: Path) -> np.ndarray:
     return x
 
 
+def read_photograph(path: Path) -> np.ndarray:
+    x = to_input(open_image(path, upright=True), (16, 8))
+    assert x.shape == (3, 8, 16) and x.dtype == np.float32
+    return x
+
+
 def read_label(path: Path) -> np.ndarray:
     y = to_trainIds(open_image(path), (16, 8))
     assert y.shape == (8, 16) and set(np.unique(y)) <= {*range(19), 255}
     return y
 
 
-READERS = pytest.mark.parametrize("reader", [read_picture, read_label])
+READERS = pytest.mark.parametrize("reader", [read_picture, read_photograph, read_label])
 
 
 @READERS
@@ -184,8 +190,9 @@ def test_png_files_with_any_header(tmp_path_factory, reader, width, height, dept
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @given(st.data())
 def test_damaged_pictures(tmp_path_factory, reader, kind, draw):
-    file, (rgb, ids) = io.BytesIO(), picture(1, 40, 30)
-    Image.fromarray(ids if reader is read_label else rgb).save(file, kind)
+    file, (rgb, ids), exif = io.BytesIO(), picture(1, 40, 30), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(ids if reader is read_label else rgb).save(file, kind, exif=exif)
     path = tmp_path_factory.getbasetemp() / "damaged.png"
     read_within_bounds(reader, path, draw.draw(damaged(file.getvalue())))
 

@@ -47,7 +47,7 @@ def start_parallel(folder: Path, *words) -> tuple[subprocess.Popen, list[int]]:
     while not list(folder.glob("run/GTA5_*.ckpt")):
         assert time.monotonic() < deadline and job.poll() is None
         time.sleep(0.2)
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text(encoding="utf-8").split()
     workers = [int(pid) for pid in children
                if b"MS_ROLE=MS_WORKER" in Path(f"/proc/{pid}/environ").read_bytes()
                and b"CLAN_train" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -64,6 +64,7 @@ def test_synthia_table_has_the_classes_of_cityscapes():
 
 
 def test_synthia_picture_and_label(synthia):
+    (synthia / "RGB" / f"._{NAMES[0]}").write_bytes(b"of macOS")
     data = SYNTHIADataSet(synthia, size=(64, 38))
     assert data.names == list(NAMES) and len(data) == 3
     x, y = data[1]
@@ -247,6 +248,18 @@ def test_gta5_split(gta5, tmp_path, kind, shape):
     assert GTA5DataSet(gta5, split=path, subset="train").names == ["00001.png", "00005.png"]
     assert GTA5DataSet(gta5, split=path, subset="val").names == ["00002.png"]
     assert len(GTA5DataSet(gta5)) == 5
+
+
+def test_gta5_split_may_name_a_few_absent_pairs(gta5, tmp_path):
+    for i in range(6, 201):
+        for folder in ("images", "labels"):
+            (gta5 / folder / f"{i:05d}.png").touch()
+    savemat(tmp_path / "split.mat", {"trainIds": np.arange(1, 202)})  # as GTA5's own names 2154 and others
+    data = GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
+    assert len(data) == 200 and "split.mat: 1 of 201 images skipped" in data.reports[0]
+    savemat(tmp_path / "split.mat", {"trainIds": np.arange(1, 204)})
+    with pytest.raises(UserError, match="3 of 203 trainIds have no picture in .*: 00201.png, 00202.png"):
+        GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
 
 
 def test_gta5_split_errors_are_named(gta5, tmp_path):

@@ -127,9 +127,12 @@ def main(args: argparse.Namespace) -> None:
     trains = sets
     if args.adapt_bn:
         trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
+    for line in sets[0].reports:
+        print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
     device.setup(args.device, args.device_id, args.mode)
+    evaluation.hold(args.save_path)
     # One network for two checkpoints of a kind: it is compiled once.
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
     found, points = [], []

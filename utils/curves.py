@@ -35,7 +35,7 @@ def columns(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     try:
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
         values = np.array(table[1:], float)
     except ValueError:  # ragged, not a number, not a text

@@ -26,7 +26,7 @@ def prepare_environment() -> str | None:
         sys.stderr.write(f"no mindspore for {sys.executable}: pip install -r requirements.txt\n")
         sys.exit(2)
     cpuinfo = Path("/proc/cpuinfo")
-    avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text()
+    avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text(encoding="utf-8")
     if (
         tuple(map(int, version.split(".")[:2])) in ((2, 9), (2, 10))
         and avx512

@@ -52,7 +52,7 @@ def keep_old(*paths: Path) -> list[Path]:
 def read_json(path: str | Path) -> object:
     """The content of a JSON file; None if it cannot be read."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -60,4 +60,5 @@ def read_json(path: str | Path) -> object:
 def write_json(path: str | Path, content: dict) -> None:
     """`content` as indented JSON, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")

@@ -29,7 +29,7 @@ def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def hold(folder: Path) -> int | None:
+def hold(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int | None:
     """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.name != "posix":
@@ -41,7 +41,7 @@ def hold(folder: Path) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{folder}: another process is training there; wait for it, or choose another --snapshot-dir"
+            f"{folder}: another process is {task} there; wait for it, or choose another {option}"
         ) from None
     except OSError:
         pass  # some network file systems have no locks
@@ -155,7 +155,7 @@ def rows(path: Path, first: float = math.inf) -> list[list[str]]:
     """The whole rows of a table that belong to steps before `first`."""
     if not path.exists():
         return []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
     numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?))*")
     whole = [row for row in table if len(row) == len(table[0]) and numbers.fullmatch(",".join(row))]
@@ -165,7 +165,7 @@ def rows(path: Path, first: float = math.inf) -> list[list[str]]:
 def start_table(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]:
     """(Re)write a table with its header and the rows of steps before `first`, which are returned."""
     kept = rows(path, first)
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *kept])
     return kept
 
@@ -177,7 +177,7 @@ def best_of(scores: list[list[str]]) -> list[str]:
 
 def append(path: Path, row: list) -> None:
     """Add one row to a table; the file is opened anew, so that an error is told once, and here."""
-    with open(path, "a", newline="") as file:
+    with open(path, "a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(row)
 
 
@@ -185,7 +185,7 @@ def write_options(folder: Path, options: dict, first: int) -> None:
     """options.json, with those of the run's earlier legs, if they differ, under "before"."""
     path, legs = folder / "options.json", []
     if path.exists():
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         legs = old.pop("before", [])
         legs = legs if isinstance(legs, list) else []
         if old != json.loads(json.dumps(options)):
