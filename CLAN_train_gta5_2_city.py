@@ -108,10 +108,12 @@ class CLANStep(nn.Cell):
             weights = (*self.weights_G, *(self.weights_D if self.method != "source" else ()))
             self.mean = nn.DistributedGradReducer(weights, True, self.processes)
             self.all_reduce = ops.AllReduce()
-        self.scaler = None
+        self.scaler, self.target_scale = None, 1.0
         if args.amp_level != "O0":
-            # From 2^12: 2^16 overflows in the first steps, which would then be skipped.
+            # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs
+            # more, as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
             self.scaler = amp.DynamicLossScaler(2.0**12, 2, 2000)
+            self.target_scale = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
             # Of this cell too, so that checkpoints have them.
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
@@ -142,7 +144,7 @@ class CLANStep(nn.Cell):
         # G is trained so that D labels target predictions as source. D's weights get no gradient here.
         o = self.up_target(self.net_D(q))
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)
-        return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, q, weight
+        return self.scaled(loss_adv + loss_weight, self.target_scale), loss_adv, loss_weight, q, weight
 
     def D_loss(self, q_s, q_t, weight):
         """D tells the domains apart, on detached predictions and with the same weight per pixel."""
@@ -181,7 +183,7 @@ class CLANStep(nn.Cell):
 
     def target_pass(self, x, damp, base, local):
         (_, loss_adv, loss_weight, q, weight), grads = self.target_grad(x, damp, base, local)
-        self.map(ops.assign_add, self.grads_G, self.unscaled(grads))
+        self.map(ops.assign_add, self.grads_G, self.unscaled(grads, self.target_scale))
         return loss_adv, loss_weight, q, weight
 
     def D_pass(self, q_s, q_t, weight):
@@ -229,12 +231,14 @@ class CLANStep(nn.Cell):
             self.apply_momentum(w, v, lr_mult * lr, g, self.momentum)  # v = momentum v + g; w = w - lr v
         return True
 
-    def scaled(self, loss):
+    def scaled(self, loss, factor=1.0):
         """Loss scaling for mixed precision: small gradients would underflow in float16."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
+        return loss if self.scaler is None else loss * (factor * self.scaler.scale_value)
 
-    def unscaled(self, grads):
-        return grads if self.scaler is None else self.scaler.unscale(grads)
+    def unscaled(self, grads, factor=1.0):
+        if self.scaler is None:
+            return grads
+        return self.map(ops.partial(ops.mul, 1 / (factor * self.scaler.scale_value)), grads)
 
 
 def updates_per_step(name: str) -> int:

@@ -1,0 +1,73 @@
+"""Mixed precision on the CPU, which runs float16 convolutions: it is the gradients that have to survive."""
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from CLAN_train_gta5_2_city import CLANStep
+from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
+from model.CLAN_D import discriminator
+from model.CLAN_G import generator
+from options.train_options import get_arguments
+from tests.golden import picture
+
+FACTORS = {"preheating": (1.0, 1.0, 0.0), "weighted": (0.9, 0.4, 40.0)}  # damp, base, local
+
+
+def image(seed: int) -> tuple[Tensor, Tensor]:
+    rgb, ids = picture(seed, 1024, 512)
+    x = (rgb[None, :, :, ::-1].astype(np.float32) - IMG_MEAN).transpose(0, 3, 1, 2)
+    return Tensor(np.ascontiguousarray(x)), Tensor(LABEL_TO_TRAIN[ids][None].astype(np.int32))
+
+
+def make_step(level: str) -> CLANStep:
+    """Small network, the paper's settings, source and target 1024x512."""
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    mindspore.set_seed(5)
+    words = ["--model", "small", "--device", "cpu", "--mode", "pynative", "--input-size", "1024,512"]
+    args = get_arguments([*words, "--amp-level", level])
+    return CLANStep(args, generator("small"), discriminator("small"), np.full(99, 1e-4)).set_train()
+
+
+def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, dict[str, np.ndarray]]:
+    """Gradients by the layers of the source, the target and D's pass, each for itself."""
+    (x_s, y_s), (x_t, _) = image(1), image(2)
+    out = {}
+
+    def take(name, weights, sums):
+        groups = {}
+        for w, g in zip(weights, sums):
+            groups.setdefault(".".join(w.name.split(".")[:2]), []).append(g.asnumpy().ravel().astype(float))
+            g.set_data(mindspore.ops.zeros_like(g))
+        assert all(g.any() for gs in groups.values() for g in gs), name
+        out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
+
+    _, q_s = step.source_pass(x_s, y_s, None)
+    take("source", step.weights_G, step.grads_G)
+    _, _, q_t, weight = step.target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
+    take("target", step.weights_G, step.grads_G)
+    step.D_pass(q_s, q_t, weight)
+    take("D", step.weights_D, step.grads_D)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+def test_gradients_survive_float16(factors):
+    """Cosine between mixed-precision and float32 gradients, per pass and layer."""
+    expected = gradients(make_step("O0"), factors)
+    for name, layers in gradients(make_step("O3"), factors).items():  # O3: G as in O2, and D too
+        for layer, g in layers.items():
+            other = expected[name][layer]
+            cosine = g @ other / np.linalg.norm(g) / np.linalg.norm(other)
+            assert cosine >= 0.98, (name, layer, cosine)
+
+
+@pytest.mark.slow
+def test_few_of_the_first_steps_are_skipped():
+    step = make_step("O3")
+    (x_s, y_s), (x_t, _) = image(1), image(2)
+    for i in range(20):
+        step.step([(x_s, y_s, x_t)], *FACTORS["weighted"], lr=2.5e-4 * i / 20)
+    assert step.skipped.asnumpy() <= 2
