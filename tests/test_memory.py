@@ -3,6 +3,8 @@
 import resource
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import mindspore
 import numpy as np
@@ -13,7 +15,7 @@ from CLAN_train_gta5_2_city import CLANStep
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
-from tests.scripts import ROOT
+from tests.scripts import ROOT, TRAIN, rows_of, train_words
 from utils import convolution
 from utils.flops import generator_flop, step_flop
 from utils.upsample import CPUUp, Up
@@ -119,6 +121,37 @@ def test_peak_memory():
     words = ["-m", "tests.test_memory", "320", "180", "256", "128"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-2]) < 3.0, done.stdout
+
+
+def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int]]:
+    """(steps done, MiB of memory, open files) each second of a run with all that long runs have."""
+    words = train_words(data, folder, "--num-steps", steps, "--save-pred-every", steps // 20)
+    words += ["--recipe", "released", "--keep-checkpoints", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, ROOT / TRAIN, *words], **quiet)
+    seen, status = [], Path(f"/proc/{process.pid}")
+    while process.poll() is None:
+        time.sleep(1)
+        if (folder / "loss.csv").exists() and process.poll() is None:
+            pages = int((status / "statm").read_text().split()[1])
+            files = len(list((status / "fd").iterdir()))
+            rows = (folder / "loss.csv").read_text().count("\n") - 1
+            seen.append((rows, pages * resource.getpagesize() >> 20, files))
+    assert process.returncode == 0
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_a_step_costs_the_same_at_the_end(data, tmp_path):
+    """Memory, open files and seconds per step: nothing grows with the number of steps."""
+    seen = long_run(data, tmp_path / "run", 1000)
+    early = [row for row in seen if 300 <= row[0] < 600]
+    late = [row for row in seen if row[0] >= 600]
+    before, after = ([np.median(column) for column in list(zip(*rows))[1:]] for rows in (early, late))
+    assert after[0] <= 1.05 * before[0] and after[1] <= before[1] + 2, (before, after)
+    seconds = [float(row["seconds"]) for row in rows_of(tmp_path / "run" / "loss.csv")]
+    assert np.median(seconds[600:]) < 1.3 * np.median(seconds[300:600])
 
 
 def main(w_s: int, h_s: int, w_t: int, h_t: int) -> None:
