@@ -6,9 +6,8 @@ args = get_arguments() if __name__ == "__main__" else None  # before the slow im
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
-from itertools import islice
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from utils import device, interrupt
@@ -19,162 +18,22 @@ if args:
 
 import mindspore
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.picture_folder import PictureFolder
-from dataset.pipeline import batch_of, batches, read_ahead, spread
-from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, IMG_MEAN, few, open_image
-from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
+from dataset.pipeline import read_ahead, spread
+from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, few, open_image
+from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run
+from utils.evaluation import adapt_bn, evaluate, label_map, predictor, with_logits
 from utils.files import atomic, keep_old, read_json, write_json
 from utils.loss import alignment_map
+from utils.metrics import class_iou, iou_table, mean_iou, mean_name, number_or_none
 from utils.upsample import up
 from utils.visual import PANEL_WIDTH, panel, save_prediction
-
-
-class Predict(nn.Cell):
-    """Pictures (N, 3, h, w) -> trainIds (N, H, W) int32: logits up-sampled to (H, W), argmax.
-
-    With size None the logits themselves, float32 (N, 19, h', w'), at the network's own resolution.
-    """
-
-    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str = "sum"):
-        super().__init__(auto_prefix=False)  # the parameters keep their names
-        self.net_G, self.size, self.classifier = net_G, size, classifier
-
-    def construct(self, x):
-        logits1, logits2 = self.net_G(x)
-        logits = logits1 + logits2
-        if self.classifier == "1":
-            logits = logits1
-        elif self.classifier == "2":
-            logits = logits2
-        return logits if self.size is None else best_class(logits, self.size)
-
-
-def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, 19, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
-    return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, size))
-
-
-def label_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits (1, 19, h, w) of one picture -> trainIds (H, W) int32 for size (H, W)."""
-    return best_class(logits, size).asnumpy()[0]
-
-
-@lru_cache(maxsize=4)
-def predictor(net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str) -> Predict:
-    """One Predict, and so one compilation, for all evaluations of a network."""
-    return Predict(net_G, size, classifier)
-
-
-def evaluate(
-    net_G: Res_Deeplab,
-    data: cityscapesDataSet,
-    classifier: str = "sum",
-    batch_size: int = 1,
-    workers: int = 4,
-    each: Callable[[str, np.ndarray], None] | None = None,
-) -> np.ndarray:
-    """Confusion matrix (19, 19) int64 of net_G over `data` (with labels): rows truth, columns prediction.
-
-    `each(name, trainIds)` is called for every picture. Memory does not grow with the number of pictures.
-    Several processes share the pictures; all of them get the whole matrix.
-    """
-    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
-    items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
-    with tqdm(total=len(mine), desc="evaluate", unit="picture", leave=False, disable=hidden) as bar:
-        for (i, _, label), logits in with_logits(net_G, items, classifier, batch_size):
-            trainIds = label_map(logits, label.shape)
-            confusion += confusion_matrix(label, trainIds)
-            if each:
-                each(data.names[i], trainIds)
-            bar.update()
-    return parallel.total(confusion)
-
-
-def with_logits(
-    net_G: Res_Deeplab, items: Iterator[tuple], classifier: str, batch_size: int
-) -> Iterator[tuple[tuple, Tensor]]:
-    """Yield each item, (index, input (3, H, W), ...), and its logits (1, 19, h, w), computed in batches.
-
-    Only the up-sampling, outside the network's graph, depends on the size of a picture or of its label: one
-    compilation serves all of them.
-    """
-    net_G.set_train(False)
-    logits_of = predictor(net_G, None, classifier)
-    while group := list(islice(items, batch_size)):
-        logits = logits_of(batch_of([x for _, x, *_ in group]))
-        for k, item in enumerate(group):
-            yield item, logits[k : k + 1]
-
-
-def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Counts (19, 19) int64 of trainIds of the same shape; pixels labelled 255 do not count."""
-    valid = labels != IGNORE_LABEL
-    index = NUM_CLASSES * labels[valid].astype(np.int64) + prediction[valid]
-    return np.bincount(index, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
-
-
-def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) in percent for each class, NaN for a class in neither truth nor prediction."""
-    tp = np.diag(confusion).astype(float)
-    union = confusion.sum(0) + confusion.sum(1) - tp
-    return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
-
-
-def mean_iou(confusion: np.ndarray, classes: int = 19) -> float:
-    """The mean over the classes of a set (CLASS_SETS) that have an IoU, in percent; NaN if none has.
-
-    A class's IoU does not depend on the set: pixels of other classes count where they are mistaken for it.
-    """
-    iou = class_iou(confusion)[CLASS_SETS[classes]]
-    return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
-
-
-def mean_name(classes: int) -> str:
-    """What the mean over so many classes is called in tables and files."""
-    return "mIoU" if classes == 19 else f"mIoU_{classes}"
-
-
-def iou_table(confusion: np.ndarray, classes: int = 19) -> str:
-    """A line for each class of the set and one for the mean, in percent."""
-    iou = class_iou(confusion)
-    rows = [
-        f"{CLASS_NAMES[i]:<14}{iou[i]:7.2f}" if iou[i] == iou[i] else f"{CLASS_NAMES[i]:<14}      –"
-        for i in CLASS_SETS[classes]
-    ]
-    return "\n".join([*rows, f"{mean_name(classes):<14}{mean_iou(confusion, classes):7.2f}"])
-
-
-def adapt_bn(
-    net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
-) -> None:
-    """Replace batch norm's running statistics by the mean over batches of `count` pictures of `data`.
-
-    Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
-    them, and counts by its pictures: the last may have fewer. Several processes share the batches.
-    """
-    layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
-    statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
-    indices = spread(len(data), count)  # over all cities
-    cuts = range(0, len(indices), batch_size)
-    mine = [i for k in parallel.share(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
-    total = np.zeros(sum(p.size for p in statistics))
-    net_G.set_train(True)
-    for pictures, *_ in batches(data, batch_size, workers, mine):
-        interrupt.exit_if_asked()
-        for p in statistics:
-            p.set_data(ops.zeros_like(p))
-        net_G(pictures)
-        total += len(pictures) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
-    mean = parallel.total(total) / len(indices)
-    for p, part in zip(statistics, np.split(mean, np.cumsum([p.size for p in statistics])[:-1])):
-        p.set_data(Tensor(part, mindspore.float32))
 
 
 def main(args) -> None:
@@ -195,28 +54,22 @@ def main(args) -> None:
         data = labelled_data(args)
     content = checkpoint.read(path)
     device.setup(args.device, args.device_id, args.mode)
-    hold(args.save_path)
+    run_folder.hold_results(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
-    say(checkpoint.load(net_G, content, path, "net_G"))
+    parallel.say(checkpoint.load(net_G, content, path, "net_G"))
 
     if args.adapt_bn:
         train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         count = min(args.adapt_bn, len(train))
-        say(f"batch statistics re-estimated on {count} unlabelled train pictures")
+        parallel.say(f"batch statistics re-estimated on {count} unlabelled train pictures")
     if args.predict:
         predict(args, net_G, data)
     elif args.export:
         export(args, net_G, model)
     else:
         score(args, net_G, data, path)
-
-
-def say(text: str) -> None:
-    """Print, in process 0 alone."""
-    if parallel.rank() == 0:
-        print(text, flush=True)
 
 
 def labelled_data(args) -> cityscapesDataSet:
@@ -229,27 +82,13 @@ def labelled_data(args) -> cityscapesDataSet:
     return cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
 
 
-def hold(folder: str | Path) -> None:
-    """Keep other evaluations, and trainings, out of the folder of the results until this process ends."""
-    if parallel.rank() == 0:
-        run_folder.hold(Path(folder), "evaluating or training", "--save-path")
-
-
-def make_room(*results: Path) -> None:
-    """Rename earlier results, and say so; all processes go on once that is done."""
-    if parallel.rank() == 0:
-        results[0].parent.mkdir(parents=True, exist_ok=True)  # if it cannot be, better now than at the end
-        if old := keep_old(*results):
-            print(f"earlier results are now {', '.join(map(str, old))}")
-    parallel.wait()
-
-
 def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
     with_panel = {data.names[i]: i for i in spread(len(data), args.panels)} if args.save else {}
-    make_room(folder / "result.json", *kinds)  # all: pictures must not lie beside figures that are not theirs
+    # All kinds: images must not lie beside results that are not theirs.
+    run_folder.make_room(folder / "result.json", *kinds)
 
     def each(name: str, trainIds: np.ndarray) -> None:
         interrupt.exit_if_asked()
@@ -300,7 +139,7 @@ def score_folder(args) -> None:
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
     device.setup(args.device, args.device_id, args.mode)
-    hold(folder)
+    run_folder.hold_results(folder)
     chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
     if chief:
@@ -330,7 +169,7 @@ def score_folder(args) -> None:
         except (UserError, OSError) as error:
             broken = str(error)
         if parallel.anywhere(broken):
-            say(f"passed over {broken or f'{path}: another process could not read it'}")
+            parallel.say(f"passed over {broken or f'{path}: another process could not read it'}")
             continue
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
@@ -341,7 +180,7 @@ def score_folder(args) -> None:
             write_json(about, {**settings, "files": files})  # before the row, which may not come
             row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
             run_folder.append(table, row)
-        say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
+        parallel.say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
     if not chief:
         return
     if not (rows := run_folder.rows(table)):
@@ -384,7 +223,7 @@ def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
     What cannot be read in a folder is skipped, and named; UserError at the end if there was any.
     """
     folder = Path(args.save_path) / "predict"
-    make_room(folder)
+    run_folder.make_room(folder)
     mine, hidden, skipped = parallel.share(len(data)), parallel.rank() > 0 or None, []
 
     def read(i: int) -> tuple[int, np.ndarray] | UserError:
@@ -412,7 +251,7 @@ def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
     count = int(parallel.total(np.array([len(skipped)]))[0])
     if count < len(data):
         kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
-        say(f"{len(data) - count} pictures, written: {kinds}")
+        parallel.say(f"{len(data) - count} pictures, written: {kinds}")
     parallel.wait()  # until process 0 has said so: msrun ends all with the first
     if count:
         named = f": {few(skipped)}" if skipped else ""  # of several processes each names its own
@@ -423,7 +262,7 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
     """Write CLAN_<model>_<W>x<H>.mindir: (1, 3, H, W) float32, as to_input makes it -> trainIds (1, H, W)."""
     width, height = args.input_size
     path = Path(args.save_path) / f"CLAN_{model}_{width}x{height}.mindir"
-    make_room(path)
+    run_folder.make_room(path)
     net_G.set_train(False)
     net = predictor(net_G, (height, width), args.classifier)
     x = Tensor(np.zeros((1, 3, height, width), np.float32))
@@ -432,11 +271,6 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
         temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
     print(f"input: (1, 3, {height}, {width}) float32, bicubic, BGR from 0 to 255 minus {IMG_MEAN}; "
           f"output: trainIds (1, {height}, {width}) int32\nwritten: {path}")  # fmt: skip
-
-
-def number_or_none(x: float) -> float | None:
-    """JSON knows no NaN."""
-    return None if np.isnan(x) else float(x)
 
 
 if __name__ == "__main__":

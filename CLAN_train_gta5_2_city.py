@@ -22,7 +22,6 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 from tqdm import tqdm
 
-from CLAN_evaluate_city import class_iou, evaluate, mean_iou, mean_name
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import Stream, batches
@@ -33,9 +32,11 @@ from model.CLAN_G import freeze_bn_affine, generator
 from utils import checkpoint, parallel, run_folder
 from utils.convolution import save_memory
 from utils.errors import UserError, run
+from utils.evaluation import evaluate
 from utils.files import flush
 from utils.flops import step_flop
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
+from utils.metrics import class_iou, mean_iou, mean_name
 from utils.softmax import softmax
 from utils.upsample import CPUUp, Up
 

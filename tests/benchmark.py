@@ -156,6 +156,7 @@ def serve_evaluation(folder: str) -> None:
 
     from dataset.cityscapes_dataset import cityscapesDataSet
     from utils import checkpoint, device
+    from utils.metrics import confusion_matrix
     from utils.upsample import up
     from utils.visual import save_prediction
 
@@ -188,7 +189,7 @@ def serve_evaluation(folder: str) -> None:
         times.append(time.perf_counter())
         trainIds = choose(logits).asnumpy()[0]
         times.append(time.perf_counter())
-        script.confusion_matrix(label, trainIds)
+        confusion_matrix(label, trainIds)
         times.append(time.perf_counter())
         save_prediction(Path(folder) / "ours", data.names[k], trainIds)
         times.append(time.perf_counter())
@@ -202,12 +203,13 @@ def serve_evaluation_script(folder: str) -> None:
     import CLAN_evaluate_city as script
     from dataset.cityscapes_dataset import cityscapesDataSet
     from utils import checkpoint, device
+    from utils.evaluation import evaluate
 
     device.setup("cpu", 0, "graph")
     net_G = script.generator("resnet101")
     checkpoint.load(net_G, golden.state(golden.shapes_G()), "generated", "net_G")
     data = cityscapesDataSet(folder, "val", labels=True)
-    serve(lambda: int(script.evaluate(net_G, data).sum()))
+    serve(lambda: int(evaluate(net_G, data).sum()))
 
 
 def serve_reading(folder: str, which: str, workers: str) -> None:

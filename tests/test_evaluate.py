@@ -12,7 +12,6 @@ from mindspore.common.api import _CellGraphExecutor
 from PIL import ExifTags, Image
 
 import CLAN_evaluate_city
-from CLAN_evaluate_city import Predict, adapt_bn, evaluate
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.transform import CLASS_NAMES, LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
@@ -21,6 +20,7 @@ from tests.scripts import EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, ru
 from tests.test_torch_file import lit, pid, tensor, zipped
 from utils import ccd, checkpoint, device, parallel, run_folder
 from utils.errors import UserError
+from utils.evaluation import Predict, adapt_bn, evaluate
 from utils.loss import alignment_map
 from utils.upsample import up
 from utils.visual import CLASSES, ERRORS, colourise, heat, overlay

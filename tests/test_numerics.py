@@ -8,11 +8,11 @@ from mindspore import Tensor
 from scipy.special import expit, log_softmax
 from scipy.special import softmax as scipy_softmax
 
-from CLAN_evaluate_city import class_iou, confusion_matrix, iou_table, mean_iou
 from CLAN_train_gta5_2_city import schedule, updates_per_step
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
+from utils.metrics import class_iou, confusion_matrix, iou_table, mean_iou
 from utils.softmax import softmax
 
 RNG = np.random.default_rng(0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from CLAN_evaluate_city import class_iou, confusion_matrix, mean_iou
 from dataset.transform import LABEL_TO_TRAIN
 from tests import golden
+from utils.metrics import class_iou, confusion_matrix, mean_iou
 from utils.visual import save_prediction
 
 

@@ -21,14 +21,14 @@ def trained(data, tmp_path_factory):
 
 
 def test_ablation_names_mistakes_in_one_line(tmp_path):
-    assert "no such row" in module("tests.ablation", "--rows", "source,clam", code=2).stderr
-    assert "--seeds" in module("tests.ablation", "--seeds", "one", code=2).stderr
+    assert "no such row" in module("utils.ablation", "--rows", "source,clam", code=2).stderr
+    assert "--seeds" in module("utils.ablation", "--seeds", "one", code=2).stderr
 
 
 @pytest.mark.slow
 def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     words = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
-    done = module("tests.ablation", *words, cwd=tmp_path)
+    done = module("utils.ablation", *words, cwd=tmp_path)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1"
     results = {row: json.loads((folder / row / "result.json").read_text()) for row in ("source", "clan")}
     gain = results["clan"]["mIoU"] - results["source"]["mIoU"]
@@ -37,10 +37,10 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
 
     (folder / "clan" / "result.json").unlink()  # as if it had been killed
-    again = module("tests.ablation", *words, cwd=tmp_path).stdout
+    again = module("utils.ablation", *words, cwd=tmp_path).stdout
     assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
     assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
-    module("tests.ablation", *words[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
+    module("utils.ablation", *words[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
     kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
     assert kept["mIoU"] == results["source"]["mIoU"]
 
@@ -124,13 +124,13 @@ def class_features(path, data, count):
 
     With batch statistics re-estimated on `count` pictures, if any.
     """
-    from CLAN_evaluate_city import adapt_bn  # isort: skip  # sets the environment before mindspore is imported
     from mindspore import Tensor
 
     from dataset.cityscapes_dataset import cityscapesDataSet
     from dataset.gta5_dataset import GTA5DataSet
     from model.CLAN_G import generator
     from utils import checkpoint
+    from utils.evaluation import adapt_bn
 
     net_G = generator("small")
     checkpoint.load(net_G, checkpoint.read(path), path, "net_G")

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from CLAN_evaluate_city import class_iou, iou_table, mean_iou
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import batches
 from dataset.synthia_dataset import SYNTHIA_TO_TRAIN, SYNTHIADataSet, class_ids
@@ -19,6 +18,7 @@ from tests.golden import picture, write_gta5
 from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
 from utils import checkpoint
 from utils.errors import UserError
+from utils.metrics import class_iou, iou_table, mean_iou
 
 NAMES = ("0000000.png", "0000001.png", "0000002.png")
 SYNTHIA_IDS = {  # of the data set's own list of classes

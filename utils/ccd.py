@@ -19,7 +19,9 @@ float64, so memory does not grow with the number of pictures. With --adapt-bn ea
 statistics of its own train pictures, as the evaluation script's option does for the target.
 """
 
-import CLAN_evaluate_city as evaluation  # isort: skip  # sets the environment before mindspore is imported
+from utils import device  # isort: skip
+
+device.prepare_environment()  # before mindspore is imported
 
 import argparse
 from pathlib import Path
@@ -36,9 +38,11 @@ from dataset.pipeline import batches, spread
 from dataset.transform import CLASS_NAMES
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
-from utils import checkpoint, device
+from utils import checkpoint, run_folder
 from utils.errors import UserError, run
+from utils.evaluation import adapt_bn
 from utils.files import atomic, write_json
+from utils.metrics import number_or_none
 from utils.visual import bars
 
 WHEN, DOMAINS = ("before", "after"), ("source", "target")
@@ -132,7 +136,7 @@ def main(args: argparse.Namespace) -> None:
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
     device.setup(args.device, args.device_id, args.mode)
-    evaluation.hold(args.save_path)
+    run_folder.hold_results(args.save_path)
     # One network for two checkpoints of a kind: it is compiled once.
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
     found, points = [], []
@@ -142,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
         domains = []
         for data, pictures, train in zip(sets, chosen, trains):
             if args.adapt_bn:
-                evaluation.adapt_bn(features.net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
+                adapt_bn(features.net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
             domains.append(centres(features, data, pictures, args.num_workers))
         points, both = zip(*domains)
         if not all(np.isfinite(c[n > 0]).all() for n, c in zip(points, both)):
@@ -152,8 +156,8 @@ def main(args: argparse.Namespace) -> None:
     relative = distance / scale
     print(table(distance, relative))
 
-    folder, each = Path(args.save_path), evaluation.number_or_none
-    evaluation.make_room(folder / "ccd.json", folder / "ccd.png")
+    folder, each = Path(args.save_path), number_or_none
+    run_folder.make_room(folder / "ccd.json", folder / "ccd.png")
     rows = (*CLASS_NAMES, "mean")
     write_json(folder / "ccd.json", {
         "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,

@@ -15,7 +15,6 @@ import numpy as np
 from mindspore import Tensor
 from PIL import Image
 
-from CLAN_evaluate_city import adapt_bn, class_iou, evaluate, mean_iou, number_or_none
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.demo_scenes import write_demo_data
 from dataset.transform import CLASS_NAMES
@@ -23,8 +22,10 @@ from model.CLAN_G import Res_Deeplab, generator
 from options.train_options import get_arguments
 from utils import checkpoint, device, interrupt
 from utils.errors import UserError
+from utils.evaluation import adapt_bn, evaluate
 from utils.files import atomic, write_json
 from utils.loss import alignment_map
+from utils.metrics import class_iou, mean_iou, number_or_none
 from utils.upsample import up
 from utils.visual import colourise, heat, panels
 

@@ -87,3 +87,9 @@ def average(parameters: list[Parameter]) -> None:
     mean = total(np.concatenate([v.ravel() for v in values])) / np.float32(processes())
     for p, part in zip(parameters, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
         p.set_data(Tensor(part.reshape(p.shape)))
+
+
+def say(text: str) -> None:
+    """Print, in process 0 alone."""
+    if rank() == 0:
+        print(text, flush=True)

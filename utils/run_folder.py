@@ -15,7 +15,7 @@ from shlex import quote
 
 import numpy as np
 
-from utils import checkpoint
+from utils import checkpoint, parallel
 from utils.errors import UserError
 from utils.files import atomic, keep_old, write_json
 
@@ -46,6 +46,21 @@ def hold(folder: Path, task: str = "training", option: str = "--snapshot-dir") -
     except OSError:
         pass  # some network file systems have no locks
     return lock
+
+
+def hold_results(folder: str | Path) -> None:
+    """Keep other evaluations, and trainings, out of the folder of the results until this process ends."""
+    if parallel.rank() == 0:
+        hold(Path(folder), "evaluating or training", "--save-path")
+
+
+def make_room(*results: Path) -> None:
+    """Rename earlier results, and say so; all processes go on once that is done."""
+    if parallel.rank() == 0:
+        results[0].parent.mkdir(parents=True, exist_ok=True)  # if it cannot be, better now than at the end
+        if old := keep_old(*results):
+            print(f"earlier results are now {', '.join(map(str, old))}")
+    parallel.wait()
 
 
 def check_new(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What each part of CLAN is worth on the demo's domains, over seeds, beside its baselines.
 
-    python -m tests.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
+    python -m utils.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
 
 Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source pictures; scored
 on the target's val set with re-estimated and with running batch statistics. --tune first chooses lambda_adv
@@ -17,7 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import CLAN_evaluate_city  # noqa: F401  # sets the environment before mindspore is imported
+from utils import device  # isort: skip
+
+device.prepare_environment()  # before mindspore is imported
+
 from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
 from utils import run_folder
@@ -120,7 +123,7 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
     if lock is not None:
         os.close(lock)
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
-    child = [sys.executable, "-m", "tests.ablation", "--one", *command]
+    child = [sys.executable, "-m", "utils.ablation", "--one", *command]
     with open(folder / "output.log", "w", encoding="utf-8") as log:
         log.write(f"python CLAN_train_gta5_2_city.py {' '.join(command)}\n")
         log.flush()

@@ -1,0 +1,121 @@
+"""What training and evaluation share: predictions of G, confusion matrix, re-estimated BN statistics."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import islice
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, nn, ops
+from tqdm import tqdm
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.pipeline import batch_of, batches, read_ahead, spread
+from model.CLAN_G import NUM_CLASSES, Res_Deeplab
+from utils import interrupt, parallel
+from utils.metrics import confusion_matrix
+from utils.upsample import up
+
+
+class Predict(nn.Cell):
+    """Pictures (N, 3, h, w) -> trainIds (N, H, W) int32: logits up-sampled to (H, W), argmax.
+
+    With size None the logits themselves, float32 (N, 19, h', w'), at the network's own resolution.
+    """
+
+    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str = "sum"):
+        super().__init__(auto_prefix=False)  # the parameters keep their names
+        self.net_G, self.size, self.classifier = net_G, size, classifier
+
+    def construct(self, x):
+        logits1, logits2 = self.net_G(x)
+        logits = logits1 + logits2
+        if self.classifier == "1":
+            logits = logits1
+        elif self.classifier == "2":
+            logits = logits2
+        return logits if self.size is None else best_class(logits, self.size)
+
+
+def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (N, 19, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
+    return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, size))
+
+
+def label_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Logits (1, 19, h, w) of one picture -> trainIds (H, W) int32 for size (H, W)."""
+    return best_class(logits, size).asnumpy()[0]
+
+
+@lru_cache(maxsize=4)
+def predictor(net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str) -> Predict:
+    """One Predict, and so one compilation, for all evaluations of a network."""
+    return Predict(net_G, size, classifier)
+
+
+def evaluate(
+    net_G: Res_Deeplab,
+    data: cityscapesDataSet,
+    classifier: str = "sum",
+    batch_size: int = 1,
+    workers: int = 4,
+    each: Callable[[str, np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """Confusion matrix (19, 19) int64 of net_G over `data` (with labels): rows truth, columns prediction.
+
+    `each(name, trainIds)` is called for every picture. Memory does not grow with the number of pictures.
+    Several processes share the pictures; all of them get the whole matrix.
+    """
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
+    items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
+    with tqdm(total=len(mine), desc="evaluate", unit="picture", leave=False, disable=hidden) as bar:
+        for (i, _, label), logits in with_logits(net_G, items, classifier, batch_size):
+            trainIds = label_map(logits, label.shape)
+            confusion += confusion_matrix(label, trainIds)
+            if each:
+                each(data.names[i], trainIds)
+            bar.update()
+    return parallel.total(confusion)
+
+
+def with_logits(
+    net_G: Res_Deeplab, items: Iterator[tuple], classifier: str, batch_size: int
+) -> Iterator[tuple[tuple, Tensor]]:
+    """Yield each item, (index, input (3, H, W), ...), and its logits (1, 19, h, w), computed in batches.
+
+    Only the up-sampling, outside the network's graph, depends on the size of a picture or of its label: one
+    compilation serves all of them.
+    """
+    net_G.set_train(False)
+    logits_of = predictor(net_G, None, classifier)
+    while group := list(islice(items, batch_size)):
+        logits = logits_of(batch_of([x for _, x, *_ in group]))
+        for k, item in enumerate(group):
+            yield item, logits[k : k + 1]
+
+
+def adapt_bn(
+    net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
+) -> None:
+    """Replace batch norm's running statistics by the mean over batches of `count` pictures of `data`.
+
+    Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
+    them, and counts by its pictures: the last may have fewer. Several processes share the batches.
+    """
+    layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
+    indices = spread(len(data), count)  # over all cities
+    cuts = range(0, len(indices), batch_size)
+    mine = [i for k in parallel.share(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
+    total = np.zeros(sum(p.size for p in statistics))
+    net_G.set_train(True)
+    for pictures, *_ in batches(data, batch_size, workers, mine):
+        interrupt.exit_if_asked()
+        for p in statistics:
+            p.set_data(ops.zeros_like(p))
+        net_G(pictures)
+        total += len(pictures) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
+    mean = parallel.total(total) / len(indices)
+    for p, part in zip(statistics, np.split(mean, np.cumsum([p.size for p in statistics])[:-1])):
+        p.set_data(Tensor(part, mindspore.float32))

@@ -1,0 +1,49 @@
+"""Confusion matrix, IoU and mIoU."""
+
+import numpy as np
+
+from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL
+from model.CLAN_G import NUM_CLASSES
+
+
+def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Counts (19, 19) int64 of trainIds of the same shape; pixels labelled 255 do not count."""
+    valid = labels != IGNORE_LABEL
+    index = NUM_CLASSES * labels[valid].astype(np.int64) + prediction[valid]
+    return np.bincount(index, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """TP / (TP + FP + FN) in percent for each class, NaN for a class in neither truth nor prediction."""
+    tp = np.diag(confusion).astype(float)
+    union = confusion.sum(0) + confusion.sum(1) - tp
+    return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray, classes: int = 19) -> float:
+    """The mean over the classes of a set (CLASS_SETS) that have an IoU, in percent; NaN if none has.
+
+    A class's IoU does not depend on the set: pixels of other classes count where they are mistaken for it.
+    """
+    iou = class_iou(confusion)[CLASS_SETS[classes]]
+    return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+
+
+def mean_name(classes: int) -> str:
+    """What the mean over so many classes is called in tables and files."""
+    return "mIoU" if classes == 19 else f"mIoU_{classes}"
+
+
+def iou_table(confusion: np.ndarray, classes: int = 19) -> str:
+    """A line for each class of the set and one for the mean, in percent."""
+    iou = class_iou(confusion)
+    rows = [
+        f"{CLASS_NAMES[i]:<14}{iou[i]:7.2f}" if iou[i] == iou[i] else f"{CLASS_NAMES[i]:<14}      –"
+        for i in CLASS_SETS[classes]
+    ]
+    return "\n".join([*rows, f"{mean_name(classes):<14}{mean_iou(confusion, classes):7.2f}"])
+
+
+def number_or_none(x: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if np.isnan(x) else float(x)
