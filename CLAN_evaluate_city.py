@@ -5,7 +5,6 @@ from options.evaluate_options import get_arguments
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
 import os
-import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,11 +22,11 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.picture_folder import PictureFolder
-from dataset.pipeline import read_ahead, spread
+from dataset.pipeline import names_crc32, read_ahead, spread
 from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
-from utils.errors import UserError, run
+from utils.errors import UserError, run_script
 from utils.evaluation import adapt_bn, evaluate, label_map, predictor, with_logits
 from utils.files import atomic, keep_old, read_json, write_json
 from utils.loss import alignment_map
@@ -203,7 +202,7 @@ def settings_of(args, data: cityscapesDataSet) -> dict:
         "input_size": list(args.input_size),
         "batch_size": args.batch_size if args.adapt_bn else None,  # elsewhere it changes nothing
         "images": len(data),
-        "names_crc32": zlib.crc32("\n".join(data.names).encode()),  # a list may have changed its content
+        "names_crc32": names_crc32(data),  # a list may have changed its content
     }
 
 
@@ -274,4 +273,4 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, args)
+    run_script(main, args)

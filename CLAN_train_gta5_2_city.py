@@ -4,10 +4,7 @@ from options.train_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
-import os
-import shlex
-import time
-from functools import cache
+from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -20,29 +17,24 @@ if args:
 import mindspore
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
-from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import Stream, batches
 from dataset.synthia_dataset import SYNTHIADataSet
-from dataset.transform import CLASS_NAMES, IGNORE_LABEL
+from dataset.transform import IGNORE_LABEL
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
-from utils import checkpoint, parallel, run_folder
+from utils import checkpoint, parallel
 from utils.convolution import save_memory
-from utils.errors import UserError, run
-from utils.evaluation import evaluate
-from utils.files import flush
-from utils.flops import step_flop
+from utils.errors import UserError, run_script
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
-from utils.metrics import class_iou, mean_iou, mean_name
+from utils.run import LOSSES, Run
 from utils.softmax import softmax
 from utils.upsample import CPUUp, Up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
 CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
-LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 
 
 class CLANStep(nn.Cell):
@@ -267,208 +259,92 @@ def loss_factors(i: int, args) -> tuple[float, float, float]:
 
 def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
-    folder, adapt = Path(args.snapshot_dir), args.method != "source"
-    stop, batch = args.num_steps_stop, args.batch_size
-    rank, processes = parallel.rank(), parallel.processes()
-    chief, per_step = rank == 0, batch * args.iter_size * processes  # the chief writes the files
+    # ------------------------------------------------------------------- the run: new, or one to resume
+    reports = [workaround] if workaround else []
+    run = Run(args, reports)
 
-    # The folder: a new run, or one to go on with.
-    lock = run_folder.hold(folder) if chief and args.continue_train and folder.is_dir() else None
-    reports, origin, last, damaged = [workaround] if workaround else [], None, None, {}
-    if args.continue_train:
-        origin, last, content, damaged = run_folder.newest(args.continue_train)
-        reports += [f"passed over {reason}" for reason in damaged.values()]
-        reports += [f"going on from {last}" if last else f"{origin}: no readable checkpoint, all over again"]
-    if chief and origin != folder.resolve():
-        run_folder.check_new(folder)
+    # -------------------------------------------------------------------------------------------- data
+    source, target, val = datasets(args, run.per_step)
+    reports += source.reports
 
-    # Data. The target's labels are read for validation alone.
+    # ------------------------------------------------------------------- networks, schedules, the step
+    mindspore.set_seed(args.random_seed)
+    net_G, net_D = generator(args.model), discriminator(args.model)
+    if not run.last:
+        reports += load_initial_weights(args, net_G, net_D)
+    lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
+    step_cell = CLANStep(args, net_G, net_D, lr_D)
+    run.start(step_cell, source, target, val)
+
+    # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
+    first, stop, sets = run.done, args.num_steps_stop, (source, target) if target else (source,)
+    augment, rank = (args.random_mirror, args.random_scale), (parallel.rank(), parallel.processes())
+    streams = [
+        Stream(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *rank)
+        for domain, data in enumerate(sets)
+    ]
+    sources, *targets = [batches(stream, args.batch_size, args.num_workers) for stream in streams]
+    targets = targets[0] if target else repeat((Tensor(0.0),))
+
+    # ---------------------------------------------------------------------------------------- the loop
+    run.begin()
+    for i in range(first, stop):
+        step_batches, error = next_batches(sources, targets, args.iter_size)
+        run.end_if_broken(error, first)
+        damp, base, local = loss_factors(i, args)
+        labelled = labelled_per_batch(step_batches, args) if run.per_step > args.batch_size else None
+        losses = step_cell.step(step_batches, damp, base, local, lr[i], labelled)
+        run.record(losses, lr[i], lr_D[i], step_batches[-1], streams)
+        if run.done % args.save_pred_every == 0 or run.done == stop:
+            run.save_and_validate()
+    run.close()
+    return run.last
+
+
+def datasets(args, per_step: int) -> tuple:
+    """Source, target (None with --method source) and val set (None with --not-val)."""
     if args.source == "gta5":
         split = args.gta5_split, args.gta5_subset
         source = GTA5DataSet(args.data_dir, args.data_list, args.input_size, *split)
     else:
         source = SYNTHIADataSet(args.data_dir, args.data_list, args.input_size)
-    reports += source.reports
     target, val, city = None, None, args.data_dir_target
-    if adapt:
+    if args.method != "source":
         target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
-    if not args.not_val:
+    if not args.not_val:  # the target's labels are read for validation alone
         val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
     for data, name in ((source, "source"), (target, "target")):
         if data is not None and per_step > len(data):
             raise UserError(
-                f"a step takes {per_step} pictures (--batch-size {batch} x --iter-size {args.iter_size} x "
-                f"{processes} processes), more than the {len(data)} of the {name}: lower one of them"
+                f"a step takes {per_step} pictures (--batch-size {args.batch_size} x --iter-size "
+                f"{args.iter_size} x {parallel.processes()} processes), more than the {len(data)} of the "
+                f"{name}: lower one of them"
             )
+    return source, target, val
 
-    # Networks, their start, optimisers, the step.
-    mindspore.set_seed(args.random_seed)
-    net_G, net_D = generator(args.model), discriminator(args.model)
-    start = "none" if last else args.restore_from or default_start(args)
-    start_D = "none" if last else args.restore_from_D or "none"
-    for net, name, path in ((net_G, "net_G", start), (net_D, "net_D", start_D)):
+
+def load_initial_weights(args, net_G, net_D) -> list[str]:
+    """Load --restore-from into G and --restore-from-D into D; a line for the log for each."""
+    reports, start = [], args.restore_from or default_start(args)
+    for net, name, path in ((net_G, "net_G", start), (net_D, "net_D", args.restore_from_D or "none")):
         if path != "none":
             path = checkpoint.find(path)
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
-    lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
-    step_cell = CLANStep(args, net_G, net_D, lr_D)
-    first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
-    if first > stop:
-        raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
-    if processes > 1 and not parallel.same(checkpoint.fingerprint(step_cell, first)):
-        raise UserError(
-            "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
-        )
-    if first == stop:
-        at = ",".join(map(str, args.input_size_target))
-        words = ["CLAN_evaluate_city.py", "--restore-from", str(last), "--data-dir", city, "--input-size", at]
-        reports.append(f"all {stop} steps are done; scored by: python {shlex.join(words)}")
+    return reports
 
-    # Files of the run. What lies after step `first` makes room: it will be written again.
-    if chief and last and origin != folder.resolve():
-        run_folder.adopt(origin, folder, last.name)
-        lock = None  # it was on the folder that the copy has replaced
-    if chief:
-        lock = lock or run_folder.hold(folder)
-        if not args.continue_train:
-            run_folder.check_new(folder)  # again: another process may have been faster
-        reports += run_folder.rewind(folder, origin or folder, first, damaged)
-        options = {**vars(args), "processes": processes, "versions": device.versions()}
-        run_folder.write_options(folder, options, first)
-    loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
-    sets = {"gta5": (19,), "synthia": (16, 13)}[args.source]  # classes of the means; the first decides
-    scores = []
-    if chief:
-        run_folder.start_table(loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), first)
-        scores = run_folder.start_table(miou_csv, ("step", *map(mean_name, sets), *CLASS_NAMES), first + 1)
-    best = max([float(row[1]) for row in scores if row[1] != "nan"], default=best)
-    best = best if best_ckpt.exists() else 0.0
-    log_every = max(1, min(100, stop // 10))
 
-    def log(text: str) -> None:
-        if not chief:
-            return
-        tqdm.write(text)
-        with open(folder / "Train_log.log", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list, UserError | None]:
+    """The (x_s, y_s, x_t) of this process's next step; or the error, if an image cannot be read."""
+    try:
+        return [(*next(sources), *next(targets)) for _ in range(count)], None
+    except UserError as error:
+        return [], error
 
-    log(
-        f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
-        f"{len(target) if adapt else 'no'} target pictures, {per_step} of each a step (batch size {batch} x "
-        f"iter size {args.iter_size} x {processes} processes), steps {first} to {stop}; files in {folder}"
-    )
-    for line in reports:
-        log(line)
 
-    def save() -> Path:
-        path = folder / f"GTA5_{done}.ckpt"
-        parallel.average([p for p in net_G.get_parameters() if ".moving_" in p.name])
-        if chief:
-            flush(loss_csv)  # what a checkpoint counts on is on disk before it
-            flush(miou_csv)
-            checkpoint.save(path, step_cell, args.model, done, best)
-        log(f"saved {path}")
-        return path
-
-    def validate(done: int, best: float) -> float:
-        """Score the weights after `done` steps on the val set, keep them if best; returns the best mIoU."""
-        each = end_if_asked if processes == 1 else None  # a process must not leave the others waiting
-        confusion = evaluate(net_G, val, batch_size=batch, workers=args.num_workers, each=each)
-        step_cell.set_train()
-        means = [f"{mean_iou(confusion, n):.9g}" for n in sets]
-        score = float(means[0])  # as miou.csv has it, which a continued run reads
-        more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(sets[1:], means[1:]))
-        log(f"validation after {done} steps: {mean_name(sets[0])} {score:.2f}, best before {best:.2f}{more}")
-        if score > best and chief:
-            checkpoint.save(best_ckpt, step_cell, args.model, done, score)
-        if chief:
-            run_folder.append(miou_csv, [done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
-        return max(score, best)
-
-    def end_if_asked(*_) -> None:
-        if parallel.anywhere(interrupt.asked()):
-            bar.close()
-            hint = f"{parallel.command()} --continue-train {shlex.quote(str(folder))}"
-            log(f"{done} steps are done; goes on with: {hint}")
-            parallel.wait()  # until the chief has said so: msrun ends all with the first
-            interrupt.stop()
-
-    # Pictures of step i are a function of the seed and i alone, so that a run can go on anywhere.
-    streams = []
-    for domain, data in enumerate((source, target) if adapt else (source,)):
-        seed, augment = [args.random_seed, domain], (args.random_mirror, args.random_scale)
-        streams.append(Stream(data, first, stop, per_step, seed, *augment, rank, processes))
-    sources, *targets = [batches(stream, batch, args.num_workers) for stream in streams]
-    targets = targets[0] if adapt else repeat((Tensor(0.0),))
-
-    bar = tqdm(total=stop, initial=first, desc=args.method, unit="step", disable=rank > 0 or None)
-    done = first
-    end_if_asked()
-    step_cell.set_train()
-    flop_of = cache(lambda *sizes: step_flop(net_G, net_D, *sizes, args.method, per_step))
-    due = first > 0 and (first % args.save_pred_every == 0 or first == stop)
-    due = due and val is not None and chief and str(first) not in [row[0] for row in scores]
-    if parallel.anywhere(due):
-        best = validate(first, best)  # the run was killed before this validation had ended
-    started = time.perf_counter()
-    for i in range(first, stop):
-        # The pictures of this process. A broken one, or a signal, in any process ends all; it costs no step.
-        batches_of_step, broken = [], None
-        try:
-            for _ in range(args.iter_size):
-                batches_of_step.append((*next(sources), *next(targets)))
-        except UserError as error:
-            broken = error
-        if parallel.anywhere(broken or interrupt.asked()):
-            if done > first and done % args.save_pred_every:
-                save()
-            if parallel.anywhere(broken):  # all have come here: the checkpoint is written
-                raise broken or UserError("another process could not read a picture")
-            end_if_asked()
-        labelled = None
-        if per_step > batch:  # the pixels of all its batches count alike in L_seg
-            labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in batches_of_step)
-            labelled = max(parallel.total(np.array(labels)), 1) / (args.iter_size * processes)
-        damp, base, local = loss_factors(i, args)
-        losses = step_cell.step(batches_of_step, damp, base, local, lr[i], labelled)
-        values = list(parallel.total(losses) / processes)
-        done = i + 1
-        if not np.isfinite(values).all():
-            named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
-            pictures = ", ".join(name for stream in streams for name in stream.names(i))
-            raise UserError(
-                f"step {i}: a loss is not finite: {named}; its pictures: {pictures}. No checkpoint was "
-                f"written; look at them and at {loss_csv}, or lower --learning-rate in a new --snapshot-dir"
-                + (" (float16 may be too small: --amp-level O0)" if args.amp_level != "O0" else "")
-            )
-
-        seconds, started = time.perf_counter() - started, time.perf_counter()
-        if chief:
-            run_folder.append(loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr[i], lr_D[i], seconds))])
-        x_s, _, x_t = batches_of_step[-1]
-        flop = flop_of(x_s.shape[:1:-1], x_t.shape[:1:-1])
-        figures = (*values, lr[i], lr_D[i], seconds, flop / seconds / 1e12)
-        names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
-        shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
-        if args.amp_level != "O0":
-            shown["skipped steps"] = str(step_cell.skipped.asnumpy())
-        bar.set_postfix(shown, refresh=False)
-        bar.update()
-        if i % log_every == 0:
-            log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
-
-        if done % args.save_pred_every == 0 or done == stop:
-            last = save()
-            end_if_asked()
-            if val is not None:
-                best = validate(done, best)
-            if args.keep_checkpoints and chief:
-                run_folder.prune(folder, args.keep_checkpoints)
-            started = time.perf_counter()
-    bar.close()
-    if lock is not None:
-        os.close(lock)
-    return last
+def labelled_per_batch(step_batches: list, args) -> float:
+    """The mean number of labelled pixels in a batch of this step, over all batches and processes."""
+    labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
+    return max(parallel.total(np.array(labels)), 1) / (args.iter_size * parallel.processes())
 
 
 def default_start(args) -> str:
@@ -499,4 +375,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, args)
+    run_script(main, args)

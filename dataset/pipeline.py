@@ -1,6 +1,7 @@
 """Parallel reading: endless and shuffled for training, one pass for scoring."""
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -108,3 +109,8 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
 def batch_of(arrays: Sequence[np.ndarray]) -> Tensor:
     """Arrays of one shape -> Tensor (N, ...); a single one, the usual case, is not copied."""
     return Tensor.from_numpy(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
+
+
+def names_crc32(data) -> int:
+    """A checksum of which images a data set has, in which order."""
+    return zlib.crc32("\n".join(data.names).encode())

@@ -25,7 +25,7 @@ from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
 from utils import run_folder
 from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, score, words
-from utils.errors import UserError, run
+from utils.errors import UserError, run_script
 from utils.files import atomic, keep_old, read_json, write_json
 from utils.visual import bars
 
@@ -289,4 +289,4 @@ def get_arguments():
 
 
 if __name__ == "__main__":
-    run(main, get_arguments())
+    run_script(main, get_arguments())

@@ -39,7 +39,7 @@ from dataset.transform import CLASS_NAMES
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, run_folder
-from utils.errors import UserError, run
+from utils.errors import UserError, run_script
 from utils.evaluation import adapt_bn
 from utils.files import atomic, write_json
 from utils.metrics import number_or_none
@@ -195,4 +195,4 @@ def get_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main, get_arguments())
+    run_script(main, get_arguments())

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from options import Parser
-from utils.errors import UserError, run
+from utils.errors import UserError, run_script
 from utils.files import atomic, read_json
 
 # The authors' validation mIoU after every 2,000 steps up to 100,000 (released code, one run).
@@ -121,4 +121,4 @@ def get_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main, get_arguments())
+    run_script(main, get_arguments())

@@ -11,7 +11,7 @@ class UserError(Exception):
     """A mistake that the user can mend: the message is one line, without a traceback, and the exit code 2."""
 
 
-def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call main(args); a UserError, or an OSError such as a full disk, becomes one line and exit code 2."""
     try:
         main(args)

@@ -1,0 +1,236 @@
+"""One training run: the folder it starts or resumes, its log, tables, checkpoints and validations."""
+
+import os
+import shlex
+import time
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from mindspore import nn
+from tqdm import tqdm
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.pipeline import Stream, names_crc32
+from dataset.transform import CLASS_NAMES
+from options.train_options import absolute_paths
+from utils import checkpoint, device, interrupt, parallel, run_folder
+from utils.errors import UserError
+from utils.evaluation import evaluate
+from utils.files import flush
+from utils.flops import step_flop
+from utils.metrics import class_iou, mean_iou, mean_name
+
+LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
+
+
+class Run:
+    """The state of a training run, `done` steps and best mIoU, and all that it writes to --snapshot-dir.
+
+    Order of the calls: __init__ (finds what to resume), `start` (once data and networks are there), `begin`,
+    then per step `end_if_broken` and `record`, and `save_and_validate` every --save-pred-every steps. Every
+    process has to make the same calls; rank 0 writes.
+    """
+
+    def __init__(self, args: Namespace, reports: list[str]):
+        """Find the checkpoint to resume from; UserError if --snapshot-dir holds another run.
+
+        `reports`: lines for the log, which it gets once the folder is ready.
+        """
+        self.args, self.reports, self.folder = args, reports, Path(args.snapshot_dir)
+        self.is_main = parallel.rank() == 0
+        self.per_step = args.batch_size * args.iter_size * parallel.processes()
+        self.precision = device.precision(args.amp_level, args.conv_precision)
+        self.origin, self.last, self.content, self.damaged = None, None, None, {}
+        self.done, self.best = 0, 0.0
+        self.lock = None
+        if self.is_main and args.continue_train and self.folder.is_dir():
+            self.lock = run_folder.hold(self.folder)
+        if args.continue_train:
+            self.origin, self.last, self.content, self.damaged = run_folder.newest(args.continue_train)
+            reports += [f"passed over {reason}" for reason in self.damaged.values()]
+            found = f"going on from {self.last}"
+            reports.append(found if self.last else f"{self.origin}: no readable checkpoint, all over again")
+        if self.is_main and self.origin != self.folder.resolve():
+            run_folder.check_new(self.folder)
+
+    def start(self, step_cell: nn.Cell, source, target, val: cityscapesDataSet | None) -> None:
+        """Restore `step_cell` if the run is resumed, write options.json, begin or continue the tables."""
+        self.step_cell, self.val = step_cell, val
+        args, stop = self.args, self.args.num_steps_stop
+        if self.last:
+            self.done, self.best = checkpoint.restore(self.content, self.last, step_cell)
+            self.content = None  # 400 MB, which would be held until the end
+        if self.done > stop:
+            raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
+        if parallel.processes() > 1 and not parallel.same(checkpoint.fingerprint(step_cell, self.done)):
+            raise UserError(
+                "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
+            )
+        if self.done == stop:
+            at = ",".join(map(str, args.input_size_target))
+            words = ["--restore-from", str(self.last), "--data-dir", args.data_dir_target, "--input-size", at]
+            command = f"python CLAN_evaluate_city.py {shlex.join(words)}"
+            self.reports.append(f"all {stop} steps are done; scored by: {command}")
+        pair = (("source", source), ("target", target))
+        checksums = {name: names_crc32(data) for name, data in pair if data is not None}
+        if self.origin:
+            run_folder.check_lists(self.origin, args, checksums)
+        self.means = {"gta5": (19,), "synthia": (16, 13)}[args.source]  # the first decides on the best
+        self.loss_csv, self.miou_csv = self.folder / "loss.csv", self.folder / "miou.csv"
+        self.validated = []
+        if self.is_main:
+            self._prepare_folder(checksums)
+        count = len(target) if target is not None else "no"
+        self.log(
+            f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
+            f"{count} target pictures, {self.per_step} of each a step (batch size {args.batch_size} x iter size "
+            f"{args.iter_size} x {parallel.processes()} processes), steps {self.done} to {stop}; files in "
+            f"{self.folder}"
+        )
+        self.log("precision: " + ", ".join(f"{name} {value}" for name, value in self.precision.items()))
+        for line in self.reports:
+            self.log(line)
+        quiet = parallel.rank() > 0 or None
+        self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=quiet)
+        nets = step_cell.net_G, step_cell.net_D
+        self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
+
+    def _prepare_folder(self, checksums: dict[str, int]) -> None:
+        """Files of the run. What lies after the steps that are done makes room: it will be written again."""
+        folder, args = self.folder, self.args
+        self.lock = self.lock or run_folder.hold(folder)
+        if self.origin != folder.resolve():
+            run_folder.check_new(folder)  # again: another process may have been faster
+            if self.last:
+                run_folder.adopt(self.origin, folder, self.last.name)
+        self.reports += run_folder.rewind(folder, self.origin or folder, self.done, self.damaged)
+        about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
+        options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
+        run_folder.write_options(folder, options, self.done)
+        run_folder.start_table(self.loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), self.done)
+        header = ("step", *map(mean_name, self.means), *CLASS_NAMES)
+        rows = run_folder.start_table(self.miou_csv, header, self.done + 1)
+        self.validated = [row[0] for row in rows]
+        self.best = max([float(row[1]) for row in rows if row[1] != "nan"], default=self.best)
+        self.best = self.best if (folder / run_folder.BEST).exists() else 0.0
+
+    def log(self, text: str) -> None:
+        """A line on the screen and, with the time, in Train_log.log."""
+        if not self.is_main:
+            return
+        tqdm.write(text)
+        with open(self.folder / "Train_log.log", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def begin(self) -> None:
+        """Before the first step: the validation that a run lacks which was stopped right before it."""
+        self.end_if_asked()
+        self.step_cell.set_train()
+        at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
+        missing = self.done > 0 and at_checkpoint and str(self.done) not in self.validated
+        if parallel.anywhere(missing and self.is_main and self.val is not None):
+            self.validate()
+        self.started = time.perf_counter()
+
+    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, streams: list[Stream]) -> None:
+        """Count one step and write its row of loss.csv; UserError if a loss is not finite.
+
+        losses: those of LOSSES, the mean of this process. batch: the last (x_s, y_s, x_t) of the step.
+        """
+        i, args = self.done, self.args
+        values = list(parallel.total(losses) / parallel.processes())
+        self.done += 1
+        if not np.isfinite(values).all():
+            named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
+            pictures = ", ".join(name for stream in streams for name in stream.names(i))
+            raise UserError(
+                f"step {i}: a loss is not finite: {named}; its pictures: {pictures}. No checkpoint was "
+                f"written; look at them and at {self.loss_csv}, or lower --learning-rate in a new "
+                "--snapshot-dir" + (" (float16 may be too small: --amp-level O0)" * (args.amp_level != "O0"))
+            )
+        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        if self.is_main:
+            run_folder.append(self.loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr, lr_D, seconds))])
+        sizes = [x.shape[:1:-1] for x in (batch[0], batch[2])]
+        flop = self.flop_of(*sizes)
+        names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
+        figures = (*values, lr, lr_D, seconds, flop / seconds / 1e12)
+        shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
+        if args.amp_level != "O0":
+            shown["skipped steps"] = str(self.step_cell.skipped.asnumpy())
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        if i % max(1, min(100, args.num_steps_stop // 10)) == 0:
+            self.log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
+
+    def save(self) -> None:
+        """Write GTA5_<steps>.ckpt; it becomes `last`."""
+        self.last = self.folder / f"GTA5_{self.done}.ckpt"
+        statistics = [p for p in self.step_cell.net_G.get_parameters() if ".moving_" in p.name]
+        parallel.average(statistics)
+        if self.is_main:
+            flush(self.loss_csv)  # what a checkpoint counts on is on disk before it
+            flush(self.miou_csv)
+            checkpoint.save(self.last, self.step_cell, self.args.model, self.done, self.best)
+        self.log(f"saved {self.last}")
+
+    def save_and_validate(self) -> None:
+        """What is due every --save-pred-every steps and at the end; its time counts for no step."""
+        self.save()
+        self.end_if_asked()
+        if self.val is not None:
+            self.validate()
+        if self.args.keep_checkpoints and self.is_main:
+            run_folder.prune(self.folder, self.args.keep_checkpoints)
+        self.started = time.perf_counter()
+
+    def validate(self) -> None:
+        """Evaluate G on the val set and keep it if it is the best."""
+        each = self.end_if_asked if parallel.processes() == 1 else None  # must not leave the others waiting
+        args = self.args
+        confusion = evaluate(self.step_cell.net_G, self.val, "sum", args.batch_size, args.num_workers, each)
+        self.step_cell.set_train()
+        means = [f"{mean_iou(confusion, n):.9g}" for n in self.means]
+        score = float(means[0])  # as miou.csv has it, which a continued run reads
+        more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(self.means[1:], means[1:]))
+        text = f"{mean_name(self.means[0])} {score:.2f}, best before {self.best:.2f}{more}"
+        self.log(f"validation after {self.done} steps: {text}")
+        if np.isnan(score):
+            self.log("no class of the val set has a label: no best checkpoint of it; mend the labels or "
+                     "--not-val")  # fmt: skip
+        if score > self.best:  # not if it is NaN
+            if self.is_main:
+                path = self.folder / run_folder.BEST
+                checkpoint.save(path, self.step_cell, args.model, self.done, score)
+            self.best = score
+        if self.is_main:
+            run_folder.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
+
+    def end_if_asked(self, *_) -> None:
+        """Exit with the signal's code if one waits in any process; the log says how to resume."""
+        if parallel.anywhere(interrupt.asked()):
+            self.bar.close()
+            hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
+            self.log(f"{self.done} steps are done; goes on with: {hint}")
+            parallel.wait()  # until rank 0 has said so: msrun ends all with the first
+            interrupt.stop()
+
+    def end_if_broken(self, error: UserError | None, first: int) -> None:
+        """Before a step: end in all processes if one could not read its images, or a signal waits.
+
+        What was done since step `first`, where this process began, is saved: it costs no step.
+        """
+        if not parallel.anywhere(error or interrupt.asked()):
+            return
+        if self.done > first and self.done % self.args.save_pred_every:
+            self.save()
+        if parallel.anywhere(error):  # all have come here: the checkpoint is written
+            raise error or UserError("another process could not read a picture")
+        self.end_if_asked()
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.lock is not None:
+            os.close(self.lock)
