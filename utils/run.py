@@ -84,10 +84,10 @@ class Run:
             self._prepare_folder(checksums)
         count = len(target) if target is not None else "no"
         self.log(
-            f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source pictures, "
-            f"{count} target pictures, {self.per_step} of each a step (batch size {args.batch_size} x iter size "
-            f"{args.iter_size} x {parallel.processes()} processes), steps {self.done} to {stop}; files in "
-            f"{self.folder}"
+            f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source "
+            f"pictures, {count} target pictures, {self.per_step} of each a step (batch size "
+            f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
+            f"{self.done} to {stop}; files in {self.folder}"
         )
         self.log("precision: " + ", ".join(f"{name} {value}" for name, value in self.precision.items()))
         for line in self.reports:
