@@ -46,27 +46,13 @@ class CLANStep(nn.Cell):
 
     def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
         super().__init__(auto_prefix=False)
-        if not args.train_bn_affine:
-            freeze_bn_affine(net_G)
-        # The full network on a CPU: gradients of convolutions and up-sampling as matrix products.
-        thrifty = args.save_memory
-        if thrifty is None:
-            thrifty = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
-        if thrifty:
-            save_memory(net_G, net_D)
-        for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
-            device.half_precision(net)
-        if args.recompute:
-            device.recompute(net_G)
-        net_G.update_parameters_name("net_G.")  # the names in checkpoints
-        net_D.update_parameters_name("net_D.")
+        Upsample = CPUUp if prepare_networks(args, net_G, net_D) else Up
         self.net_G, self.net_D = net_G, net_D
+        self.up_source = Upsample(args.input_size[::-1])  # (height, width)
+        self.up_target = Upsample(args.input_size_target[::-1])
         self.method, self.focal = args.method, args.seg_loss == "focal"
         self.detach_map = args.detach_weight_map
         self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
-        Upsample = CPUUp if thrifty else Up
-        self.up_source = Upsample(args.input_size[::-1])  # (height, width)
-        self.up_target = Upsample(args.input_size_target[::-1])
         self.w5 = ParameterTuple(net_G.layer5.trainable_params())
         self.w6 = ParameterTuple(net_G.layer6.trainable_params())
         self.weights_G = ParameterTuple(net_G.trainable_params())
@@ -78,15 +64,14 @@ class CLANStep(nn.Cell):
         # would take their memory once for each graph, which keeps its last inputs.
         self.grads_G = self.weights_G.clone("sum", init="zeros")
         self.grads_D = self.weights_D.clone("sum", init="zeros")
+        self.map = ops.HyperMap()
 
         # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D.
+        repeat_updates = args.repeat_backbone_updates
+        self.updates = tuple(updates_per_step(w.name) if repeat_updates else 1 for w in self.weights_G)
+        mult = args.classifier_lr_mult
+        self.lr_mult = tuple(mult if w.name.startswith(CLASSIFIERS) else 1.0 for w in self.weights_G)
         self.momentum, self.weight_decay = args.momentum, args.weight_decay
-        self.lr_mult = tuple(
-            args.classifier_lr_mult if w.name.startswith(CLASSIFIERS) else 1.0 for w in self.weights_G
-        )
-        self.updates = tuple(
-            updates_per_step(w.name) if args.repeat_backbone_updates else 1 for w in self.weights_G
-        )
         self.moments = self.weights_G.clone("optimizer_G.moments", init="zeros")
         self.apply_momentum = ops.ApplyMomentum()
         if self.method != "source":
@@ -95,21 +80,7 @@ class CLANStep(nn.Cell):
                 if not p.name.startswith("net_"):
                     p.name = f"optimizer_D.{p.name}"
 
-        # What a step of several batches, of several processes, or in mixed precision needs; see `update`.
-        self.map, self.iter_size, self.processes = ops.HyperMap(), args.iter_size, parallel.processes()
-        if self.processes > 1:
-            weights = (*self.weights_G, *(self.weights_D if self.method != "source" else ()))
-            self.mean = nn.DistributedGradReducer(weights, True, self.processes)
-            self.all_reduce = ops.AllReduce()
-        self.scaler, self.target_scale = None, 1.0
-        if args.amp_level != "O0":
-            # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs
-            # more, as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
-            self.scaler = amp.DynamicLossScaler(2.0**12, 2, 2000)
-            self.target_scale = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
-            # Of this cell too, so that checkpoints have them.
-            self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
-            self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
+        self.set_up_scaling(args)
         if args.mode == "graph":
             for name in ("source_pass", "target_pass", "D_pass", "update"):
                 setattr(self, name, device.compiled(getattr(self, name), args.jit_level))
@@ -224,6 +195,25 @@ class CLANStep(nn.Cell):
             self.apply_momentum(w, v, lr_mult * lr, g, self.momentum)  # v = momentum v + g; w = w - lr v
         return True
 
+    # ------------------------- mixed precision, several batches and processes: may be skipped at first
+
+    def set_up_scaling(self, args) -> None:
+        """What a step of several batches or processes, or in mixed precision, needs; see `update`."""
+        self.iter_size, self.processes = args.iter_size, parallel.processes()
+        if self.processes > 1:
+            weights = (*self.weights_G, *(self.weights_D if self.method != "source" else ()))
+            self.mean = nn.DistributedGradReducer(weights, True, self.processes)
+            self.all_reduce = ops.AllReduce()
+        self.scaler, self.target_scale = None, 1.0
+        if args.amp_level != "O0":
+            # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs
+            # more, as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
+            self.scaler = amp.DynamicLossScaler(2.0**12, 2, 2000)
+            self.target_scale = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
+            # Of this cell too, so that checkpoints have them.
+            self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
+            self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
+
     def scaled(self, loss, factor=1.0):
         """Loss scaling for mixed precision: small gradients would underflow in float16."""
         return loss if self.scaler is None else loss * (factor * self.scaler.scale_value)
@@ -232,6 +222,27 @@ class CLANStep(nn.Cell):
         if self.scaler is None:
             return grads
         return self.map(ops.partial(ops.mul, 1 / (factor * self.scaler.scale_value)), grads)
+
+
+def prepare_networks(args, net_G, net_D) -> bool:
+    """Apply what the options say of trainable weights, precision and memory, and the names in checkpoints.
+
+    Returns whether gradients are computed in the CPU's memory-efficient form.
+    """
+    if not args.train_bn_affine:
+        freeze_bn_affine(net_G)
+    efficient = args.save_memory
+    if efficient is None:  # the full network on a CPU
+        efficient = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
+    if efficient:
+        save_memory(net_G, net_D)
+    for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
+        device.half_precision(net)
+    if args.recompute:
+        device.recompute(net_G)
+    net_G.update_parameters_name("net_G.")
+    net_D.update_parameters_name("net_D.")
+    return efficient
 
 
 def updates_per_step(name: str) -> int:
