@@ -1,12 +1,13 @@
 """Train CLAN (Luo et al., CVPR 2019) from GTA5 or SYNTHIA to Cityscapes. See --help; --demo needs no data."""
 
-from options.train_options import NOT_IN_GRAPH, get_arguments
+from options.train_options import NOT_IN_GRAPH, absolute_paths, get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
 import os
 import shlex
 import time
+import zlib
 from functools import cache
 from itertools import repeat
 from pathlib import Path
@@ -262,12 +263,18 @@ def train(args) -> Path:
         target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
     if not args.not_val:
         val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
+    names_crc32 = {}  # which pictures, in which order
     for data, name in ((source, "source"), (target, "target")):
-        if data is not None and per_step > len(data):
+        if data is None:
+            continue
+        names_crc32[name] = zlib.crc32("\n".join(data.names).encode())
+        if per_step > len(data):
             raise UserError(
                 f"a step takes {per_step} pictures (--batch-size {batch} x --iter-size {args.iter_size} x "
                 f"{processes} processes), more than the {len(data)} of the {name}: lower one of them"
             )
+    if origin:
+        run_folder.check_lists(origin, args, names_crc32)
 
     # Networks, their start, optimisers, the step.
     mindspore.set_seed(args.random_seed)
@@ -283,6 +290,7 @@ def train(args) -> Path:
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
     step_cell = CLANStep(args, net_G, net_D, lr, lr_D)
     first, best = checkpoint.restore(content, last, step_cell) if last else (0, 0.0)
+    content = None  # 400 MB, which would be held until the end
     if first > stop:
         raise UserError(f"{last} has {first} steps, more than --num-steps-stop {stop}")
     if processes > 1 and not parallel.same(checkpoint.fingerprint(step_cell, first)):
@@ -295,15 +303,15 @@ def train(args) -> Path:
         reports.append(f"all {stop} steps are done; scored by: python {shlex.join(words)}")
 
     # Files of the run. What lies after step `first` makes room: it will be written again.
-    if chief and last and origin != folder.resolve():
-        run_folder.adopt(origin, folder, last.name)
-        lock = None  # it was on the folder that the copy has replaced
     if chief:
         lock = lock or run_folder.hold(folder)
-        if not args.continue_train:
+        if origin != folder.resolve():
             run_folder.check_new(folder)  # again: another process may have been faster
+            if last:
+                run_folder.adopt(origin, folder, last.name)
         reports += run_folder.rewind(folder, origin or folder, first, damaged)
-        options = {**vars(args), "processes": processes, "versions": device.versions()}
+        about = {"names_crc32": names_crc32, "processes": processes, "versions": device.versions()}
+        options = {**vars(args), **absolute_paths(args), **about}
         run_folder.write_options(folder, options, first)
     loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
     sets = {"gta5": (19,), "synthia": (16, 13)}[args.source]  # classes of the means; the first decides
@@ -349,11 +357,13 @@ def train(args) -> Path:
         score = float(means[0])  # as miou.csv has it, which a continued run reads
         more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(sets[1:], means[1:]))
         log(f"validation after {done} steps: {mean_name(sets[0])} {score:.2f}, best before {best:.2f}{more}")
+        if np.isnan(score):
+            log("no class of the val set has a label: no best checkpoint of it; mend the labels or --not-val")
         if score > best and chief:
             checkpoint.save(best_ckpt, step_cell, args.model, done, score)
         if chief:
             run_folder.append(miou_csv, [done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
-        return max(score, best)
+        return score if score > best else best  # max() would return a NaN
 
     def end_if_asked(*_) -> None:
         if parallel.anywhere(interrupt.asked()):
