@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from dataset.transform import LABEL_TO_TRAIN
+from utils import interrupt
 from utils.visual import colourise
 
 Colour = tuple[float, float, float]
@@ -499,6 +500,7 @@ def write_demo_data(
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name
         for split, first, n in tqdm(jobs, desc=f"drawing {folder}", unit="scene", disable=None):
+            interrupt.exit_if_asked()
             domain = "source" if split == "source" else "target"
             picture, labels = map(Image.fromarray, draw_scene(seed * SEED_STRIDE + first + n, domain, *size))
             if split == "source":

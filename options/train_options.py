@@ -24,6 +24,9 @@ MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train",
               "save_pred_every", "keep_checkpoints", "mode", "jit_level",
               "num_workers", "save_memory", "recompute",
               "batch_size", "iter_size"}  # these if their product with the number of processes stays
+LISTS = {"data_list", "data_list_target", "gta5_split"}  # may move: train compares what they say
+PATHS = {*LISTS, "data_dir", "data_dir_target", "restore_from", "restore_from_D", "continue_train",
+         "snapshot_dir"}
 OF_MACHINE = {"device", "device_id"}  # not taken over when a run goes on
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
@@ -181,6 +184,12 @@ def check_split(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--gta5-split has no effect with --gta5-subset all: add --gta5-subset train or val")
 
 
+def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
+    """The options that name files, for options.json: a run may go on from another working directory."""
+    given = {name: getattr(args, name) for name in PATHS}
+    return {name: os.path.abspath(path) for name, path in given.items() if path not in (None, "none")}
+
+
 def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
     """The options of a continued run: those in options.json beside the checkpoint, and harmless new ones."""
     folder = Path(args.continue_train)
@@ -196,6 +205,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
         saved = json.loads(path.read_text(encoding="utf-8"))
         processes_then = int(saved.get("processes", 1))
         saved = {"source": "gta5", "gta5_split": None, "gta5_subset": "all", **saved}  # older runs lack them
+        may_change = MAY_CHANGE | (LISTS if isinstance(saved.get("names_crc32"), dict) else set())
         saved = {name: saved[name] for name in saved if name in vars(args) and name not in OF_MACHINE}
     except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
@@ -214,7 +224,9 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
     per_step_then = before.batch_size * before.iter_size * processes_then
     for name in saved:
         given, there = getattr(args, name), getattr(before, name)
-        if given != there and name not in MAY_CHANGE:
+        if name in PATHS and given and there:  # one file has many spellings
+            given, there = os.path.realpath(given), os.path.realpath(there)
+        if given != there and name not in may_change:
             parser.error(f"--{name.replace('_', '-')} {given} contradicts the run that {args.continue_train} "
                          f"is of: there it is {there}")
     if per_step != per_step_then:

@@ -1,8 +1,9 @@
-"""Small pictures for the tests that run the scripts."""
+"""Small pictures for the tests that run the scripts, and one run on them that they share."""
 
 import pytest
 
 from tests.golden import write_city, write_gta5
+from tests.scripts import RUN, TRAIN, run, train_words
 
 
 @pytest.fixture(scope="session")
@@ -12,4 +13,12 @@ def data(tmp_path_factory):
     write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(1, 5)}, (191, 105))
     for k, name in enumerate(("train", "val")):
         write_city(folder / "City", name, {f"{i:06d}": 10 + 5 * k + i for i in range(3)}, (204, 102))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(data, tmp_path_factory):
+    """A run that nothing happened to, with a checkpoint and a validation after every step. To be copied."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    run(TRAIN, *train_words(data, folder, *RUN))
     return folder

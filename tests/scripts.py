@@ -1,14 +1,21 @@
 """The two scripts as a user starts them, for the tests."""
 
 import csv
+import io
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
+
+from options.train_options import get_arguments
 
 ROOT = Path(__file__).parent.parent
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
+STEPS = 6  # of the run that most tests look at or go on with, and its further options
+RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--batch-size", 2]
+RUN += ["--random-mirror"]
 
 
 def python(words: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
@@ -29,6 +36,18 @@ def run(script: str, *words, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 def fails(script: str, *words, cwd: Path = ROOT) -> str:
     """Exit code 2 and one line on stderr, which is returned."""
     return python([ROOT / script, *words], cwd, 2).stderr
+
+
+def refused(*words) -> str:
+    """As `fails` for options of the training script that its parser refuses, but without a process."""
+    code = 0
+    with redirect_stderr(io.StringIO()) as stderr:
+        try:
+            get_arguments([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code
+    assert code == 2 and stderr.getvalue().count("\n") == 1, stderr.getvalue()
+    return stderr.getvalue()
 
 
 def module(name: str, *words, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:

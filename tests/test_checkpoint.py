@@ -1,12 +1,18 @@
 """Checkpoints: ours, and the names of the files that users bring (made here in their shapes)."""
 
+import shutil
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 
+from CLAN_train_gta5_2_city import train
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
+from options.train_options import get_arguments
 from tests.golden import shapes_D, shapes_G, state
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.errors import UserError
 
 
@@ -110,3 +116,41 @@ def test_the_other_suffix_is_found(tmp_path, monkeypatch):
     assert checkpoint.find("./GTA5_best.ckpt") == "./GTA5_best.ckpt"
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.find(".")
+
+
+def test_a_run_that_goes_on_lets_go_of_the_old_checkpoint(reference, tmp_path, monkeypatch):
+    """Its content, 400 MB of the full network, is not needed once the weights have their values."""
+    content, alive = [], []
+    restore, rewind = checkpoint.restore, run_folder.rewind
+
+    def watch(tensors, *rest):
+        content.extend(weakref.ref(v) for v in tensors.values() if isinstance(v, np.ndarray))
+        return restore(tensors, *rest)
+
+    def look(*rest):
+        alive.extend(v for v in content if v() is not None)
+        return rewind(*rest)
+
+    monkeypatch.setattr(checkpoint, "restore", watch)
+    monkeypatch.setattr(run_folder, "rewind", look)
+    shutil.copytree(reference, tmp_path / "run")
+    train(get_arguments(["--continue-train", str(tmp_path / "run"), "--device", "cpu"]))
+    assert len(content) > 100 and not alive
+
+
+def test_the_step_of_a_checkpoint_is_read_without_its_tensors(reference, tmp_path):
+    for n in range(1, 7):
+        assert checkpoint.step_of(reference / f"GTA5_{n}.ckpt") == n
+    path, raw = tmp_path / "a.ckpt", (reference / "GTA5_5.ckpt").read_bytes()
+    with open(path, "wb") as file:
+        file.seek(2**32)  # so much would have to be read
+        file.write(raw[-2000:])
+    tracemalloc.start()
+    try:
+        assert checkpoint.step_of(path) == 5 and tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert checkpoint.step_of(tmp_path / "none.ckpt") is None
+    for broken in (b"", b"\n\x04step", raw[: len(raw) // 2], raw[:-60], bytes(2000)):
+        path.write_bytes(broken)
+        assert checkpoint.step_of(path) is None

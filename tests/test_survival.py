@@ -2,36 +2,31 @@
 
 import json
 import os
+import pty
 import random
 import re
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
+import mindspore
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
 
+from dataset.demo_scenes import write_demo_data
 from dataset.pipeline import Stream
 from options.train_options import get_arguments
-from tests.scripts import EVALUATE, ROOT, TRAIN, fails, rows_of, run, train_words
-from utils import checkpoint
-
-STEPS = 6
-RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--batch-size", 2]
-RUN += ["--random-mirror"]
-
-
-@pytest.fixture(scope="session")
-def reference(data, tmp_path_factory):
-    """A run that nothing happened to, with a checkpoint and a validation after every step."""
-    folder = tmp_path_factory.mktemp("reference") / "run"
-    run(TRAIN, *train_words(data, folder, *RUN))
-    return folder
+from tests.scripts import EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
+from utils import checkpoint, run_folder
+from utils.errors import UserError
 
 
 def same_end(a: Path, b: Path) -> None:
@@ -53,16 +48,29 @@ def cut_back(reference: Path, folder: Path, steps: int) -> Path:
     return folder
 
 
-def start(*words, script: str = TRAIN) -> subprocess.Popen:
-    command = [sys.executable, ROOT / script, *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(*words, script: str = TRAIN, cwd: Path = ROOT, **more) -> subprocess.Popen:
+    """A script or module, begun; with its output in one pipe, a line at a time."""
+    program = [ROOT / script] if script.endswith(".py") else ["-m", script]
+    command = [sys.executable, "-u", *program, *map(str, words)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **more}
+    return subprocess.Popen(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, **streams)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
+    """Until the condition holds; a process that ends before, or a wait without end, is an error."""
     end = time.time() + seconds
     while not condition():
-        assert process.poll() is None and time.time() < end, process.communicate()[0]
+        if process.poll() is not None or time.time() > end:
+            process.kill()
+            raise AssertionError(process.communicate()[0])
         time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen, number: signal.Signals) -> str:
+    """What a process that got a signal still says; it has to end by itself, with the customary code."""
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 128 + number and "Traceback" not in output, output
+    return output
 
 
 def steps_in(folder: Path) -> int:
@@ -104,8 +112,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     process = start(*words, "--not-val")
     wait_for(lambda: steps_in(folder) >= 1, process)
     process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + number, output
+    output = ended(process, number)
     done = steps_in(folder)
     assert f"{done} steps are done" in output
     assert f"stopped by {number.name}" in output
@@ -190,12 +197,23 @@ def test_torn_tables_and_leftovers_of_a_kill(reference, tmp_path):
     assert not list(folder.glob(".*"))
 
 
+def stop_while_it_writes(process: subprocess.Popen, folder: Path) -> None:
+    """SIGSTOP when a checkpoint is half written, unless the process ends before."""
+    while process.poll() is None:
+        if list(folder.glob(".GTA5_*")):
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if list(folder.glob(".GTA5_*")):
+                return
+            process.send_signal(signal.SIGCONT)  # too late
+
+
 @slow
 def test_killed_at_random_moments(reference, data, tmp_path):
     """20 times kill -9, from start-up to the last validation; each time the folder can be gone on with."""
     rng, folder, kills, writing = random.Random(4), tmp_path / "run", 0, 0
     first = train_words(data, folder, *RUN)
-    while kills < 20:
+    while kills < 20 or writing < 2:
         alive = (folder / "options.json").exists()
         process = start(*(("--continue-train", folder) if alive else first))
         if kills % 2 and alive:  # half of them while it works, the others at any time
@@ -204,8 +222,7 @@ def test_killed_at_random_moments(reference, data, tmp_path):
                 time.sleep(0.05)
             time.sleep(rng.uniform(0, 1.5))
             if kills % 4 == 1:  # and a quarter while a checkpoint is being written
-                while not list(folder.glob(".GTA5_*")) and process.poll() is None:
-                    pass
+                stop_while_it_writes(process, folder)
         else:
             time.sleep(rng.uniform(0, 12))
         if process.poll() is None:
@@ -223,7 +240,6 @@ def test_killed_at_random_moments(reference, data, tmp_path):
     else:
         run(TRAIN, *first)
     same_end(reference, folder)
-    assert writing >= 2  # so many times with a checkpoint half written
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +261,8 @@ def test_a_signal_ends_an_evaluation_at_once(many, reference, tmp_path, number):
     process = start("--restore-from", reference / "GTA5_6.ckpt", *words, script=EVALUATE)
     wait_for(lambda: (tmp_path / "result" / "color").exists(), process)
     process.send_signal(number)
-    output = process.communicate(timeout=10)[0]
-    assert process.returncode == 128 + number and f"stopped by {number.name}" in output, output
+    assert f"stopped by {number.name}" in ended(process, number)
+    assert not (tmp_path / "result" / "result.json").exists()
     for path in (tmp_path / "result").glob("*/*.png"):
         Image.open(path).load()
 
@@ -254,14 +270,56 @@ def test_a_signal_ends_an_evaluation_at_once(many, reference, tmp_path, number):
 @slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_validation_at_once(data, many, tmp_path, number):
-    folder = tmp_path / "run"
-    process = start(*train_words(data, folder, *RUN, "--data-dir-target", many))
-    wait_for(lambda: (folder / "GTA5_1.ckpt").exists(), process)
-    time.sleep(3)
+    folder, (terminal, end) = tmp_path / "run", pty.openpty()  # a terminal shows the bar of the validation
+    process = start(*train_words(data, folder, *RUN, "--data-dir-target", many), stderr=end)
+    wait_for(lambda: re.search(r"evaluate: .*\| [1-9]\d*/", read_now(terminal)), process)
     process.send_signal(number)
-    output = process.communicate(timeout=10)[0]
-    assert process.returncode == 128 + number and "1 steps are done" in output, output
+    assert "1 steps are done" in ended(process, number)
     assert rows_of(folder / "miou.csv") == []
+
+
+def read_now(terminal: int) -> str:
+    """What was written to a terminal since the last time."""
+    text = b""
+    while select.select([terminal], [], [], 0)[0]:
+        text += os.read(terminal, 4096)
+    return text.decode(errors="replace")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
+def test_a_signal_ends_the_drawing_of_the_demo(tmp_path, number):
+    process = start("--demo", cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.rglob("*.png")), process)
+    process.send_signal(number)
+    assert ended(process, number).splitlines()[-1] == f"stopped by {number.name}"
+    assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)])
+def test_a_signal_ends_the_distances_of_centres(reference, data, tmp_path, number):
+    words = ["--restore-from", reference / "GTA5_1.ckpt", reference / "GTA5_6.ckpt", "--device", "cpu"]
+    words += ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--input-size", "96,64"]
+    process = start(*words, script="utils.ccd", cwd=tmp_path)
+    assert "tensors matched" in process.stdout.readline()  # all pictures are still to come
+    process.send_signal(number)
+    assert ended(process, number) == f"stopped by {number.name}\n"
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)])
+def test_a_signal_ends_the_ablation_and_its_runs(tmp_path, number):
+    """SIGTERM to the ablation alone, as a batch system sends it; Ctrl-C to all processes of the terminal."""
+    write_demo_data(tmp_path / "data" / "demo", 1, source=4, target=4, val=2)
+    words = ["--steps", 100_000, "--seeds", 1, "--rows", "source"]
+    process = start(*words, script="tests.ablation", cwd=tmp_path, start_new_session=True)
+    folder = tmp_path / "checkpoint" / "ablation" / "seed1" / "stage_a"
+    wait_for(lambda: steps_in(folder), process)
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
+    assert ended(process, number) == f"stopped by {number.name}\n"
+    log = (folder / "output.log").read_text()
+    assert f"stopped by {number.name}" in log and "Traceback" not in log
+    assert not (folder / "result.json").exists()
+    os.close(run_folder.hold(folder))  # nobody is in it
 
 
 def in_namespace(commands: str, mount: str, folder: Path) -> subprocess.CompletedProcess:
@@ -366,43 +424,108 @@ def test_old_checkpoints_are_pruned_but_never_the_best(data, tmp_path):
     assert names == ["GTA5_5.ckpt", "GTA5_6.ckpt", "GTA5_best.ckpt"]
 
 
-@pytest.mark.parametrize(
-    "words, named",
-    [
-        (["--lambda-advv", "1"], "did you mean --lambda-adv?"),
-        (["--learning_rte=1"], "did you mean --learning-rate?"),
-        (["--preheat-steps", "9", "--num-steps", "6"], "--preheat-steps 9 is more than --num-steps 6"),
-        (["--method", "tan", "--lambda-local", "10"], "--lambda-local has no effect with --method tan"),
-        (["--method", "source", "--restore-from-D", "x"], "--restore-from-D has no effect"),
-        (["--batch-size", "0"], "--batch-size"),
-        (["--momentum", "1.5"], "--momentum"),
-        (["--learning-rate", "nan"], "--learning-rate"),
-        (["--weight-decay", "-1"], "--weight-decay"),
-        (["--num-steps-stop", "0"], "--num-steps-stop"),
-        (["--input-size", "1280,8"], "--input-size"),
-        (["--keep-checkpoints", "0"], "--keep-checkpoints"),
-        (["--random-seed", "-1"], "--random-seed"),
-        (["--num-workers", "0"], "--num-workers"),
-    ],
-)
-def test_options_are_checked_at_the_start(words, named):
-    assert named in fails(TRAIN, *words)
-
-
 def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
     assert "--batch-size 4 x --iter-size 1 x 1 processes), more than the 3 of the target" in message
     assert not (tmp_path / "run").exists()
     message = fails(TRAIN, "--device", "cpu", "--device-id", 3)
     assert "--device-id 3 names a card, but the device is the CPU" in message
-    message = fails(TRAIN, "--continue-train", reference, "--lambda-adv", "0.5")
+    message = refused("--continue-train", reference, "--lambda-adv", "0.5")
     assert "--lambda-adv 0.5 contradicts" in message
     folder = tmp_path / "damaged"
     shutil.copytree(reference, folder)
     (folder / "options.json").write_text('{"batch_size": 2, ')
-    assert "options.json is damaged" in fails(TRAIN, "--continue-train", folder)
+    assert "options.json is damaged" in refused("--continue-train", folder)
     options = json.loads((reference / "options.json").read_text())
     (folder / "options.json").write_text(json.dumps({**options, "batch_size": -3}))
-    assert "argument --batch-size: -3 is out of range" in fails(TRAIN, "--continue-train", folder)
+    assert "argument --batch-size: -3 is out of range" in refused("--continue-train", folder)
     (folder / "options.json").write_text(json.dumps({**options, "device_id": 3}))  # of another machine
     assert get_arguments(["--continue-train", str(folder)]).device_id == 0
+
+
+def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(reference, data, tmp_path):
+    """Labels of an own target may be dummies. Older versions kept its NaN as the best, for all time."""
+    folder, city = cut_back(reference, tmp_path / "run", 4), tmp_path / "City"
+    shutil.copytree(data / "City", city)
+    for path in (city / "gtFine" / "val").rglob("*.png"):
+        Image.fromarray(np.zeros((102, 204), np.uint8)).save(path)
+    done = run(TRAIN, "--continue-train", folder, "--data-dir-target", city)
+    assert "validation after 6 steps: mIoU nan" in done.stdout
+    assert done.stdout.count("no class of the val set has a label") == 2
+    scores = rows_of(folder / "miou.csv")
+    assert [row["step"] for row in scores if row["mIoU"] == "nan"] == ["5", "6"]
+    best = max(scores[:4], key=lambda row: float(row["mIoU"]))
+    assert checkpoint.step_of(folder / "GTA5_best.ckpt") == int(best["step"])
+    content = checkpoint.read(str(folder / "GTA5_6.ckpt"))
+    assert content["best_mIoU"] == np.float32(best["mIoU"])
+
+    # As an older version left it, killed before its last validation; now there are labels.
+    about = {"model": "small", "step": 6, "best_mIoU": float("nan")}
+    entries = [{"name": name, "data": Tensor(v)} for name, v in content.items() if name not in about]
+    mindspore.save_checkpoint(entries, str(folder / "GTA5_6.ckpt"), append_dict=about, crc_check=True)
+    header, *rows = (folder / "miou.csv").read_text().splitlines(keepends=True)
+    rows = [re.sub(r"^(\d),[^,]*", r"\1,nan", row) for row in rows[:5]]
+    assert run_folder.best_of([row.split(",") for row in rows]) is None
+    (folder / "miou.csv").write_text("".join([header, *rows]))
+    (folder / "GTA5_best.ckpt").unlink()
+    done = run(TRAIN, "--continue-train", folder, "--data-dir-target", data / "City")
+    assert f"going on from {folder / 'GTA5_6.ckpt'}" in done.stdout and "best before 0.00" in done.stdout
+    last = rows_of(folder / "miou.csv")[-1]
+    assert last == rows_of(reference / "miou.csv")[-1]
+    best = checkpoint.read(str(folder / "GTA5_best.ckpt"))
+    assert best["step"] == 6 and best["best_mIoU"] == np.float32(last["mIoU"])
+
+
+def test_a_run_goes_on_from_any_folder_while_its_lists_say_the_same(data, tmp_path, monkeypatch):
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    (home / "data").symlink_to(data)
+    (home / "games.txt").write_text("00003.png\n00001.png\n")
+    (home / "streets.txt").write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
+    words = ["--data-list", "games.txt", "--data-list-target", "streets.txt", "--num-steps", 1, "--not-val"]
+    run(TRAIN, *train_words(Path("data"), "run", *words, "--mode", "pynative"), cwd=home)
+    again = ["--continue-train", home / "run"]
+    assert "all 1 steps are done" in run(TRAIN, *again, cwd=away).stdout
+    (away / "moved.txt").write_text((home / "games.txt").read_text())
+    run(TRAIN, *again, "--data-list", "moved.txt", cwd=away)
+    (away / "other.txt").write_text("00001.png\n00003.png\n")
+    message = fails(TRAIN, *again, "--data-list", "other.txt", cwd=away)
+    assert "--data-list other.txt: chooses other pictures, or another order" in message
+
+    # Older versions kept no checksums, and paths as they were given: then it must be the same file.
+    path = home / "run" / "options.json"
+    options = json.loads(path.read_text())
+    assert options.pop("names_crc32").keys() == {"source", "target"}
+    assert options["data_list"] == str(away / "moved.txt") and options["snapshot_dir"] == str(home / "run")
+    path.write_text(json.dumps({**options, "data_list": "moved.txt"}))
+    monkeypatch.chdir(away)
+    words = [*map(str, again), "--data-list"]
+    assert get_arguments([*words, str(away / "moved.txt")]).data_list == str(away / "moved.txt")
+    assert "--data-list" in (message := refused(*words, home / "games.txt")) and "contradicts" in message
+
+
+@pytest.mark.parametrize(
+    "name, data", [("data_list", "source"), ("gta5_split", "source"), ("data_list_target", "target")]
+)
+def test_each_list_is_compared_with_that_of_the_run(tmp_path, name, data):
+    args = Namespace(**{**dict.fromkeys(("data_list", "gta5_split", "data_list_target")), name: "a file"})
+    names = {"source": 1, "target": 2}
+    run_folder.check_lists(tmp_path, args, names)  # no options.json, or an old one: nothing to compare
+    (tmp_path / "options.json").write_text(json.dumps({"names_crc32": names}))
+    run_folder.check_lists(tmp_path, args, names)
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} a file: chooses other"):
+        run_folder.check_lists(tmp_path, args, {**names, data: 3})
+    run_folder.check_lists(tmp_path, Namespace(**{**vars(args), name: None}), {**names, data: 3})
+
+
+def test_goes_on_in_the_folder_that_one_stands_in(reference, tmp_path):
+    folder = tmp_path / "here"
+    (folder / ".adopt.tmp").mkdir(parents=True)  # of a kill
+    number = folder.stat().st_ino
+    words = ["--continue-train", reference, "--snapshot-dir", "."]
+    run(TRAIN, *words, cwd=folder)
+    same_end(reference, folder)
+    assert folder.stat().st_ino == number and not list(folder.glob(".*"))  # the shell still stands in it
+    (tmp_path / "other").write_text("")
+    assert "is not empty" in fails(TRAIN, *words, cwd=tmp_path)

@@ -17,9 +17,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from utils import device  # isort: skip
+from utils import device, interrupt  # isort: skip
 
 device.prepare_environment()  # before mindspore is imported
+if __name__ == "__main__":
+    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
 
 from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
@@ -112,7 +114,12 @@ def draw(seed: int) -> Path:
 
 
 def do(folder: Path, command: list[str], jobs: int) -> str:
-    """Run a command in a process of its own, unless its result is there; a line that tells the outcome."""
+    """Run a command in a process of its own, unless its result is there; a line that tells the outcome.
+
+    After a signal no process begins, and one that runs is told to end, which it does after its step.
+    """
+    if interrupt.asked():
+        return "stopped"
     if result := read_result(folder, command):
         return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), done before"
     if read_result(folder):  # of other options: kept
@@ -127,7 +134,13 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
     with open(folder / "output.log", "w", encoding="utf-8") as log:
         log.write(f"python CLAN_train_gta5_2_city.py {' '.join(command)}\n")
         log.flush()
-        code = subprocess.run(child, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+        process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None and not interrupt.asked():
+            time.sleep(0.2)
+        process.terminate()  # nothing, if it has ended
+        code = process.wait()
+    if interrupt.asked():
+        return "stopped"
     if code or not (result := read_result(folder)):
         raise UserError(f"a run failed (exit code {code}): see {log.name}; the same command goes on")
     return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {result['seconds']:.0f} s"
@@ -142,6 +155,7 @@ def do_all(folder: Path, seeds: tuple, rows: dict[str, list[str]], steps: int, j
         try:
             futures = {pool.submit(do, *task, jobs): name for name, task in tasks.items()}
             for n, future in enumerate(as_completed(futures), 1):
+                interrupt.exit_if_asked()
                 seed, row = futures[future]
                 print(f"{n}/{len(tasks)}  seed {seed}, {row}: {future.result()}", flush=True)
         finally:

@@ -19,9 +19,11 @@ float64, so memory does not grow with the number of pictures. With --adapt-bn ea
 statistics of its own train pictures, as the evaluation script's option does for the target.
 """
 
-from utils import device  # isort: skip
+from utils import device, interrupt  # isort: skip
 
 device.prepare_environment()  # before mindspore is imported
+if __name__ == "__main__":
+    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of an image
 
 import argparse
 from pathlib import Path
@@ -75,6 +77,7 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
     points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
     for pictures, labels in tqdm(batches(data, 1, workers, chosen), desc="features", total=len(chosen),
                                  unit="picture", leave=False, disable=None):  # fmt: skip
+        interrupt.exit_if_asked()
         f = features(pictures).asnumpy()[0].astype(np.float64)
         member = shrink(labels.asnumpy()[0], *f.shape[1:]).ravel() == np.arange(NUM_CLASSES)[:, None]
         points += member.sum(1, keepdims=True)

@@ -6,6 +6,7 @@ the best mIoU, so that reading one needs no further option; MindSpore's checksum
 
 import logging
 import math
+import mmap
 import os
 import re
 import zlib
@@ -88,6 +89,20 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
     if not has_checksum and any(name.startswith("net_G.") for name in content):
         raise ValueError("the checksum at its end is missing: cut short, or saved by something else")
     return content
+
+
+def step_of(path: Path) -> int | None:
+    """The steps done in a checkpoint that `save` wrote; None if there is none, or its end is damaged.
+
+    Only the end is read, where `save` puts the step: not the tensors, some 400 MB, and so no checksum either.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            end = raw[-1024:-17]  # up to the checksum
+        # An entry begins with its tag and its length, a byte each, and then its name.
+        return int(read_ckpt(end[end.rindex(b"\n\x04step") - 2 :])["step"])
+    except (OSError, ValueError, DecodeError, KeyError, TypeError):
+        return None
 
 
 def model_of(content: dict) -> str:
@@ -190,7 +205,8 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
     """Put what `save` wrote back into a training step; returns the number of steps done and the best mIoU.
 
-    UserError if it is of another kind of run, or of one whose repeated updates followed a wrong rule.
+    The best is 0 if the file has NaN, as older versions wrote after a validation without labels. UserError if
+    it is of another kind of run, or of one whose repeated updates followed a wrong rule.
     """
     if any(name.startswith("optimizer_2.") for name in content):
         raise UserError(
@@ -206,4 +222,4 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
                 "of this project, made with the same --method, --model and --amp-level"
             )
         p.set_data(Tensor(value, p.dtype))
-    return int(content["step"]), float(content["best_mIoU"])
+    return int(content["step"]), float(np.nan_to_num(content["best_mIoU"]))

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from shlex import quote
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from utils import checkpoint, parallel
 from utils.errors import UserError
-from utils.files import atomic, keep_old, write_json
+from utils.files import atomic, keep_old, read_json, write_json
 
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
@@ -86,8 +87,10 @@ def newest(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]]:
     def read(candidate: Path) -> dict:
         try:
             content = checkpoint.read(str(candidate))
-            about = [content.get("step"), content.get("best_mIoU")]
-            if not all(isinstance(v, np.ndarray) and v.size == 1 and 0 <= v < 10**9 for v in about):
+            step, score = content.get("step"), content.get("best_mIoU")
+            numbers = all(isinstance(v, np.ndarray) and v.size == 1 for v in (step, score))
+            # NaN: what older versions wrote after a validation without labels.
+            if not numbers or not 0 <= step < 10**9 or not (0 <= score < 10**9 or np.isnan(score)):
                 raise UserError(f"{candidate}: not a checkpoint of this project's training")
             return content
         except (UserError, OSError) as error:
@@ -114,24 +117,39 @@ def copy(path: Path, to: Path) -> None:
         shutil.copyfile(path, temporary)
 
 
+def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> None:
+    """UserError if a list chooses other pictures, or another order, than in the run of `folder`.
+
+    names_crc32: checksums of the names of "source" and "target". Runs of older versions have none to compare.
+    """
+    saved = read_json(folder / "options.json")
+    before = saved.get("names_crc32") if isinstance(saved, dict) else None
+    lists = {"data_list": "source", "gta5_split": "source", "data_list_target": "target"}
+    for name, data in lists.items():
+        path = getattr(args, name)
+        if path and isinstance(before, dict) and names_crc32[data] != before.get(data):
+            raise UserError(
+                f"--{name.replace('_', '-')} {path}: chooses other pictures, or another order, than in the "
+                f"run of {folder}; give the list that it had"
+            )
+
+
 def adopt(origin: Path, folder: Path, last: str) -> None:
-    """Begin `folder`, new or empty, with copies of a run's options, tables and checkpoint `last`, at once."""
-    if folder.exists() and any(folder.iterdir()):
+    """Begin `folder`, which is there and empty, with copies of a run's checkpoint `last`, tables and options.
+
+    The folder itself stays: it may be the one that we stand in, or a mount. Its files come at once, at the
+    end; options.json last, as without it nobody takes the folder for a run.
+    """
+    temporary = folder / ".adopt.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new --snapshot-dir")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for name in ("options.json", *TABLES, last):
-        if (origin / name).exists():
-            copy(origin / name, temporary / name)
-    temporary.replace(folder)
-
-
-def steps_of(path: Path) -> int | None:
-    """The steps done in a checkpoint of a run; None if there is none that can be read."""
-    try:
-        return int(checkpoint.read(str(path))["step"]) if path.exists() else None
-    except (UserError, OSError, KeyError, ValueError, TypeError):
-        return None
+    names = [name for name in (last, *TABLES, "options.json") if (origin / name).exists()]
+    for name in names:
+        copy(origin / name, temporary / name)
+    for name in names:
+        (temporary / name).replace(folder / name)
+    temporary.rmdir()
 
 
 def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
@@ -146,7 +164,7 @@ def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> 
     folder = folder.resolve()
     aside = [path for steps, path in snapshots(folder) if steps > first or path in damaged]
     best = folder / BEST
-    if best.exists() and not 0 <= (steps_of(best) or -1) <= first:
+    if best.exists() and not 0 <= (checkpoint.step_of(best) or -1) <= first:
         aside.append(best)
     place = folder / f"after_{first}"
     if aside:
@@ -157,10 +175,10 @@ def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> 
                 shutil.copy2(folder / name, place)
         for path in aside:
             path.replace(place / path.name)
-    kept = rows(folder / "miou.csv", first + 1)
-    if kept and not best.exists():
-        steps = best_of(kept)[0]
-        known = [p for p in (origin / BEST, origin / f"GTA5_{steps}.ckpt") if steps_of(p) == int(steps)]
+    row = best_of(rows(folder / "miou.csv", first + 1))
+    if row and not best.exists():
+        candidates = origin / BEST, origin / f"GTA5_{row[0]}.ckpt"
+        known = [path for path in candidates if checkpoint.step_of(path) == int(row[0])]
         for path in known[:1]:
             copy(path, best)
     return [f"moved to {place}: {', '.join(path.name for path in aside)}"] if aside else []
@@ -185,9 +203,9 @@ def start_table(path: Path, header: tuple, first: float = math.inf) -> list[list
     return kept
 
 
-def best_of(scores: list[list[str]]) -> list[str]:
-    """The row of miou.csv with the highest mean."""
-    return max(scores, key=lambda row: -1.0 if row[1] == "nan" else float(row[1]))
+def best_of(scores: list[list[str]]) -> list[str] | None:
+    """The row of miou.csv with the highest mean; None if none has a mean."""
+    return max((row for row in scores if row[1] != "nan"), key=lambda row: float(row[1]), default=None)
 
 
 def append(path: Path, row: list) -> None:
