@@ -182,7 +182,7 @@ def main(args) -> None:
     elif not args.export:
         data = labelled_data(args)
     content = checkpoint.read(path)
-    device.setup(args.device, args.device_id, args.mode)
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
     say(checkpoint.load(net_G, content, path, "net_G"))
@@ -280,7 +280,7 @@ def score_folder(args) -> None:
     found = dict(run_folder.snapshots(source, "ckpt|pth"))  # of both for one step the .ckpt, which comes last
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
-    device.setup(args.device, args.device_id, args.mode)
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
     if chief:

@@ -243,6 +243,7 @@ def train(args) -> Path:
 
     # The folder: a new run, or one to go on with.
     lock = run_folder.hold(folder) if chief and args.continue_train and folder.is_dir() else None
+    precision = device.precision(args.amp_level, args.conv_precision)
     reports, origin, last, damaged = [workaround] if workaround else [], None, None, {}
     if args.continue_train:
         origin, last, content, damaged = run_folder.newest(args.continue_train)
@@ -303,8 +304,8 @@ def train(args) -> Path:
         if not args.continue_train:
             run_folder.check_new(folder)  # again: another process may have been faster
         reports += run_folder.rewind(folder, origin or folder, first, damaged)
-        options = {**vars(args), "processes": processes, "versions": device.versions()}
-        run_folder.write_options(folder, options, first)
+        facts = {"processes": processes, "precision": precision, "versions": device.versions()}
+        run_folder.write_options(folder, {**vars(args), **facts}, first)
     loss_csv, miou_csv, best_ckpt = folder / "loss.csv", folder / "miou.csv", folder / run_folder.BEST
     sets = {"gta5": (19,), "synthia": (16, 13)}[args.source]  # classes of the means; the first decides
     scores = []
@@ -327,6 +328,7 @@ def train(args) -> Path:
         f"{len(target) if adapt else 'no'} target pictures, {per_step} of each a step (batch size {batch} x "
         f"iter size {args.iter_size} x {processes} processes), steps {first} to {stop}; files in {folder}"
     )
+    log("precision: " + ", ".join(f"{name} {value}" for name, value in precision.items()))
     for line in reports:
         log(line)
 
@@ -468,7 +470,8 @@ def default_start(args) -> str:
 def main(args) -> None:
     if args.demo and device.launched():
         raise UserError("--demo is for one process: start it without msrun")
-    args.device = device.setup(args.device, args.device_id, args.mode, args.jit_level).lower()
+    machine = args.device, args.device_id, args.mode, args.jit_level, args.conv_precision
+    args.device = device.setup(*machine).lower()
     if args.demo:
         from utils.demo import demo
 

@@ -129,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
         trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
-    device.setup(args.device, args.device_id, args.mode)
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     # One network for two checkpoints of a kind: it is compiled once.
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
     found, points = [], []
