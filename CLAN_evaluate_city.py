@@ -52,7 +52,7 @@ def main(args) -> None:
     elif not args.export:
         data = labelled_data(args)
     content = checkpoint.read(path)
-    device.setup(args.device, args.device_id, args.mode)
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     run_folder.hold_results(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
@@ -137,7 +137,7 @@ def score_folder(args) -> None:
     found = dict(run_folder.snapshots(source, "ckpt|pth"))  # of both for one step the .ckpt, which comes last
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
-    device.setup(args.device, args.device_id, args.mode)
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     run_folder.hold_results(folder)
     chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)

@@ -376,7 +376,8 @@ def default_start(args) -> str:
 def main(args) -> None:
     if args.demo and device.launched():
         raise UserError("--demo is for one process: start it without msrun")
-    args.device = device.setup(args.device, args.device_id, args.mode, args.jit_level).lower()
+    machine = args.device, args.device_id, args.mode, args.jit_level, args.conv_precision
+    args.device = device.setup(*machine).lower()
     if args.demo:
         from utils.demo import demo
 

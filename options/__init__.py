@@ -65,7 +65,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=("auto", "ascend", "gpu", "cpu"),
         default="auto",
-        help="auto: Ascend when there is one, else CPU (default: auto)",
+        help="auto: Ascend when there is one, else CPU; gpu: untested; CUDA 11, x86 (default: auto)",
     )
     group.add_argument("--device-id", type=number(int, 0), default=0, help="card number (default: 0)")
     group.add_argument(
@@ -73,6 +73,18 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         choices=("graph", "pynative"),
         default="graph",
         help="MindSpore's execution mode (default: graph)",
+    )
+    group.add_argument(
+        "--jit-level",
+        choices=("O0", "O1"),
+        help="of MindSpore's compiler (default: O0 on the CPU, else MindSpore's own)",
+    )
+    group.add_argument(
+        "--conv-precision",
+        choices=("default", "float32"),
+        default="default",
+        help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has float16 alone (default: "
+        "default, the device's own)",
     )
     group.add_argument(
         "--num-workers", type=number(int, 1), default=4, help="threads that read pictures (default: 4)"

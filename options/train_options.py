@@ -7,7 +7,7 @@ from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from options import Parser, add_machine_options, number, size
-from utils.device import launched
+from utils.device import process_count
 
 # Where the paper's text and the authors' released code differ; the published 43.2 mIoU comes from the code.
 RECIPES = {
@@ -21,7 +21,7 @@ SOURCES = {
     "synthia": {"data_dir": "./data/SYNTHIA", "input_size": (1280, 760), "lambda_local": 10.0},
 }
 MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train", "snapshot_dir", "not_val",
-              "save_pred_every", "keep_checkpoints", "mode", "jit_level",
+              "save_pred_every", "keep_checkpoints", "mode", "jit_level", "conv_precision",
               "num_workers", "save_memory", "recompute",
               "batch_size", "iter_size"}  # these if their product with the number of processes stays
 LISTS = {"data_list", "data_list_target", "gta5_split"}  # may move: train compares what they say
@@ -31,8 +31,8 @@ OF_MACHINE = {"device", "device_id"}  # not taken over when a run goes on
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
-DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode",
-              "num_workers"}
+DEMO_TAKES = {"demo", "num_steps", "random_seed", "snapshot_dir", "device", "device_id", "mode", "jit_level",
+              "conv_precision", "num_workers"}
 DEBUG = {"input_size": (160, 96), "input_size_target": (128, 64), "num_steps": 4, "save_pred_every": 2}
 
 
@@ -124,8 +124,6 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="no validation (default: at every checkpoint)")
 
     add_machine_options(parser)
-    parser.add_argument("--jit-level", choices=("O0", "O1", "O2"),
-                        help="of MindSpore's compiler (default: O0 on the CPU, else MindSpore's own)")
     parser.add_argument("--amp-level", choices=("O0", "O2", "O3"), default="O0",
                         help="O2: G in float16, O3: G and D, apart from batch norm and losses (default: O0)")
     parser.add_argument("--recompute", action=BooleanOptionalAction, default=False,
@@ -161,8 +159,6 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--preheat-steps {args.preheat_steps} is more than --num-steps {args.num_steps}")
     if args.amp_level != "O0" and args.save_memory:
         parser.error("--save-memory is for float32: leave it out, or --amp-level")
-    if args.jit_level and args.mode == "pynative":
-        parser.error("--jit-level has no effect with --mode pynative")
     for name in UNUSED[args.method]:
         if getattr(args, name) != fill.get(name, parser.get_default(name)):
             parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}")
@@ -209,6 +205,10 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
         saved = {name: saved[name] for name in saved if name in vars(args) and name not in OF_MACHINE}
     except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
+    if saved.get("jit_level") == "O2":  # MindSpore's GE backend, deprecated since its 2.9
+        if not args.jit_level:
+            parser.error(f"{path} says --jit-level O2, which is no longer offered: add --jit-level O0 or O1")
+        del saved["jit_level"]
     # As if they stood on the command line, so that they are checked alike; what the user gives comes later.
     words = ["--snapshot-dir", str(folder)]
     for name, value in saved.items():
@@ -219,7 +219,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
             words.append(flag if isinstance(value, bool) else f"{option}={text}")
     before = parser.parse_args(words)
     args = parser.parse_args(words + (sys.argv[1:] if argv is None else argv))
-    processes = int(os.environ["MS_WORKER_NUM"]) if launched() else 1
+    processes = process_count()
     per_step = args.batch_size * args.iter_size * processes
     per_step_then = before.batch_size * before.iter_size * processes_then
     for name in saved:

@@ -89,7 +89,7 @@ def train_and_score(command: list[str]) -> None:
     from utils import device
 
     args, started = get_arguments(command), time.time()
-    device.setup(args.device, args.device_id, args.mode)
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     path = train(args)
     val = cityscapesDataSet(args.data_dir_target, "val", size=SIZE, labels=True)
     unlabelled = cityscapesDataSet(args.data_dir_target, "train", size=SIZE)

@@ -6,11 +6,23 @@ Call `prepare_environment()` before mindspore is imported; this module itself im
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import UserError
+
+HAS_FLOAT32 = ("ascend910b", "ascend910_93")  # chips whose convolutions need not be float16
+DRIVER = Path("/usr/local/Ascend/driver/version.info")
+
+
+def npu_sign() -> str | None:
+    """Return what shows that this machine has an NPU, usable or not: a device file or CANN's variable."""
+    found = sorted(str(path) for path in Path("/dev").glob("davinci*"))
+    found += [name for name in ("ASCEND_HOME_PATH",) if os.environ.get(name)]
+    return next(iter(found), None)
 
 
 def prepare_environment() -> str | None:
@@ -19,7 +31,8 @@ def prepare_environment() -> str | None:
     MindSpore 2.9 and 2.10 hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3
     convolutions then run 100-300 times slower. Limiting oneDNN to AVX2 brings them back.
     """
-    os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore's warnings are not for our users
+    # MindSpore's warnings matter with an NPU alone (a CANN that does not fit, …): elsewhere errors only.
+    os.environ.setdefault("GLOG_v", "2" if npu_sign() else "3")
     try:
         version = importlib.metadata.version("mindspore")
     except importlib.metadata.PackageNotFoundError:
@@ -39,46 +52,142 @@ def prepare_environment() -> str | None:
     return None
 
 
+def process_count() -> int:
+    """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
+    names = ("MS_WORKER_NUM", "RANK_SIZE", "OMPI_COMM_WORLD_SIZE")
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
+
+
 def launched() -> bool:
-    """Whether msrun, MindSpore's launcher, started this process."""
-    return "MS_ROLE" in os.environ
+    """Return whether this process belongs to a job of several, or msrun started it."""
+    return "MS_ROLE" in os.environ or process_count() > 1
 
 
-def setup(device: str, device_id: int, mode: str, jit_level: str | None = None) -> str:
+def setup(
+    device: str, device_id: int, mode: str, jit_level: str | None = None, conv_precision: str = "default"
+) -> str:
     """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU".
 
-    A process that msrun started joins the others; then each has the card of its number on its machine.
+    A process of several joins the others; then each has the card of its number on its machine.
     """
     import mindspore
 
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
-    if name is None:
-        name = "Ascend" if mindspore.device_context.ascend.is_available() else "CPU"
+    if name is None:  # an NPU that cannot be used is an error, not a reason to train on the CPU
+        name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_sign() else "CPU"
+    if jit_level and mode == "pynative":
+        raise UserError("--jit-level has no effect with --mode pynative")
     if device_id and launched():
         raise UserError("--device-id has no effect under msrun: each process takes the card of its number")
     if device_id and name == "CPU":
         raise UserError(f"--device-id {device_id} names a card, but the device is the CPU: --device-id 0")
+    if launched():  # None: msrun's processes agree on it
+        device_id = None if "MS_ROLE" in os.environ else int(os.environ.get("DEVICE_ID", 0))
+    if name == "Ascend" and not ascend().is_pkg_support_device(name):
+        reason = ascend().load_plugin_error() or "this MindSpore has no part for it"
+        scripts = sorted(Path("/usr/local/Ascend").glob("*/set_env.sh"))
+        script = scripts[0] if scripts else "/usr/local/Ascend/ascend-toolkit/set_env.sh"
+        raise UserError(unusable(device, reason, f"first: source {script} (README, \"NPU\"); "))
     try:
-        mindspore.set_device(name, None if name == "CPU" or launched() else device_id)
+        mindspore.set_device(name, None if name == "CPU" else device_id)
+        if conv_precision == "float32":
+            float32_convolutions(name)
+        if name == "Ascend" and not launched():
+            mindspore.runtime.synchronize()  # starts the NPU: what is wrong with it shows here
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--device {device} --device-id {device_id} cannot be used: {reason}; --device cpu needs no card"
-        ) from None
+        raise UserError(unusable(device, str(error))) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
     if jit_level or name == "CPU":
         # O1 compiles longer and is no faster on the CPU; Ascend keeps its own default.
         mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
     if launched():
-        mindspore.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True)
-        try:
-            mindspore.communication.init()
-        except RuntimeError as error:  # msrun's scheduler waits in there for the processes
-            if os.environ["MS_ROLE"] != "MS_SCHED":
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"a process ended early: see \"error:\" in worker_*.log ({reason})") from None
+        join()
     return name
+
+
+def join() -> None:
+    """Meet the other processes of the job; UserError if there is none, or for the scheduler if one ended."""
+    import mindspore
+
+    try:
+        mindspore.communication.init()
+    except RuntimeError as error:
+        role, reason = os.environ.get("MS_ROLE"), one_line(str(error))
+        if role == "MS_WORKER":
+            raise
+        if role:  # msrun's scheduler waits in there for the processes
+            raise UserError(f'a process ended early: see "error:" in worker_*.log ({reason})') from None
+        count = f"{process_count()} processes, as RANK_SIZE says,"
+        raise UserError(f"{count} cannot join: {reason}; to be one process alone: unset RANK_SIZE") from None
+
+
+def ascend():
+    """Return MindSpore's own context, which knows the NPU; public functions tell less, and in warnings."""
+    from mindspore._c_expression import MSContext
+
+    return MSContext.get_instance()
+
+
+def unusable(device: str, reason: str, advice: str = "") -> str:
+    """Return in one line that a device cannot be used, MindSpore's reason, and what to do."""
+    found = f": this machine has an NPU ({npu_sign() or 'CANN'}), which" if device == "auto" else ""
+    return f"--device {device}{found} cannot be used: {one_line(reason)}; {advice}--device cpu needs no card"
+
+
+def one_line(text: str) -> str:
+    """Return an error of MindSpore's without its C++ call stack, its rules and its line breaks."""
+    text = re.sub(r"-+\n- C\+\+ Call Stack.*", "", text, flags=re.DOTALL)
+    return " ".join(line.strip() for line in text.splitlines() if line.strip("- ")).rstrip(".")
+
+
+def chip() -> str:
+    """Return the NPU's name in MindSpore: ascend910 (a 910A), ascend910b, …; "" on other devices.
+
+    In a DryRun, MindSpore 2.8 and later do not tell it either.
+    """
+    import mindspore
+
+    on_npu = mindspore.get_context("device_target") == "Ascend"
+    return ascend().get_ascend_soc_version() if on_npu else ""
+
+
+def float32_convolutions(name: str) -> None:
+    """Let convolutions compute in float32 on the device just set; UserError if it cannot."""
+    import mindspore
+
+    if name == "GPU":
+        raise UserError("--conv-precision float32 is for Ascend and the CPU")
+    if chip() not in ("", *HAS_FLOAT32):
+        raise UserError(
+            f"--conv-precision float32: this NPU ({chip()}) has float16 convolutions alone; leave it out"
+        )
+    if name == "Ascend":
+        # Not device_context.ascend.op_precision.conv_allow_hf32: in MindSpore 2.7 to 2.10 that reaches aclnn
+        # operators alone, but nn.Conv2d and its gradients are aclop operators. This reaches both.
+        mindspore.set_context(ascend_config={"conv_allow_hf32": False})
+
+
+def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
+    """Return what the device really computes in, for the log and options.json.
+
+    A 910A has no float32 for convolutions and matrix products. Newer NPUs round the inputs of convolutions to
+    HF32 (11 bits of mantissa) unless told otherwise, but not those of matrix products.
+    """
+    import mindspore
+
+    target, convolution, product = mindspore.get_context("device_target"), "float32", "float32"
+    if target == "Ascend" and chip() in HAS_FLOAT32:
+        convolution = "float32" if conv_precision == "float32" else "HF32"
+    elif target == "Ascend":
+        convolution = product = "float16" if chip() else "unknown (simulated)"
+    elif target == "GPU":
+        convolution = "float32 or TF32"
+    return {
+        "device": chip() or target,
+        "convolutions of G": convolution if amp_level == "O0" else "float16",
+        "convolutions of D": "float16" if amp_level == "O3" else convolution,
+        "matrix products": product,
+    }
 
 
 def half_precision(net) -> None:
@@ -121,10 +230,24 @@ def on_cpu() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Python, platform and the five packages, for options.json and the results."""
+    """Python, platform, the five packages and, where they are found, CANN and the NPU's driver."""
     packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")
+    home = Path(os.environ.get("ASCEND_HOME_PATH", "/usr/local/Ascend/ascend-toolkit/latest"))
+    cann = *home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"
+    found = {"CANN": version_in(*cann), "NPU driver": version_in(DRIVER)}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version for name, version in found.items() if version},
     }
+
+
+def version_in(*paths: Path) -> str | None:
+    """Return what "Version=" says in the first of the files that has it."""
+    for path in paths:
+        with suppress(OSError):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                if line.lower().startswith("version="):
+                    return line[len("version=") :].strip()
+    return None

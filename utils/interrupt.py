@@ -1,36 +1,72 @@
-"""Ctrl-C and SIGTERM as wishes, which the scripts grant between two steps or pictures.
+"""Deferred signals: Ctrl-C, SIGTERM and SIGHUP are looked for between two steps or images.
 
-MindSpore brings handlers of its own into place while graphs and data pipelines run, and those end the
-process. So both signals are blocked, in the main thread before there are others, and looked for in between.
+MindSpore sets handlers of its own, for SIGINT in each run of a graph and for SIGTERM with a data pipeline;
+those end the process. So both signals are blocked, in the main thread before there are others. That does not
+last: on Ascend, CANN's compile pool starts Python's multiprocessing resource tracker, which unblocks both. So
+each look blocks them again and restores handlers that remember what was delivered in between. (A thread that
+was started in between stays unblocked; there MindSpore turns SIGINT into SIGTERM, which is remembered.)
 """
 
 import ctypes
+import os
 import signal
+import stat
 import sys
+from contextlib import suppress
 
-from utils.device import launched
-
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+BLOCKED = {signal.SIGINT, signal.SIGTERM}
+handlers: dict[signal.Signals, object] = {}  # what `hold` restores; empty until `block`
+delivered: set[signal.Signals] = set()
 
 
 def block() -> None:
-    """Make both signals wait (POSIX only). To be called before mindspore is imported."""
+    """Make the signals wait (POSIX only). To be called before mindspore is imported.
+
+    What nohup, or a shell for its background jobs, had ignored when the program started stays ignored.
+    """
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    if launched() and sys.platform == "linux":
+        for number in (*BLOCKED, signal.SIGHUP):
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            handlers[number] = signal.SIG_IGN if ignored else remember
+        hold()
+    if "MS_ROLE" in os.environ and sys.platform == "linux":
         # msrun hands no SIGTERM on: when it dies of one, its processes get theirs from the kernel.
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def hold() -> None:
+    """Block and handle the signals as `block` decided, whatever other software has set since."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if handlers:
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # not SIGHUP: see `remember`
+
+
+def remember(number: int, _) -> None:
+    """Handler of a signal that was delivered. SIGHUP is handled at once: it takes the terminal away.
+
+    Writing to a lost terminal, or to a pipe whose reader went with it, is an error from then on; files stay.
+    """
+    delivered.add(signal.Signals(number))
+    if number == signal.SIGHUP:
+        for stream in (1, 2):
+            with suppress(OSError):
+                if not stat.S_ISREG(os.fstat(stream).st_mode):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def asked() -> signal.Signals | None:
-    """The signal that waits, if one does."""
-    waiting = signal.sigpending() & SIGNALS if hasattr(signal, "sigpending") else set()
-    return min(waiting, default=None)
+    """The signal that waits or was delivered, if one was."""
+    if not handlers:
+        return None
+    hold()
+    wanted = {number for number, handler in handlers.items() if handler == remember}
+    return min(delivered | (signal.sigpending() & wanted), default=None)
 
 
 def exit_if_asked(*_) -> None:
-    """SystemExit with the customary code, 130 or 143, if a signal waits."""
+    """SystemExit with the customary code, 129, 130 or 143, if a signal waits."""
     if asked():
         stop()
 

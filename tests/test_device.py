@@ -1,0 +1,131 @@
+"""What the scripts say about the device, its precision and its software. The signs of an NPU are made up."""
+
+import json
+from types import SimpleNamespace
+
+import mindspore
+import pytest
+
+from options.train_options import get_arguments
+from tests.scripts import ROOT, TRAIN, python
+from utils import device
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["auto", "ascend"])
+def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
+    """As on a server whose CANN was not loaded by set_env.sh: no silent training on the CPU."""
+    words = [ROOT / TRAIN, "--device", name, "--restore-from", "none"]
+    message = python(words, tmp_path, 2, ASCEND_HOME_PATH=str(tmp_path), LD_LIBRARY_PATH="").stderr
+    assert "libge_runner.so: cannot open shared object file" in message  # MindSpore's reason, its first line
+    assert "libmindspore_ops_ascend.so failed" in message  # and its second
+    assert "source /usr/local/Ascend/" in message and "set_env.sh" in message and "--device cpu" in message
+    assert ("this machine has an NPU (ASCEND_HOME_PATH)" in message) == (name == "auto")
+
+
+def test_without_signs_of_an_npu_auto_is_the_cpu(monkeypatch):
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    if device.npu_sign():
+        pytest.skip("there is an NPU")
+    assert device.setup("auto", 0, "pynative", conv_precision="float32") == "CPU"
+    assert device.precision("O0", "float32") == {
+        "device": "CPU", "convolutions of G": "float32", "convolutions of D": "float32",
+        "matrix products": "float32"}  # fmt: skip
+
+
+def test_warnings_are_shown_where_there_is_an_npu(monkeypatch):
+    monkeypatch.setattr(device, "npu_sign", lambda: None)
+    monkeypatch.delenv("GLOG_v", raising=False)
+    device.prepare_environment()
+    assert device.os.environ["GLOG_v"] == "3"
+    monkeypatch.delenv("GLOG_v")
+    monkeypatch.setattr(device, "npu_sign", lambda: "/dev/davinci0")
+    device.prepare_environment()
+    assert device.os.environ["GLOG_v"] == "2"
+
+
+@pytest.fixture
+def npu(monkeypatch):
+    """A function that makes MindSpore's context that of a chip."""
+
+    def make(chip: str) -> None:
+        monkeypatch.setattr(mindspore, "get_context", {"device_target": "Ascend"}.get)
+        monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(get_ascend_soc_version=lambda: chip))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "chip, amp_level, conv_precision, values",
+    [
+        ("ascend910b", "O0", "default", ("HF32", "HF32", "float32")),
+        ("ascend910b", "O0", "float32", ("float32", "float32", "float32")),
+        ("ascend910b", "O2", "default", ("float16", "HF32", "float32")),
+        ("ascend910_93", "O3", "float32", ("float16", "float16", "float32")),
+        ("ascend910", "O0", "default", ("float16", "float16", "float16")),
+    ],
+)
+def test_precision_is_that_of_the_chip(npu, chip, amp_level, conv_precision, values):
+    npu(chip)
+    assert tuple(device.precision(amp_level, conv_precision).values()) == (chip, *values)
+
+
+def test_a_chip_without_float32_convolutions_is_named(npu):
+    npu("ascend910")
+    with pytest.raises(UserError, match="ascend910.* has float16 convolutions alone"):
+        device.float32_convolutions("Ascend")
+
+
+def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "driver" / "version.info")
+    assert not {"CANN", "NPU driver"} & device.versions().keys()
+    for name, text in (
+        ("driver/version.info", "Version=25.2.0\nascendhal_version=7.35.23\n"),
+        ("compiler/version.info", "version_dir=8.2.RC1\nVersion=8.2.0.1.220\n"),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    assert device.versions()["NPU driver"] == "25.2.0" and device.versions()["CANN"] == "8.2.0.1.220"
+    info = tmp_path / "aarch64-linux" / "ascend_toolkit_install.info"
+    info.parent.mkdir()
+    info.write_text("package_name=Ascend-cann-toolkit\nversion=8.2.RC1\n")
+    assert device.versions()["CANN"] == "8.2.RC1"
+
+
+@pytest.mark.parametrize(
+    "environment, count, several",
+    [
+        ({}, 1, False),
+        ({"RANK_SIZE": "1", "RANK_ID": "0"}, 1, False),  # containers set it
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1, True),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4"}, 4, True),
+        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "RANK_ID": "3"}, 8, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2, True),
+    ],
+)
+def test_a_job_of_several_processes_is_known_by_any_launcher(monkeypatch, environment, count, several):
+    for name in ("MS_ROLE", "MS_WORKER_NUM", "RANK_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (device.process_count(), device.launched()) == (count, several)
+
+
+def test_processes_that_cannot_join_say_why(tmp_path):
+    message = python([ROOT / TRAIN, "--device", "cpu"], tmp_path, 2, RANK_SIZE="2").stderr
+    assert "2 processes, as RANK_SIZE says, cannot join" in message
+
+
+def test_jit_level_is_no_option_of_pynative():
+    with pytest.raises(UserError, match="--jit-level has no effect with --mode pynative"):
+        device.setup("cpu", 0, "pynative", "O1")
+
+
+def test_a_run_with_the_jit_level_that_went_says_so(tmp_path, capsys):
+    (tmp_path / "options.json").write_text(json.dumps({"jit_level": "O2", "batch_size": 2}))
+    with pytest.raises(SystemExit):
+        get_arguments(["--continue-train", str(tmp_path)])
+    assert "--jit-level O2, which is no longer offered: add --jit-level O0 or O1" in capsys.readouterr().err
+    args = get_arguments(["--continue-train", str(tmp_path), "--jit-level", "O1"])
+    assert args.jit_level == "O1" and args.batch_size == 2

@@ -1,0 +1,80 @@
+"""Signals that arrive between two looks, whatever other software has done to masks and handlers meanwhile."""
+
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.scripts import ROOT, TRAIN, rows_of, train_words
+
+# A program that looks for signals as the scripts do. On Ascend, CANN's compile pool makes a forkserver queue,
+# whose resource tracker unblocks SIGINT and SIGTERM; MindSpore's data pipelines and graphs set handlers.
+PROGRAM = """
+import multiprocessing, signal, time
+from utils import interrupt
+interrupt.block()
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupt.exit_if_asked()
+queue = multiprocessing.get_context("forkserver").Queue()
+print("ready", flush=True)
+while True:
+    time.sleep(0.02)
+    interrupt.exit_if_asked()
+"""
+
+
+def start(prefix: str = "", program: str = PROGRAM) -> subprocess.Popen:
+    """The program, started by a shell, once it is ready; in a process group of its own."""
+    command = f"{prefix} {shlex.join([sys.executable, '-c', program])}"
+    process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_seen_although_others_unblock_it(number, code):
+    process = start("exec")
+    process.send_signal(number)
+    output = process.communicate(timeout=20)[0]
+    assert process.returncode == code, output
+    assert number == signal.SIGHUP or output == f"stopped by {number.name}\n"  # a lost terminal is not told
+
+
+@pytest.mark.parametrize(
+    "prefix, ignored", [("exec nohup", signal.SIGHUP), ("trap '' INT; exec", signal.SIGINT)]
+)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
+    """`nohup`, and the background jobs of a script's shell."""
+    process = start(prefix)
+    process.send_signal(ignored)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(20) == 143
+
+
+def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
+    """Writing to it fails from then on, which must not end the process before it has saved."""
+    folder = tmp_path / "run"
+    words = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, str(ROOT / TRAIN), *words])
+    deadline = time.monotonic() + 120
+    while not (folder / "loss.csv").exists() or not rows_of(folder / "loss.csv"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    done = len(rows_of(folder / "loss.csv"))
+    assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]
+    assert f"{done} steps are done; goes on with" in Path(folder / "Train_log.log").read_text(encoding="utf-8")
