@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tests.scripts import run
+from utils import device
 
 FOLDER = Path(__file__).parent / "golden"
 LABEL_IDS = np.array(
@@ -350,6 +351,7 @@ KINDS = {  # how the comparisons' names begin
 
 def main(args: argparse.Namespace) -> None:
     """Print, for each kind of figure, the difference closest to its tolerance; exit 1 beyond one."""
+    device.prepare_environment()  # before mindspore is imported
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

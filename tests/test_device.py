@@ -27,6 +27,7 @@ def test_without_signs_of_an_npu_auto_is_the_cpu(monkeypatch):
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     if device.npu_sign():
         pytest.skip("there is an NPU")
+    monkeypatch.setattr(mindspore, "set_device", lambda *_: None)  # once per process, before the first graph
     assert device.setup("auto", 0, "pynative", conv_precision="float32") == "CPU"
     assert device.precision("O0", "float32") == {
         "device": "CPU", "convolutions of G": "float32", "convolutions of D": "float32",

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -77,4 +76,5 @@ def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
     done = len(rows_of(folder / "loss.csv"))
     assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]
-    assert f"{done} steps are done; goes on with" in Path(folder / "Train_log.log").read_text(encoding="utf-8")
+    log = (folder / "Train_log.log").read_text(encoding="utf-8")
+    assert f"{done} steps are done; goes on with" in log
