@@ -11,6 +11,7 @@ from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.golden import picture
+from utils import device
 
 FACTORS = {"preheating": (1.0, 1.0, 0.0), "weighted": (0.9, 0.4, 40.0)}  # damp, base, local
 
@@ -62,6 +63,13 @@ def test_gradients_survive_float16(factors):
             other = expected[name][layer]
             cosine = g @ other / np.linalg.norm(g) / np.linalg.norm(other)
             assert cosine >= 0.98, (name, layer, cosine)
+
+
+def test_loss_scaling_follows_the_precision_and_not_the_option(monkeypatch):
+    """On a 910A convolutions compute in float16 at --amp-level O0 too."""
+    assert make_step("O0").scaler is None and make_step("O2").scaler is not None
+    monkeypatch.setattr(device, "precision", lambda *_: {"convolutions of G": "float16"})
+    assert make_step("O0").target_scale == 1024
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ class Run:
         names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
         figures = (*values, lr, lr_D, seconds, flop / seconds / 1e12)
         shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
-        if args.amp_level != "O0":
+        if self.step_cell.scaler is not None:
             shown["skipped steps"] = str(self.step_cell.skipped.asnumpy())
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
