@@ -2,15 +2,16 @@
 
 import argparse
 
+import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 from scipy.special import expit, log_softmax
 from scipy.special import softmax as scipy_softmax
 
 from CLAN_train_gta5_2_city import schedule, updates_per_step
 from model.CLAN_D import discriminator
-from model.CLAN_G import freeze_bn_affine, generator
+from model.CLAN_G import PaddedMaxPool, freeze_bn_affine, generator
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.metrics import class_iou, confusion_matrix, iou_table, mean_iou
 from utils.softmax import softmax
@@ -114,6 +115,19 @@ def test_logits_have_the_size_of_ceil_mode_pooling(size, expected):
     net_G = generator("small").set_train(False)
     c1, c2 = net_G(Tensor(np.zeros((1, 3, size[1], size[0]), np.float32)))
     assert c1.shape == c2.shape == (1, 19, expected[1], expected[0])
+
+
+@pytest.mark.parametrize("size", [(8, 10), (9, 11), (8, 11)])
+def test_padded_max_pooling_is_ceil_mode_after_a_relu(size):
+    """Forward to the bit, and its gradient: the form for Ascend and the one for other devices."""
+    x = ops.relu(Tensor(RNG.normal(0, 1, (2, 3, *size)).astype(np.float32)))
+    pools = PaddedMaxPool(), nn.MaxPool2d(3, 2, pad_mode="pad", padding=1, ceil_mode=True)
+    a, b = (pool(x).asnumpy() for pool in pools)
+    weight = Tensor(RNG.normal(0, 1, a.shape).astype(np.float32))
+    assert np.array_equal(a, b)
+    da, db = (mindspore.grad(lambda x, pool=pool: (pool(x) * weight).sum())(x).asnumpy() for pool in pools)
+    positive = x.asnumpy() > 0  # the ReLU passes no gradient elsewhere
+    assert np.allclose(da[positive], db[positive], rtol=1e-6, atol=1e-6)
 
 
 def test_initial_values():

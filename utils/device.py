@@ -229,6 +229,13 @@ def on_cpu() -> bool:
     return mindspore.get_context("device_target") == "CPU"
 
 
+def on_npu() -> bool:
+    """Return whether MindSpore computes on Ascend."""
+    import mindspore
+
+    return mindspore.get_context("device_target") == "Ascend"
+
+
 def versions() -> dict[str, str]:
     """Python, platform, the five packages and, where they are found, CANN and the NPU's driver."""
     packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")
