@@ -7,7 +7,7 @@ import mindspore
 import pytest
 
 from options.train_options import get_arguments
-from tests.scripts import ROOT, TRAIN, python
+from tests.scripts import ROOT, TRAIN, python, run, train_words
 from utils import device
 from utils.errors import UserError
 
@@ -23,15 +23,15 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
     assert ("this machine has an NPU (ASCEND_HOME_PATH)" in message) == (name == "auto")
 
 
-def test_without_signs_of_an_npu_auto_is_the_cpu(monkeypatch):
-    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    if device.npu_sign():
-        pytest.skip("there is an NPU")
-    monkeypatch.setattr(mindspore, "set_device", lambda *_: None)  # once per process, before the first graph
-    assert device.setup("auto", 0, "pynative", conv_precision="float32") == "CPU"
-    assert device.precision("O0", "float32") == {
-        "device": "CPU", "convolutions of G": "float32", "convolutions of D": "float32",
-        "matrix products": "float32"}  # fmt: skip
+@pytest.mark.skipif(device.npu_sign() is not None, reason="there is an NPU")
+def test_without_signs_of_an_npu_auto_is_the_cpu(data, tmp_path):
+    words = train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val", "--conv-precision", "float32")
+    words[words.index("--device") + 1] = "auto"
+    output = run(TRAIN, *words).stdout
+    assert "small on cpu" in output
+    assert "precision: device CPU, convolutions of G float32, convolutions of D float32, matrix" in output
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert options["precision"]["convolutions of G"] == "float32" and options["conv_precision"] == "float32"
 
 
 def test_warnings_are_shown_where_there_is_an_npu(monkeypatch):

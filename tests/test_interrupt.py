@@ -29,9 +29,9 @@ while True:
 """
 
 
-def start(prefix: str = "", program: str = PROGRAM) -> subprocess.Popen:
+def start(prefix: str) -> subprocess.Popen:
     """The program, started by a shell, once it is ready; in a process group of its own."""
-    command = f"{prefix} {shlex.join([sys.executable, '-c', program])}"
+    command = f"{prefix} {shlex.join([sys.executable, '-c', PROGRAM])}"
     process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
     assert process.stdout.readline() == "ready\n"
@@ -78,3 +78,37 @@ def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
     assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]
     log = (folder / "Train_log.log").read_text(encoding="utf-8")
     assert f"{done} steps are done; goes on with" in log
+
+
+# The training script, all of whose threads start with both signals unblocked.
+UNBLOCKED = """
+import multiprocessing, runpy, sys
+from utils import device
+setup = device.setup
+def setup_and_unblock(*options):
+    name = setup(*options)
+    multiprocessing.get_context("forkserver").Queue()
+    return name
+device.setup = setup_and_unblock
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_an_unblocked_thread_ends_a_training_with_a_checkpoint(data, tmp_path, number):
+    folder = tmp_path / "run"
+    words = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
+    process = subprocess.Popen([sys.executable, "-c", UNBLOCKED, TRAIN, *words], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    while not (folder / "loss.csv").exists() or len(rows_of(folder / "loss.csv")) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    # In a step, MindSpore makes SIGTERM of SIGINT.
+    assert process.returncode in (128 + number, 128 + signal.SIGTERM), output
+    done = len(rows_of(folder / "loss.csv"))
+    assert f"{done} steps are done" in output
+    assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]

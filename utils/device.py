@@ -130,7 +130,8 @@ def ascend():
 
 def unusable(device: str, reason: str, advice: str = "") -> str:
     """Return in one line that a device cannot be used, MindSpore's reason, and what to do."""
-    found = f": this machine has an NPU ({npu_sign() or 'CANN'}), which" if device == "auto" else ""
+    sign = npu_sign() if device == "auto" else None
+    found = f": this machine has an NPU ({sign}), which" if sign else ""
     return f"--device {device}{found} cannot be used: {one_line(reason)}; {advice}--device cpu needs no card"
 
 
