@@ -96,9 +96,11 @@ def test_goes_on_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tm
 
 def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+    (tmp_path / "b" / ".adopt.tmp").mkdir(parents=True)  # of a process that was killed
     words = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
     run(TRAIN, *words, "--num-workers", 1)
     same_end(reference, tmp_path / "b")
+    assert not list((tmp_path / "b").glob(".*"))
     assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     message = fails(TRAIN, *words)
     assert "already holds a run" in message
@@ -521,7 +523,7 @@ def test_each_list_is_compared_with_that_of_the_run(tmp_path, name, data):
 
 def test_goes_on_in_the_folder_that_one_stands_in(reference, tmp_path):
     folder = tmp_path / "here"
-    (folder / ".adopt.tmp").mkdir(parents=True)  # of a kill
+    folder.mkdir()
     number = folder.stat().st_ino
     words = ["--continue-train", reference, "--snapshot-dir", "."]
     run(TRAIN, *words, cwd=folder)
