@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mindspore
@@ -132,11 +133,10 @@ def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int]]
     seen, status = [], Path(f"/proc/{process.pid}")
     while process.poll() is None:
         time.sleep(1)
-        if (folder / "loss.csv").exists() and process.poll() is None:
-            pages = int((status / "statm").read_text().split()[1])
-            files = len(list((status / "fd").iterdir()))
-            rows = (folder / "loss.csv").read_text().count("\n") - 1
-            seen.append((rows, pages * resource.getpagesize() >> 20, files))
+        with suppress(OSError):  # not there yet, or ended meanwhile
+            rows = (folder / "loss.csv").read_text("utf-8").count("\n") - 1
+            pages = int((status / "statm").read_text("utf-8").split()[1])
+            seen.append((rows, pages * resource.getpagesize() >> 20, len(list((status / "fd").iterdir()))))
     assert process.returncode == 0
     return seen
 
