@@ -120,6 +120,7 @@ def test_logits_have_the_size_of_ceil_mode_pooling(size, expected):
 @pytest.mark.parametrize("size", [(8, 10), (9, 11), (8, 11)])
 def test_padded_max_pooling_is_ceil_mode_after_a_relu(size):
     """Forward to the bit, and its gradient: the form for Ascend and the one for other devices."""
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     x = ops.relu(Tensor(RNG.normal(0, 1, (2, 3, *size)).astype(np.float32)))
     pools = PaddedMaxPool(), nn.MaxPool2d(3, 2, pad_mode="pad", padding=1, ceil_mode=True)
     a, b = (pool(x).asnumpy() for pool in pools)
