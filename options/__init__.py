@@ -77,7 +77,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--jit-level",
         choices=("O0", "O1"),
-        help="of MindSpore's compiler (default: O0 on the CPU, else MindSpore's own)",
+        help="of MindSpore's compiler (default: O0)",
     )
     group.add_argument(
         "--conv-precision",

@@ -12,6 +12,7 @@ import re
 import zlib
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 
 import mindspore
 import numpy as np
@@ -31,6 +32,7 @@ BN_NAMES = {
 }
 BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 CLASSIFIERS = ("layer5.", "layer6.")
+LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
 
 
@@ -92,12 +94,15 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
 
 
 def step_of(path: Path) -> int | None:
-    """The steps done in a checkpoint that `save` wrote; None if there is none, or its end is damaged.
+    """The steps done in a checkpoint that `save` wrote; None if there is none, or it is damaged.
 
-    Only the end is read, where `save` puts the step: not the tensors, some 400 MB, and so no checksum either.
+    The file is mapped: its checksum is compared without 400 MB of tensors in memory. The step is at its end.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            with memoryview(raw) as view:
+                if zlib.crc32(view[:-17]) != int.from_bytes(view[-10:], "big"):
+                    return None
             end = raw[-1024:-17]  # up to the checksum
         # An entry begins with its tag and its length, a byte each, and then its name.
         return int(read_ckpt(end[end.rindex(b"\n\x04step") - 2 :])["step"])
@@ -211,11 +216,13 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
     if any(name.startswith("optimizer_2.") for name in content):
         raise UserError(
             f"{path}: an earlier version of this program repeated the backbone's updates in another way than "
-            "PyTorch 1.0, so this run cannot be continued; start a new one from its weights: "
-            f"--restore-from {path} --restore-from-D {path}"
+            "PyTorch 1.0, so this run cannot be continued; start a new one from its weights: --restore-from "
+            f"{quote(str(path))}" + f" --restore-from-D {quote(str(path))}" * (step_cell.method != "source")
         )
     for p in state(step_cell):
         value = content.get(p.name)
+        if value is None and p.name in LOSS_SCALING:
+            continue  # of a device that computed in float32: loss scaling begins here
         if not isinstance(value, np.ndarray) or value.shape != p.shape:
             raise UserError(
                 f"{path}: {p.name} is missing or of another shape; --continue-train needs a checkpoint "

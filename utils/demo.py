@@ -51,7 +51,8 @@ def demo(args, train: Callable) -> None:
     data = write_demo_data("./data/demo", seed)
 
     machine = {"--device": args.device, "--device-id": args.device_id, "--mode": args.mode,
-               "--num-workers": args.num_workers}
+               "--conv-precision": args.conv_precision, "--num-workers": args.num_workers,
+               **({"--jit-level": args.jit_level} if args.jit_level else {})}
 
     def run(name: str, steps: int, options: list[str]) -> Path:
         argv = words(data, folder / name, steps, seed, [*options, *flat(machine)])

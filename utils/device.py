@@ -14,7 +14,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-HAS_FLOAT32 = ("ascend910b", "ascend910_93")  # chips whose convolutions need not be float16
+FLOAT16_CHIPS, HF32_CHIPS = ("ascend910",), ("ascend910b", "ascend910_93")  # what convolutions compute in
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
 
 
@@ -55,7 +55,10 @@ def prepare_environment() -> str | None:
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
     names = ("MS_WORKER_NUM", "RANK_SIZE", "OMPI_COMM_WORLD_SIZE")
-    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name and not os.environ[name].isdecimal():
+        raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
+    return int(os.environ[name]) if name else 1
 
 
 def launched() -> bool:
@@ -146,10 +149,7 @@ def chip() -> str:
 
     In a DryRun, MindSpore 2.8 and later do not tell it either.
     """
-    import mindspore
-
-    on_npu = mindspore.get_context("device_target") == "Ascend"
-    return ascend().get_ascend_soc_version() if on_npu else ""
+    return ascend().get_ascend_soc_version() if on_npu() else ""
 
 
 def float32_convolutions(name: str) -> None:
@@ -158,9 +158,10 @@ def float32_convolutions(name: str) -> None:
 
     if name == "GPU":
         raise UserError("--conv-precision float32 is for Ascend and the CPU")
-    if chip() not in ("", *HAS_FLOAT32):
+    if chip() in FLOAT16_CHIPS:
         raise UserError(
-            f"--conv-precision float32: this NPU ({chip()}) has float16 convolutions alone; leave it out"
+            f"--conv-precision float32: this NPU ({chip()}) has float16 convolutions alone; make it "
+            "--conv-precision default"
         )
     if name == "Ascend":
         # Not device_context.ascend.op_precision.conv_allow_hf32: in MindSpore 2.7 to 2.10 that reaches aclnn
@@ -177,10 +178,10 @@ def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
     import mindspore
 
     target, convolution, product = mindspore.get_context("device_target"), "float32", "float32"
-    if target == "Ascend" and chip() in HAS_FLOAT32:
+    if target == "Ascend" and chip() in HF32_CHIPS:
         convolution = "float32" if conv_precision == "float32" else "HF32"
     elif target == "Ascend":
-        convolution = product = "float16" if chip() else "unknown (simulated)"
+        convolution = product = "float16" if chip() in FLOAT16_CHIPS else "unknown"
     elif target == "GPU":
         convolution = "float32 or TF32"
     return {
@@ -217,7 +218,7 @@ def recompute(net_G) -> None:
 
 
 def compiled(function: Callable, jit_level: str | None) -> Callable:
-    """A method of a cell as one graph; by default at MindSpore's own level."""
+    """A method of a cell as one graph, by default at level O0."""
     import mindspore
 
     return mindspore.jit(function, jit_level=jit_level or "O0", backend="ms_backend")

@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 from contextlib import suppress
 
 BLOCKED = {signal.SIGINT, signal.SIGTERM}
@@ -60,7 +61,8 @@ def asked() -> signal.Signals | None:
     """The signal that waits or was delivered, if one was."""
     if not handlers:
         return None
-    hold()
+    if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        hold()
     wanted = {number for number, handler in handlers.items() if handler == remember}
     return min(delivered | (signal.sigpending() & wanted), default=None)
 

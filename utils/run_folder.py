@@ -118,19 +118,19 @@ def copy(path: Path, to: Path) -> None:
 
 
 def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> None:
-    """UserError if a list chooses other pictures, or another order, than in the run of `folder`.
+    """UserError if source or target are other images, or in another order, than in the run of `folder`.
 
     names_crc32: checksums of the names of "source" and "target". Runs of older versions have none to compare.
     """
     saved = read_json(folder / "options.json")
     before = saved.get("names_crc32") if isinstance(saved, dict) else None
-    lists = {"data_list": "source", "gta5_split": "source", "data_list_target": "target"}
-    for name, data in lists.items():
-        path = getattr(args, name)
-        if path and isinstance(before, dict) and names_crc32[data] != before.get(data):
+    source, target = ("data_list", "gta5_split", "data_dir"), ("data_list_target", "data_dir_target")
+    for data, options in (("source", source), ("target", target)):
+        if isinstance(before, dict) and names_crc32.get(data) != before.get(data):
+            name = next(name for name in options if getattr(args, name))
             raise UserError(
-                f"--{name.replace('_', '-')} {path}: chooses other pictures, or another order, than in the "
-                f"run of {folder}; give the list that it had"
+                f"--{name.replace('_', '-')} {getattr(args, name)}: chooses other pictures, or another order, "
+                f"than in the run of {folder}; give those that it had"
             )
 
 
@@ -138,13 +138,13 @@ def adopt(origin: Path, folder: Path, last: str) -> None:
     """Begin `folder`, which is there and empty, with copies of a run's checkpoint `last`, tables and options.
 
     The folder itself stays: it may be the one that we stand in, or a mount. Its files come at once, at the
-    end; options.json last, as without it nobody takes the folder for a run.
+    end, options.json and checkpoint first: after a kill in between the run can be continued there.
     """
     temporary = folder / ".adopt.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new --snapshot-dir")
-    names = [name for name in (last, *TABLES, "options.json") if (origin / name).exists()]
+    names = [name for name in ("options.json", last, *TABLES) if (origin / name).exists()]
     for name in names:
         copy(origin / name, temporary / name)
     for name in names:
