@@ -128,9 +128,10 @@ def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> N
     for data, options in (("source", source), ("target", target)):
         if isinstance(before, dict) and names_crc32.get(data) != before.get(data):
             name = next(name for name in options if getattr(args, name))
+            option = f"--{name.replace('_', '-')} {getattr(args, name)}"
             raise UserError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: chooses other pictures, or another order, "
-                f"than in the run of {folder}; give those that it had"
+                f"{option}: chooses other pictures, or another order, than in the run of {folder}; give those "
+                "that it had"
             )
 
 
