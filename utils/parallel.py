@@ -86,7 +86,8 @@ def average(parameters: list[Parameter]) -> None:
     values = [p.asnumpy() for p in parameters]
     mean = total(np.concatenate([v.ravel() for v in values])) / np.float32(processes())
     for p, part in zip(parameters, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
-        p.set_data(Tensor(part.reshape(p.shape)))
+        # In place: set_data would give the parameter memory of its own, and compiled graphs keep the old one.
+        ops.assign(p, Tensor(part.reshape(p.shape)))
 
 
 def say(text: str) -> None:
