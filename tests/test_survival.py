@@ -1,5 +1,6 @@
 """What a run survives: kills, signals, full disks, damaged files, bad numbers. Nothing here is mocked."""
 
+import fcntl
 import json
 import os
 import pty
@@ -9,8 +10,10 @@ import select
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -273,6 +276,7 @@ def test_a_signal_ends_an_evaluation_at_once(many, reference, tmp_path, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_validation_at_once(data, many, tmp_path, number):
     folder, (terminal, end) = tmp_path / "run", pty.openpty()  # a terminal shows the bar of the validation
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # but none of no width
     process = start(*train_words(data, folder, *RUN, "--data-dir-target", many), stderr=end)
     wait_for(lambda: re.search(r"evaluate: .*\| [1-9]\d*/", read_now(terminal)), process)
     process.send_signal(number)

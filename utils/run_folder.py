@@ -129,10 +129,8 @@ def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> N
         if isinstance(before, dict) and names_crc32.get(data) != before.get(data):
             name = next(name for name in options if getattr(args, name))
             option = f"--{name.replace('_', '-')} {getattr(args, name)}"
-            raise UserError(
-                f"{option}: chooses other pictures, or another order, than in the run of {folder}; give those "
-                "that it had"
-            )
+            run = f"the run of {folder}"
+            raise UserError(f"{option}: chooses other pictures, or another order, than in {run}; give its own")
 
 
 def adopt(origin: Path, folder: Path, last: str) -> None:
