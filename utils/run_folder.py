@@ -118,19 +118,20 @@ def copy(path: Path, to: Path) -> None:
 
 
 def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> None:
-    """UserError if source or target are other images, or in another order, than in the run of `folder`.
+    """UserError if a list chooses other pictures, or another order, than in the run of `folder`.
 
     names_crc32: checksums of the names of "source" and "target". Runs of older versions have none to compare.
     """
     saved = read_json(folder / "options.json")
     before = saved.get("names_crc32") if isinstance(saved, dict) else None
-    source, target = ("data_list", "gta5_split", "data_dir"), ("data_list_target", "data_dir_target")
-    for data, options in (("source", source), ("target", target)):
-        if isinstance(before, dict) and names_crc32.get(data) != before.get(data):
-            name = next(name for name in options if getattr(args, name))
-            option = f"--{name.replace('_', '-')} {getattr(args, name)}"
-            run = f"the run of {folder}"
-            raise UserError(f"{option}: chooses other pictures, or another order, than in {run}; give its own")
+    lists = {"data_list": "source", "gta5_split": "source", "data_list_target": "target"}
+    for name, data in lists.items():
+        path = getattr(args, name)
+        if path and isinstance(before, dict) and names_crc32[data] != before.get(data):
+            raise UserError(
+                f"--{name.replace('_', '-')} {path}: chooses other pictures, or another order, than in the "
+                f"run of {folder}; give the list that it had"
+            )
 
 
 def adopt(origin: Path, folder: Path, last: str) -> None:
