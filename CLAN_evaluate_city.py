@@ -13,7 +13,7 @@ from utils import device, interrupt
 
 workaround = device.prepare_environment()  # before mindspore is imported
 if args:
-    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a picture
+    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of an image
 
 import mindspore
 import numpy as np
@@ -21,14 +21,14 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.picture_folder import PictureFolder
-from dataset.pipeline import names_crc32, read_ahead, spread
+from dataset.image_folder import ImageFolder
+from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
 from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder
 from utils.errors import UserError, run_script
 from utils.evaluation import adapt_bn, evaluate, label_map, predictor, with_logits
-from utils.files import atomic, keep_old, read_json, write_json
+from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, iou_table, mean_iou, mean_name, number_or_none
 from utils.upsample import up
@@ -48,12 +48,12 @@ def main(args) -> None:
         print(f"{args.restore_from} is not there; using {path}")
     data = None
     if args.predict:
-        data = PictureFolder(args.predict, args.input_size, args.save_path)
+        data = ImageFolder(args.predict, args.input_size, args.save_path)
     elif not args.export:
         data = labelled_data(args)
     content = checkpoint.read(path)
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
-    run_folder.hold_results(args.save_path)
+    run_folder.lock_results_dir(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
     parallel.say(checkpoint.load(net_G, content, path, "net_G"))
@@ -62,7 +62,7 @@ def main(args) -> None:
         train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         count = min(args.adapt_bn, len(train))
-        parallel.say(f"batch statistics re-estimated on {count} unlabelled train pictures")
+        parallel.say(f"BN statistics re-estimated on {count} unlabelled train images")
     if args.predict:
         predict(args, net_G, data)
     elif args.export:
@@ -72,7 +72,7 @@ def main(args) -> None:
 
 
 def labelled_data(args) -> cityscapesDataSet:
-    """The pictures to score on."""
+    """The images to score on."""
     if args.demo is not None and not Path(args.data_dir).is_dir():
         raise UserError(
             f"{args.data_dir} is not there yet: draw it with CLAN_train_gta5_2_city.py --demo "
@@ -85,12 +85,12 @@ def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
-    with_panel = {data.names[i]: i for i in spread(len(data), args.panels)} if args.save else {}
+    with_panel = {data.names[i]: i for i in evenly_spaced_indices(len(data), args.panels)} if args.save else {}
     # All kinds: images must not lie beside results that are not theirs.
-    run_folder.make_room(folder / "result.json", *kinds)
+    run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def each(name: str, trainIds: np.ndarray) -> None:
-        interrupt.exit_if_asked()
+        interrupt.exit_if_pending()
         if args.save:
             save_prediction(folder, name, trainIds)
         if name in with_panel:
@@ -115,21 +115,21 @@ def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
 def save_panel(
     folder: Path, net_G: Res_Deeplab, data: cityscapesDataSet, i: int, trainIds: np.ndarray
 ) -> None:
-    """panels/<name>_panel.png of picture i of `data` and its prediction.
+    """panels/<name>_panel.png of image i of `data` and its prediction.
 
-    The alignment map takes a second pass: its logits are up-sampled to the size of the sheet's pictures.
+    The alignment map takes a second pass: its logits are upsampled to the size of the figure's images.
     """
-    picture, label = data[i]
+    image, label = data[i]
     size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
-    M = alignment_map(*(up(logits, size) for logits in net_G(Tensor(picture[None])))).asnumpy()[0, 0]
+    M = alignment_map(*(up(logits, size) for logits in net_G(Tensor(image[None])))).asnumpy()[0, 0]
     with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
-        panel(open_image(data.pictures[i]), trainIds, label, M).save(temporary)
+        panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
 
 
 def score_folder(args) -> None:
     """Score every numbered checkpoint of a folder, in order; miou.csv has a row for each that is done.
 
-    miou.json beside it says what the rows belong to: with the same options and files a second start goes on.
+    miou.json beside it says what the rows belong to: with the same options and files a second start resumes.
     """
     source, folder = Path(args.restore_from), Path(args.save_path)
     data = labelled_data(args)
@@ -138,10 +138,10 @@ def score_folder(args) -> None:
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
-    run_folder.hold_results(folder)
-    chief, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
+    run_folder.lock_results_dir(folder)
+    is_main, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
-    if chief:
+    if is_main:
         settings = {"checkpoints": os.path.abspath(source), **settings_of(args, data)}
         known = read_json(about)
         files = known.pop("files", None) if isinstance(known, dict) else None
@@ -149,7 +149,7 @@ def score_folder(args) -> None:
         done = {int(row[0]) for row in run_folder.rows(table)}
         replaced = any(str(n) in files and files[str(n)] != stamp(found[n]) for n in done & found.keys())
         if known != settings or replaced:
-            if old := keep_old(table, about):
+            if old := rotate_existing(table, about):
                 print(f"earlier results, of other options or files, are now {', '.join(map(str, old))}")
             files, done = {}, set()
             write_json(about, {**settings, "files": files})
@@ -158,7 +158,7 @@ def score_folder(args) -> None:
         print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
 
     network = cache(generator)  # compiled once for all checkpoints
-    for steps in parallel.of_chief(todo):  # a training may write more meanwhile: one process decides
+    for steps in parallel.broadcast_from_rank0(todo):  # a training may write more meanwhile: one process decides
         path, broken = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
         try:
             scored = stamp(path)
@@ -167,20 +167,20 @@ def score_folder(args) -> None:
             checkpoint.load(net_G, content, str(path), "net_G", complete=True)
         except (UserError, OSError) as error:
             broken = str(error)
-        if parallel.anywhere(broken):
-            parallel.say(f"passed over {broken or f'{path}: another process could not read it'}")
+        if parallel.any_rank(broken):
+            parallel.say(f"skipped {broken or f'{path}: another process could not read it'}")
             continue
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        each = interrupt.exit_if_asked
+        each = interrupt.exit_if_pending
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
-        if chief:
+        if is_main:
             files[str(steps)] = scored
             write_json(about, {**settings, "files": files})  # before the row, which may not come
             row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
             run_folder.append(table, row)
         parallel.say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
-    if not chief:
+    if not is_main:
         return
     if not (rows := run_folder.rows(table)):
         raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
@@ -216,13 +216,13 @@ def steps_table(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
-    """Write label ids, colours and overlay of every picture, at its own size, to predict/.
+def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
+    """Write label ids, colours and overlay of every image, at its own size, to predict/.
 
     What cannot be read in a folder is skipped, and named; UserError at the end if there was any.
     """
     folder = Path(args.save_path) / "predict"
-    run_folder.make_room(folder)
+    run_folder.archive_old_results(folder)
     mine, hidden, skipped = parallel.share(len(data)), parallel.rank() > 0 or None, []
 
     def read(i: int) -> tuple[int, np.ndarray] | UserError:
@@ -241,27 +241,27 @@ def predict(args, net_G: Res_Deeplab, data: PictureFolder) -> None:
             else:
                 yield item
 
-    with tqdm(total=len(mine), desc="predict", unit="picture", leave=False, disable=hidden) as bar:
+    with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
         for (i, _), logits in with_logits(net_G, readable(), args.classifier, args.batch_size):
-            interrupt.exit_if_asked()
-            rgb = data.picture(i)
+            interrupt.exit_if_pending()
+            rgb = data.image(i)
             save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2]), rgb)
             bar.update()
-    count = int(parallel.total(np.array([len(skipped)]))[0])
+    count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):
         kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
-        parallel.say(f"{len(data) - count} pictures, written: {kinds}")
-    parallel.wait()  # until process 0 has said so: msrun ends all with the first
+        parallel.say(f"{len(data) - count} images, written: {kinds}")
+    parallel.barrier()  # until process 0 has said so: msrun ends all with the first
     if count:
         named = f": {few(skipped)}" if skipped else ""  # of several processes each names its own
-        raise UserError(f"{count} of {len(data)} pictures could not be read and were skipped{named}")
+        raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}")
 
 
 def export(args, net_G: Res_Deeplab, model: str) -> None:
     """Write CLAN_<model>_<W>x<H>.mindir: (1, 3, H, W) float32, as to_input makes it -> trainIds (1, H, W)."""
     width, height = args.input_size
     path = Path(args.save_path) / f"CLAN_{model}_{width}x{height}.mindir"
-    run_folder.make_room(path)
+    run_folder.archive_old_results(path)
     net_G.set_train(False)
     net = predictor(net_G, (height, width), args.classifier)
     x = Tensor(np.zeros((1, 3, height, width), np.float32))

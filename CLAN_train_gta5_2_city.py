@@ -20,18 +20,18 @@ from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.pipeline import Stream, batches
+from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from dataset.transform import IGNORE_LABEL
 from model.CLAN_D import discriminator
 from model.CLAN_G import freeze_bn_affine, generator
 from utils import checkpoint, parallel
-from utils.convolution import save_memory
+from utils.convolution import use_low_memory_grad
 from utils.errors import UserError, run_script
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.run import LOSSES, Run
 from utils.softmax import softmax
-from utils.upsample import CPUUp, Up
+from utils.upsample import CPUUpsample, Up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
 CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
@@ -46,7 +46,7 @@ class CLANStep(nn.Cell):
 
     def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
         super().__init__(auto_prefix=False)
-        Upsample = CPUUp if prepare_networks(args, net_G, net_D) else Up
+        Upsample = CPUUpsample if prepare_networks(args, net_G, net_D) else Up
         self.net_G, self.net_D = net_G, net_D
         self.up_source = Upsample(args.input_size[::-1])  # (height, width)
         self.up_target = Upsample(args.input_size_target[::-1])
@@ -236,9 +236,9 @@ def prepare_networks(args, net_G, net_D) -> bool:
     if efficient is None:  # the full network on a CPU
         efficient = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
     if efficient:
-        save_memory(net_G, net_D)
+        use_low_memory_grad(net_G, net_D)
     for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
-        device.half_precision(net)
+        device.to_mixed_precision(net)
     if args.recompute:
         device.recompute(net_G)
     net_G.update_parameters_name("net_G.")
@@ -292,7 +292,7 @@ def train(args) -> Path:
     first, stop, sets = run.done, args.num_steps_stop, (source, target) if target else (source,)
     augment, rank = (args.random_mirror, args.random_scale), (parallel.rank(), parallel.processes())
     streams = [
-        Stream(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *rank)
+        DomainSampler(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *rank)
         for domain, data in enumerate(sets)
     ]
     sources, *targets = [batches(stream, args.batch_size, args.num_workers) for stream in streams]
@@ -302,7 +302,7 @@ def train(args) -> Path:
     run.begin()
     for i in range(first, stop):
         step_batches, error = next_batches(sources, targets, args.iter_size)
-        run.end_if_broken(error, first)
+        run.end_if_failed(error, first)
         damp, base, local = loss_factors(i, args)
         labelled = labelled_per_batch(step_batches, args) if run.per_step > args.batch_size else None
         losses = step_cell.step(step_batches, damp, base, local, lr[i], labelled)
@@ -328,7 +328,7 @@ def datasets(args, per_step: int) -> tuple:
     for data, name in ((source, "source"), (target, "target")):
         if data is not None and per_step > len(data):
             raise UserError(
-                f"a step takes {per_step} pictures (--batch-size {args.batch_size} x --iter-size "
+                f"a step takes {per_step} images (--batch-size {args.batch_size} x --iter-size "
                 f"{args.iter_size} x {parallel.processes()} processes), more than the {len(data)} of the "
                 f"{name}: lower one of them"
             )
@@ -356,7 +356,7 @@ def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list
 def labelled_per_batch(step_batches: list, args) -> float:
     """The mean number of labelled pixels in a batch of this step, over all batches and processes."""
     labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
-    return max(parallel.total(np.array(labels)), 1) / (args.iter_size * parallel.processes())
+    return max(parallel.all_reduce_sum(np.array(labels)), 1) / (args.iter_size * parallel.processes())
 
 
 def default_start(args) -> str:

@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts et al., CVPR 2016): 2,975 / 500 / 1,525 pictures of streets, 2048x1024."""
+"""Cityscapes (Cordts et al., CVPR 2016): 2,975 / 500 / 1,525 images of streets, 2048x1024."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from utils.errors import UserError
 
 
 class cityscapesDataSet:
-    """leftImg8bit/SET/CITY/*_leftImg8bit.png below `root` or `root`/data; items are (picture,) or
-    (picture, label).
+    """leftImg8bit/SET/CITY/*_leftImg8bit.png below `root` or `root`/data; items are (image,) or
+    (image, label).
 
-    picture: float32 (3, H, W), BGR minus mean, at `size`. label, with `labels=True`: uint8 trainIds (H, W) of
+    image: float32 (3, H, W), BGR minus mean, at `size`. label, with `labels=True`: uint8 trainIds (H, W) of
     the label file's own size, 255 = ignored. `names`: "CITY_NNNNNN_NNNNNN_leftImg8bit". UserError if the
     folders, a file of the list or a label is missing.
     """
@@ -28,14 +28,14 @@ class cityscapesDataSet:
         self.size = size
         folder, truth = find_tree(Path(root), set)
         paths = read_list(list_path, png_files(folder, "*/*.png"), folder)
-        self.pictures = [folder / path for path in paths]
-        self.names = [path.stem for path in self.pictures]
-        check_files(self.pictures, "Cityscapes picture")
+        self.images = [folder / path for path in paths]
+        self.names = [path.stem for path in self.images]
+        check_files(self.images, "Cityscapes image")
         self.labels = None
         if labels:
             self.labels = [
                 truth / path.parent.name / f"{path.stem[: -len('_leftImg8bit')]}_gtFine_labelIds.png"
-                for path in self.pictures
+                for path in self.images
             ]
             check_files(self.labels, "Cityscapes label")
 
@@ -46,19 +46,19 @@ class cityscapesDataSet:
         return self.read(i)
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, ...]:
-        """Item i; `scale` resizes the picture alone (as the released code does), `mirror` flips both."""
+        """Item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
         width, height = self.size
-        picture = to_input(open_image(self.pictures[i]), (int(width * scale), int(height * scale)))
+        image = to_input(open_image(self.images[i]), (int(width * scale), int(height * scale)))
         if mirror:
-            picture = np.ascontiguousarray(picture[:, :, ::-1])
+            image = np.ascontiguousarray(image[:, :, ::-1])
         if self.labels is None:
-            return (picture,)
+            return (image,)
         label = to_trainIds(open_image(self.labels[i]))
-        return picture, np.ascontiguousarray(label[:, ::-1]) if mirror else label
+        return image, np.ascontiguousarray(label[:, ::-1]) if mirror else label
 
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:
-    """The picture and the label folder of one set, in the official tree or the one with data/leftimg8bit."""
+    """The image and the label folder of one set, in the official tree or the one with data/leftimg8bit."""
     places = [base / name for base in (root, root / "data") for name in ("leftImg8bit", "leftimg8bit")]
     for place in places:
         if (place / set).is_dir():

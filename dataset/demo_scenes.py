@@ -2,7 +2,7 @@
 
 Both domains follow one law of layout (camera, street, houses, traffic); a domain only decides how the
 layout looks: colours, light, haze, blur, noise. Lengths are metres: x to the right of the camera, y above
-the ground, z ahead. Shapes are painted from far to near on a canvas of twice the size of the picture.
+the ground, z ahead. Shapes are painted from far to near on a canvas of twice the size of the image.
 """
 
 import math
@@ -30,7 +30,7 @@ VEGETATION, TERRAIN, SKY, PERSON, RIDER = 21, 22, 23, 24, 25
 CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 26, 27, 28, 31, 32, 33
 SHADOW = -1  # no class: what is painted with it darkens the ground
 SIDES = (-1, 1)  # left and right of the street
-SCALE, FAR = 2, 127  # size of the canvas over that of the picture; greatest distance it records
+SCALE, FAR = 2, 127  # size of the canvas over that of the image; greatest distance it records
 SEED_STRIDE, SPLIT_STRIDE = 1_000_000, 100_000  # between the first scenes of two data sets, of two splits
 
 DOMAINS = ("source", "target")
@@ -89,7 +89,7 @@ def mirrored(*points: Point) -> list[Point]:
 
 
 class Canvas:
-    """A picture in the making, its pinhole camera, and the random streams of layout and of appearance."""
+    """An image in the making, its pinhole camera, and the random streams of layout and of appearance."""
 
     def __init__(self, seed: int, domain: str, width: int, height: int) -> None:
         self.width, self.height, self.look = width, height, look_of(domain)
@@ -431,7 +431,7 @@ def plan_traffic(rng: Generator, street: SimpleNamespace) -> Plan:
 
 
 def develop(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a finished canvas into picture and labels: texture, shadow, haze, tone, lens and noise."""
+    """Turn a finished canvas into image and labels: texture, shadow, haze, tone, lens and noise."""
     look, rng, (width, height) = canvas.look, canvas.appearance, (canvas.width, canvas.height)
     filters = (Image.Resampling.BOX, Image.Resampling.NEAREST, Image.Resampling.BOX)
     shrunk = (image.resize((width, height), f) for image, f in zip(canvas.images, filters, strict=True))
@@ -461,7 +461,7 @@ def develop(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_scene(seed: int, domain: str, width: int = 192, height: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Return a picture (H, W, 3) and its raw label ids (H, W); a seed has the same labels in both domains."""
+    """Return an image (H, W, 3) and its raw label ids (H, W); a seed has the same labels in both domains."""
     if domain not in DOMAINS:
         raise ValueError(f"unknown domain {domain!r}, expected one of {DOMAINS}")
     canvas = Canvas(seed, domain, width, height)
@@ -476,7 +476,7 @@ def draw_scene(seed: int, domain: str, width: int = 192, height: int = 96) -> tu
 
 
 def demo_files(split: str, n: int) -> tuple[str, str]:
-    """Return where the n-th picture and labels of a split lie, named as in the real data sets."""
+    """Return where the n-th image and labels of a split lie, named as in the real data sets."""
     if split == "source":
         return f"GTA5/images/{n + 1:05d}.png", f"GTA5/labels/{n + 1:05d}.png"
     stem = f"{split}/demo/demo_{n:06d}_000000"
@@ -500,12 +500,12 @@ def write_demo_data(
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name
         for split, first, n in tqdm(jobs, desc=f"drawing {folder}", unit="scene", disable=None):
-            interrupt.exit_if_asked()
+            interrupt.exit_if_pending()
             domain = "source" if split == "source" else "target"
-            picture, labels = map(Image.fromarray, draw_scene(seed * SEED_STRIDE + first + n, domain, *size))
+            image, labels = map(Image.fromarray, draw_scene(seed * SEED_STRIDE + first + n, domain, *size))
             if split == "source":
                 labels.putpalette(palette)  # the mode becomes "P", the ids become indices
-            for image, name in zip((picture, labels), demo_files(split, n), strict=True):
+            for image, name in zip((image, labels), demo_files(split, n), strict=True):
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 image.save(draft / name)
         try:

@@ -1,4 +1,4 @@
-"""GTA5 (Richter et al., ECCV 2016): 24,966 labelled pictures of a game, 1914x1052; 24,941 as downloaded."""
+"""GTA5 (Richter et al., ECCV 2016): 24,966 labelled images of a game, 1914x1052; 24,941 as downloaded."""
 
 import warnings
 from pathlib import Path
@@ -22,10 +22,10 @@ FEW = 0.01  # of the pairs of a list that may be absent
 
 
 class GTA5DataSet:
-    """images/NNNNN.png with labels/NNNNN.png below `root`; item i is (picture, label).
+    """images/NNNNN.png with labels/NNNNN.png below `root`; item i is (image, label).
 
-    picture: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
-    Without `list_path` all pictures, or with `split` and `subset` those of a subset of the file split.mat.
+    image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
+    Without `list_path` all images, or with `split` and `subset` those of a subset of the file split.mat.
     Both may name a few pairs that are not there, up to 1 % of theirs: `reports` says which were skipped.
     UserError if the folders, more files of the list or the split, or a label alone is missing.
     """
@@ -40,33 +40,33 @@ class GTA5DataSet:
         split: str | None = None,
         subset: str = "all",
     ):
-        pictures, labels = Path(root) / "images", Path(root) / "labels"
+        images, labels = Path(root) / "images", Path(root) / "labels"
         self.size = size
-        if not pictures.is_dir() or not labels.is_dir():
+        if not images.is_dir() or not labels.is_dir():
             raise UserError(
-                f"GTA5 not found: no folders {pictures} and {labels} (--data-dir); "
+                f"GTA5 not found: no folders {images} and {labels} (--data-dir); "
                 f"it can be had at {HOME} — or try --demo, which needs no data"
             )
-        found = png_files(pictures)
+        found = png_files(images)
         if split:
-            found = read_split(split, subset, found, pictures)
-        names = read_list(list_path, found, pictures)
-        absent = absent_pairs(names, pictures, labels)
+            found = read_split(split, subset, found, images)
+        names = read_list(list_path, found, images)
+        absent = absent_pairs(names, images, labels)
         if absent:
             self.reports = (
                 f"{split or list_path}: {len(absent)} of {len(names)} images skipped: GTA5 here has neither "
                 f"image nor label of {few(absent, 25)}",
             )
             names = [name for name in names if name not in set(absent)]
-        self._set_files("GTA5", pictures, labels, names)
+        self._set_files("GTA5", images, labels, names)
         self._warned = False
 
-    def _set_files(self, what: str, pictures: Path, labels: Path, names: list[str]):
-        """Each name is that of a picture and of a label, which have to be there."""
+    def _set_files(self, what: str, images: Path, labels: Path, names: list[str]):
+        """Each name is that of an image and of a label, which have to be there."""
         self.names = names
-        self.pictures = [pictures / name for name in self.names]
+        self.images = [images / name for name in self.names]
         self.labels = [labels / name for name in self.names]
-        check_files(self.pictures, f"{what} picture")
+        check_files(self.images, f"{what} image")
         check_files(self.labels, f"{what} label")
 
     def __len__(self) -> int:
@@ -76,43 +76,43 @@ class GTA5DataSet:
         return self.read(i)
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Item i; `scale` resizes the picture alone (as the released code does), `mirror` flips both."""
+        """Item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
         width, height = self.size
-        image = open_image(self.pictures[i])
+        image = open_image(self.images[i])
         label = self._label(i, image.size).astype(np.int32)
-        picture = to_input(image, (int(width * scale), int(height * scale)))
+        image = to_input(image, (int(width * scale), int(height * scale)))
         if mirror:
-            picture, label = picture[:, :, ::-1], label[:, ::-1]
-        return np.ascontiguousarray(picture), np.ascontiguousarray(label)
+            image, label = image[:, :, ::-1], label[:, ::-1]
+        return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
-    def _label(self, i: int, picture_size: tuple[int, int]) -> np.ndarray:
+    def _label(self, i: int, image_size: tuple[int, int]) -> np.ndarray:
         """trainIds (H, W) of item i at `size`, nearest."""
         ids = open_image(self.labels[i])
-        if picture_size != ids.size and not self._warned:
+        if image_size != ids.size and not self._warned:
             self._warned = True  # the data set has a few such pairs: both are resized, so the pair is of use
             warnings.warn(
-                f"{self.labels[i]}: the label's size differs from the picture's; both are resized "
+                f"{self.labels[i]}: the label's size differs from the image's; both are resized "
                 "(further cases are not reported)",
                 stacklevel=3,
             )
         return to_trainIds(ids, self.size)
 
 
-def absent_pairs(names: list[str], pictures: Path, labels: Path) -> list[str]:
-    """The names with neither picture nor label; none if they are more than 1 %: a folder is not whole then.
+def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
+    """The names with neither image nor label; none if they are more than 1 %: a folder is not whole then.
 
     GTA5 as it is downloaded lacks 25 numbers that its own split.mat and the authors' lists name.
     """
-    no_picture, no_label = (set(missing_files([f / name for name in names])) for f in (pictures, labels))
-    absent = [name for name in names if pictures / name in no_picture and labels / name in no_label]
+    no_image, no_label = (set(missing_files([f / name for name in names])) for f in (images, labels))
+    absent = [name for name in names if images / name in no_image and labels / name in no_label]
     return absent if len(absent) <= FEW * len(names) else []
 
 
 def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:
-    """The pictures that GTA5's split.mat has in `subset`, "train" or "val", in order of their numbers.
+    """The images that GTA5's split.mat has in `subset`, "train" or "val", in order of their numbers.
 
-    Its trainIds and valIds count from 1, as the names of the pictures do; shape and type do not matter.
-    UserError if it is no such file, or more than a few have no picture among the names `found` in `where`.
+    Its trainIds and valIds count from 1, as the names of the images do; shape and type do not matter.
+    UserError if it is no such file, or more than a few have no image among the names `found` in `where`.
     """
     from scipy.io import loadmat, whosmat
 
@@ -132,12 +132,12 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
     values = np.asarray(content[key]).ravel()
     numbers = len(values) and values.dtype.kind in "uif" and ((values >= 1) & (values < 2**31)).all()
     if not numbers or (values % 1 != 0).any():
-        raise UserError(f"{path}: {key} are not the numbers of pictures, counted from 1")
+        raise UserError(f"{path}: {key} are not the numbers of images, counted from 1")
     names = [f"{number:05d}.png" for number in np.unique(values).astype(np.int64)]
     there = set(found)
     missing = [name for name in names if name not in there]
     if len(missing) > FEW * len(names):
         raise UserError(
-            f"{path}: {len(missing)} of {len(names)} {key} have no picture in {where}: {few(missing)}"
+            f"{path}: {len(missing)} of {len(names)} {key} have no image in {where}: {few(missing)}"
         )
     return names

@@ -1,4 +1,4 @@
-"""Parallel reading: endless and shuffled for training, one pass for scoring."""
+"""Parallel reading: endless and shuffled for training, one pass for evaluation."""
 
 import os
 import zlib
@@ -15,12 +15,12 @@ from mindspore import Tensor
 T = TypeVar("T")
 
 
-class Stream:
-    """The pictures of steps start, …, stop - 1 of an endless walk through `data`, shuffled anew each epoch.
+class DomainSampler:
+    """The images of steps start, …, stop - 1 of an endless walk through `data`, shuffled again each epoch.
 
-    A step has `per_step` pictures, of which process `rank` gets its share. Order and augmentation are
-    functions of (seed, position) alone, so that a run can go on at any step with the pictures it would have
-    seen. The scale (released recipe) is drawn per step, to keep a batch of one size.
+    A step has `per_step` images, of which process `rank` gets its share. Order and augmentation are
+    functions of (seed, position) alone, so that a run can be resumed at any step with the images it would have
+    seen. The scale (released recipe) is sampled per step, to keep a batch of one size.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Stream:
         return self.data.read(self.index(k), scale, mirror)
 
     def index(self, k: int) -> int:
-        """Which picture of the data set stands at position k (counted from step 0)."""
+        """Which image of the data set stands at position k (counted from step 0)."""
         epoch, i = divmod(k, len(self.data))
         return int(self._order(epoch)[i])
 
     def names(self, step: int) -> list[str]:
-        """The pictures of one step, counted from 0, of all processes."""
+        """The images of one step, counted from 0, of all processes."""
         positions = range(step * self.per_step, (step + 1) * self.per_step)
         return [self.data.names[self.index(k)] for k in positions]
 
@@ -67,8 +67,8 @@ class Stream:
         return np.random.default_rng([*self.seed, use, k])
 
 
-def spread(total: int, count: int) -> np.ndarray:
-    """`count` indices, or as many as there are, spread evenly over `total`."""
+def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
+    """`count` indices, or as many as there are, evenly spaced over `total`."""
     return np.linspace(0, total - 1, min(count, total)).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""SYNTHIA-RAND-CITYSCAPES (Ros et al., CVPR 2016): 9,400 labelled pictures of a drawn city, 1280x760."""
+"""SYNTHIA-RAND-CITYSCAPES (Ros et al., CVPR 2016): 9,400 labelled images of a rendered city, 1280x760."""
 
 from pathlib import Path
 
@@ -14,30 +14,30 @@ SYNTHIA_TO_TRAIN[[3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12,
 
 
 class SYNTHIADataSet(GTA5DataSet):
-    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; item i is (picture, label).
+    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; item i is (image, label).
 
-    picture: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
+    image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
     UserError if the folders, a file of the list, a label or the package pyspng is missing.
     """
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 760)):
-        pictures, labels = Path(root) / "RGB", Path(root) / "GT" / "LABELS"
+        images, labels = Path(root) / "RGB", Path(root) / "GT" / "LABELS"
         self.size = size
-        if not pictures.is_dir() or not labels.is_dir():
+        if not images.is_dir() or not labels.is_dir():
             raise UserError(
-                f"SYNTHIA not found: no folders {pictures} and {labels} (--data-dir); it is "
+                f"SYNTHIA not found: no folders {images} and {labels} (--data-dir); it is "
                 "SYNTHIA-RAND-CITYSCAPES of https://synthia-dataset.net/downloads/ — or try --demo, which "
                 "needs no data"
             )
-        names = read_list(list_path, png_files(pictures), pictures)
-        self._set_files("SYNTHIA", pictures, labels, names)
+        names = read_list(list_path, png_files(images), images)
+        self._set_files("SYNTHIA", images, labels, names)
         png_reader()
 
-    def _label(self, i: int, picture_size: tuple[int, int]) -> np.ndarray:
+    def _label(self, i: int, image_size: tuple[int, int]) -> np.ndarray:
         path = self.labels[i]
         trainIds = Image.fromarray(SYNTHIA_TO_TRAIN[class_ids(path)])
-        if picture_size != trainIds.size:
-            raise UserError(f"{path}: its size is not its picture's; copy both again from the data set")
+        if image_size != trainIds.size:
+            raise UserError(f"{path}: its size is not its image's; copy both again from the data set")
         return np.asarray(trainIds.resize(self.size, Image.Resampling.NEAREST))
 
 

@@ -20,7 +20,7 @@ CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are told over 1
 }
 IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
 IGNORE_LABEL = 255
-MAX_PIXELS = 2**26  # 30 times a picture of Cityscapes
+MAX_PIXELS = 2**26  # 30 times an image of Cityscapes
 
 TURNS = dict(enumerate((  # EXIF orientation -> what makes it upright
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,7 +36,7 @@ for _id, _train_id in INFO["label2train"]:
 
 
 def open_image(path: Path, upright: bool = False) -> Image.Image:
-    """A decoded PNG or JPEG; UserError names the file if it is missing, cut short or no such picture.
+    """A decoded PNG or JPEG; UserError names the file if it is missing, truncated or no such image.
 
     With `upright` it is turned as its EXIF orientation says. Never where there are labels: they belong to the
     pixels as they are stored.
@@ -44,7 +44,7 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        # Of Pillow's formats only these two: others start programs or hold many pictures.
+        # Of Pillow's formats only these two: others start programs or hold many images.
         # From memory: a file that is read in parts makes room for any length that its header names.
         image = Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
         if image.width * image.height > MAX_PIXELS:
@@ -57,10 +57,10 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable picture; make it PNG or JPEG or get a whole copy") from None
+        raise UserError(f"{path}: not a readable image; make it PNG or JPEG or get a whole copy") from None
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: not a readable picture ({reason}); get a whole copy of it") from None
+        raise UserError(f"{path}: not a readable image ({reason}); get a whole copy of it") from None
 
 
 def orientation(image: Image.Image) -> object:
@@ -74,16 +74,16 @@ def orientation(image: Image.Image) -> object:
 
 
 def to_input(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """A picture -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
+    """An image -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
     if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
-        raise UserError(f"{image.filename}: a picture of mode {image.mode}; expected 8-bit RGB")
+        raise UserError(f"{image.filename}: an image of mode {image.mode}; expected 8-bit RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     bands = rgb.resize(size, Image.Resampling.BICUBIC).split()[::-1]
     return np.stack([np.asarray(band, np.float32) - mean for band, mean in zip(bands, IMG_MEAN)])
 
 
 def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A picture of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
+    """An image of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
     if image.mode not in ("L", "P"):
         raise UserError(f"{image.filename}: a label of mode {image.mode}; expected 8-bit ids, mode L or P")
     if size is not None:
@@ -99,7 +99,7 @@ def few(names: list[str], count: int = 3) -> str:
 def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
     """The names in a list file, or without one all `found` below `where`.
 
-    UserError if there are none, or two pictures of one name: results would overwrite each other.
+    UserError if there are none, or two images of one name: results would overwrite each other.
     """
     if path is None:
         names = found
@@ -110,12 +110,12 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read this list ({error})") from None
     if not names:
-        raise UserError(f"{path or where}: no pictures in it")
+        raise UserError(f"{path or where}: no images in it")
     stems = Counter(Path(name).stem for name in names)
     double = [name for name in names if stems[Path(name).stem] > 1]
     if double:
         raise UserError(
-            f"{path or where}: {len(double)} of {len(names)} pictures share a name with another: "
+            f"{path or where}: {len(double)} of {len(names)} images share a name with another: "
             + few(sorted(double, key=lambda name: Path(name).stem), 4)
         )
     return names

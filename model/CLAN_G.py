@@ -75,9 +75,9 @@ class Classifier_Module(nn.Cell):
 
 
 class Res_Deeplab(nn.Cell):
-    """Pictures (N, 3, H, W) float32, BGR minus the mean -> logits of C1 and C2, each (N, num_classes, h, w).
+    """Images (N, 3, H, W) float32, BGR minus the mean -> logits of C1 and C2, each (N, num_classes, h, w).
 
-    The logits are not up-sampled: 1280x720 gives 161x91, because the max pooling rounds up (ceil mode).
+    The logits are not upsampled: 1280x720 gives 161x91, because the max pooling rounds up (ceil mode).
     """
 
     def __init__(self, num_classes: int = NUM_CLASSES, layers: tuple[int, ...] = (3, 4, 23, 3),
@@ -130,7 +130,7 @@ def generator(model: str) -> Res_Deeplab:
 
 
 def freeze_bn_affine(G: Res_Deeplab) -> None:
-    """Exclude gamma and beta of every batch norm from training; the running statistics still move."""
+    """Exclude gamma and beta of every batch norm from training; the running BN statistics still move."""
     for _, cell in G.cells_and_names():
         if isinstance(cell, nn.BatchNorm2d):
             cell.gamma.requires_grad = False

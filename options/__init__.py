@@ -87,5 +87,5 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "default, the device's own)",
     )
     group.add_argument(
-        "--num-workers", type=number(int, 1), default=4, help="threads that read pictures (default: 4)"
+        "--num-workers", type=number(int, 1), default=4, help="threads that read images (default: 4)"
     )

@@ -16,33 +16,33 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
     add("--set", default="val", help="part of Cityscapes to score (default: val)")
     add("--data-list", metavar="FILE",
-        help="one picture a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+        help="one image a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--input-size", type=size, default=(1024, 512), metavar="W,H",
-        help="pictures as the network sees them, pixels (default: 1024,512)")
+        help="images as the network sees them, pixels (default: 1024,512)")
     add("--classifier", choices=("sum", "1", "2"), default="sum",
         help="logits of C1 + C2, or of one of them (default: sum)")
     add("--classes", type=int, choices=(19, 16, 13), default=19,
         help="classes to print and average over; 16: without terrain, truck, train, 13: also without wall, "
         "fence, pole, as usual from SYNTHIA; result.json has all three means (default: 19)")
-    add("--batch-size", type=number(int, 1), default=1, help="pictures at a time (default: 1)")
+    add("--batch-size", type=number(int, 1), default=1, help="images at a time (default: 1)")
     add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
-        help="first re-estimate batch norm's statistics on N unlabelled pictures of the train "
+        help="first re-estimate batch norm's statistics on N unlabelled images of the train "
         "set, in batches of --batch-size (default: 0, the checkpoint's)")
-    add("--save", action="store_true", help="write the predictions as pictures, and panels of some")
+    add("--save", action="store_true", help="write the predictions as images, and panels of some")
     add("--panels", type=number(int, 0), metavar="N",
-        help="with --save: sheets of picture, prediction, truth, errors and alignment map for N pictures "
-        "spread evenly over the set (default: 20)")
+        help="with --save: figures of image, prediction, truth, errors and alignment map for N images "
+        "evenly spaced over the set (default: 20)")
     add("--predict", metavar="PATH",
-        help="score nothing; predict this picture, or every .png, .jpg and .jpeg below this folder, of any "
+        help="score nothing; predict this image, or every .png, .jpg and .jpeg below this folder, of any "
         "size")
     add("--export", choices=("mindir",),
-        help="score nothing; write the network for pictures of --input-size as one file")
+        help="score nothing; write the network for images of --input-size as one file")
     add("--save-path", default="./result/cityscapes", metavar="DIR",
         help="all results (default: ./result/cityscapes)")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: the checkpoint knows; a .pth is taken for resnet101 (default: auto)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
-        help="score on the pictures that --demo of the training script drew for this --random-seed "
+        help="score on the images that --demo of the training script drew for this --random-seed "
         "(default: 1234), in ./data/demo")
     add_machine_options(parser)
     args = parser.parse_args(argv)

@@ -27,7 +27,7 @@ MAY_CHANGE = {"data_dir", "data_dir_target", "num_steps_stop", "continue_train",
 LISTS = {"data_list", "data_list_target", "gta5_split"}  # may move: train compares what they say
 PATHS = {*LISTS, "data_dir", "data_dir_target", "restore_from", "restore_from_D", "continue_train",
          "snapshot_dir"}
-OF_MACHINE = {"device", "device_id"}  # not taken over when a run goes on
+OF_MACHINE = {"device", "device_id"}  # not taken over when a run is resumed
 UNUSED = {"source": ("restore_from_D", "data_list_target", "learning_rate_D", "lambda_adv", "lambda_weight",
                      "lambda_local", "epsilon", "detach_weight_map"),
           "tan": ("lambda_weight", "lambda_local", "epsilon", "detach_weight_map"), "clan": ()}
@@ -43,32 +43,32 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     not_negative = number(float, 0)
 
     add = parser.add_argument_group("data").add_argument
-    add("--source", choices=tuple(SOURCES), default="gta5", help="labelled pictures; sets --data-dir, "
+    add("--source", choices=tuple(SOURCES), default="gta5", help="labelled images; sets --data-dir, "
         "--input-size and --lambda-local (default: gta5)")
     add("--data-dir", metavar="DIR", help="GTA5: images/ and labels/ (default: ./data/GTA5); "
         "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (default: ./data/SYNTHIA)")
     add("--data-dir-target", default="./data/Cityscapes",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
     add("--data-list", metavar="FILE",
-        help="one picture a line, relative to images/ or RGB/ (default: all pictures found, sorted)")
+        help="one image a line, relative to images/ or RGB/ (default: all images found, sorted)")
     add("--data-list-target", metavar="FILE",
-        help="one picture a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+        help="one image a line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--gta5-split", metavar="FILE", help="GTA5's split.mat, for --gta5-subset")
     add("--gta5-subset", choices=("train", "val", "all"), default="all",
         help="part of GTA5 to train on; all needs no --gta5-split (default: all)")
     add("--set", default="train", help="part of Cityscapes to adapt to (default: train)")
-    add("--input-size", type=size, metavar="W,H", help="source pictures, pixels (default: 1280,720; "
+    add("--input-size", type=size, metavar="W,H", help="source images, pixels (default: 1280,720; "
         "of SYNTHIA 1280,760)")
     add("--input-size-target", type=size, metavar="W,H",
-        help="target pictures, pixels (default: 1024,512)")
-    add("--random-mirror", action=BooleanOptionalAction, help="mirror half of the pictures "
+        help="target images, pixels (default: 1024,512)")
+    add("--random-mirror", action=BooleanOptionalAction, help="mirror half of the images "
         "(default: by recipe)")
     add("--random-scale", action=BooleanOptionalAction,
-        help="picture, not label, at 1.1x or 0.8x, probability 0.3 each (default: by recipe)")
+        help="image, not label, at 1.1x or 0.8x, probability 0.3 each (default: by recipe)")
 
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=("clan", "tan", "source"), default="clan",
-        help="clan; tan: plain adversarial; source: no adaptation (default: clan)")
+        help="clan; tan: vanilla adversarial; source: no adaptation (default: clan)")
     add("--recipe", choices=tuple(RECIPES), default="default",
         help="default: the paper; released: focal loss, repeated backbone updates, augmentation "
         "(default: default)")
@@ -93,7 +93,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--momentum", type=number(float, 0, 1), default=0.9, help="G (default: 0.9)")
     add("--weight-decay", type=not_negative, default=5e-4, help="G (default: 5e-4)")
     add("--power", type=not_negative, default=0.9, help="of the decay of both rates (default: 0.9)")
-    add("--batch-size", type=number(int, 1), default=1, help="pictures of each domain in a "
+    add("--batch-size", type=number(int, 1), default=1, help="images of each domain in a "
         "batch (default: 1)")
     add("--iter-size", type=number(int, 1), default=1, help="batches a step and process: the mean of their "
         "gradients moves the weights (default: 1)")
@@ -132,7 +132,7 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="thrifty gradients of convolutions (default: for resnet101 on the CPU)")
     parser.add_argument("--debug", action="store_true", help="tiny sizes, a few steps: does it run at all?")
     parser.add_argument("--demo", action="store_true",
-        help="self-contained demonstration on drawn pictures; of the other options it takes "
+        help="self-contained demonstration on generated images; of the other options it takes "
         "--num-steps, --random-seed, --snapshot-dir and the machine's")
 
     args = parser.parse_args(argv)
@@ -175,13 +175,13 @@ def check_split(parser: Parser, args: argparse.Namespace) -> None:
     if not args.gta5_split:
         return
     if args.data_list:
-        parser.error("--gta5-split and --data-list both choose the pictures: leave one of them out")
+        parser.error("--gta5-split and --data-list both choose the images: leave one of them out")
     if args.gta5_subset == "all":
         parser.error("--gta5-split has no effect with --gta5-subset all: add --gta5-subset train or val")
 
 
 def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
-    """The options that name files, for options.json: a run may go on from another working directory."""
+    """The options that name files, for options.json: a run may be resumed from another working directory."""
     given = {name: getattr(args, name) for name in PATHS}
     return {name: os.path.abspath(path) for name, path in given.items() if path not in (None, "none")}
 
@@ -230,7 +230,7 @@ def continued(parser: Parser, args: argparse.Namespace, argv: list[str] | None) 
             parser.error(f"--{name.replace('_', '-')} {given} contradicts the run that {args.continue_train} "
                          f"is of: there it is {there}")
     if per_step != per_step_then:
-        parser.error(f"pictures a step: --batch-size {args.batch_size} x --iter-size {args.iter_size} x "
+        parser.error(f"images a step: --batch-size {args.batch_size} x --iter-size {args.iter_size} x "
                      f"{processes} processes = {per_step}, but {args.continue_train} is of a run with "
                      f"{per_step_then}; change one of them so that it stays")
     return args

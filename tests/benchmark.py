@@ -30,11 +30,11 @@ from tests import golden
 from tests.scripts import ROOT
 
 SIZES, FULL = ("320x180+256x128", "640x360+512x256"), "1280x720+1024x512"
-STAGES = ("read", "forward", "up-sample, argmax", "confusion matrix", "save")
+STAGES = ("read", "forward", "upsample, argmax", "confusion matrix", "save")
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: a step after the preheating, every pixel weighted
 CITY = "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png"
-PICTURES = 8  # in the sets for reading and scoring
-READ = 64  # pictures per turn of reading: many more than are held ahead
+IMAGES = 8  # in the sets for reading and evaluation
+READ = 64  # images per turn of reading: many more than are held ahead
 
 
 def pair(text: str) -> list[tuple[int, int]]:
@@ -43,7 +43,7 @@ def pair(text: str) -> list[tuple[int, int]]:
 
 
 def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One source picture, its labels and one target picture, generated."""
+    """One source image, its labels and one target image, generated."""
     (w, h), (w_t, h_t) = pair(size)
     rng = np.random.default_rng(0)
     x_s, x_t = (rng.normal(0, 60, (1, 3, *s)).astype(np.float32) for s in ((h, w), (h_t, w_t)))
@@ -68,9 +68,9 @@ def serve(work: Callable[[], list[float]]) -> None:
 class Worker:
     """A process that serves; `ask(k)` returns its answer."""
 
-    def __init__(self, python: str, module: str, *words: str, **env: str):
+    def __init__(self, python: str, module: str, *argv: str, **env: str):
         self.process = subprocess.Popen(
-            [python, "-m", module, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [python, "-m", module, *argv], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env={**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **env},
         )
 
@@ -124,7 +124,7 @@ def serve_step(size: str) -> None:
 
 
 def serve_convolution() -> None:
-    """A 3x3 convolution of 256 channels at the features' size of a 320x180 picture."""
+    """A 3x3 convolution of 256 channels at the features' size of a 320x180 image."""
     from utils import device
 
     device.prepare_environment()
@@ -149,7 +149,7 @@ def serve_limit() -> None:
 
 
 def serve_evaluation(folder: str) -> None:
-    """One picture of the validation set, stage by stage, as the evaluation script does it."""
+    """One image of the validation set, stage by stage, as the evaluation script does it."""
     import CLAN_evaluate_city as script  # isort: skip
     import mindspore
     from mindspore import Tensor, nn, ops
@@ -183,9 +183,9 @@ def serve_evaluation(folder: str) -> None:
     def work():
         k = next(i) % len(data)
         times = [time.perf_counter()]
-        picture, label = data[k]
+        image, label = data[k]
         times.append(time.perf_counter())
-        logits = Tensor(forward(Tensor(picture[None])).asnumpy())
+        logits = Tensor(forward(Tensor(image[None])).asnumpy())
         times.append(time.perf_counter())
         trainIds = choose(logits).asnumpy()[0]
         times.append(time.perf_counter())
@@ -213,16 +213,16 @@ def serve_evaluation_script(folder: str) -> None:
 
 
 def serve_reading(folder: str, which: str, workers: str) -> None:
-    """READ pictures per turn through the input pipeline with so many workers."""
+    """READ images per turn through the input pipeline with so many workers."""
     from utils import device
 
     device.prepare_environment()
     from dataset.cityscapes_dataset import cityscapesDataSet
     from dataset.gta5_dataset import GTA5DataSet
-    from dataset.pipeline import Stream, batches
+    from dataset.pipeline import DomainSampler, batches
 
     data = GTA5DataSet(folder) if which == "GTA5" else cityscapesDataSet(folder, "val")
-    stream = iter(batches(Stream(data, 0, 10**6, 1, [0, 0], False, False), 1, int(workers)))
+    stream = iter(batches(DomainSampler(data, 0, 10**6, 1, [0, 0], False, False), 1, int(workers)))
 
     def work():
         for _ in range(READ):
@@ -233,7 +233,7 @@ def serve_reading(folder: str, which: str, workers: str) -> None:
 
 
 def pillow(path: Path, size: tuple[int, int]) -> float:
-    """Pictures per second of one core that Pillow alone can decode and resize."""
+    """Images per second of one core that Pillow alone can decode and resize."""
     times = []
     for _ in range(9):
         started = time.perf_counter()
@@ -250,10 +250,10 @@ def reading_wait(folder: Path) -> float:
     device.prepare_environment()
     from dataset.cityscapes_dataset import cityscapesDataSet
     from dataset.gta5_dataset import GTA5DataSet
-    from dataset.pipeline import Stream, batches
+    from dataset.pipeline import DomainSampler, batches
 
     sets = GTA5DataSet(folder), cityscapesDataSet(folder, "val")
-    streams = [iter(batches(Stream(d, 0, 100, 1, [0, i], False, False), 1, 4)) for i, d in enumerate(sets)]
+    streams = [iter(batches(DomainSampler(d, 0, 100, 1, [0, i], False, False), 1, 4)) for i, d in enumerate(sets)]
     waits = []
     for _ in range(8):
         started = time.perf_counter()
@@ -273,12 +273,12 @@ def operations(size: str) -> int:
     return step_flop(generator("resnet101"), discriminator("resnet101"), *pair(size))
 
 
-def seconds_of(*words: str) -> float:
+def seconds_of(*argv: str) -> float:
     """Median of three runs of a Python command."""
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, capture_output=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -304,12 +304,12 @@ def main() -> None:
         rows.append((what, ours, torch, "" if ratio is None else f"{ratio:.2f}"))
         print(" | ".join(rows[-1]), flush=True)
 
-    def ours_alone(*words: str) -> Worker:
-        return Worker(sys.executable, "tests.benchmark", "--serve", *words)
+    def ours_alone(*argv: str) -> Worker:
+        return Worker(sys.executable, "tests.benchmark", "--serve", *argv)
 
-    def workers(*words: str) -> list[Worker]:
-        theirs = [Worker(args.torch, "tests.benchmark_torch", *words)] if args.torch else []
-        return [ours_alone(*words), *theirs]
+    def workers(*argv: str) -> list[Worker]:
+        theirs = [Worker(args.torch, "tests.benchmark_torch", *argv)] if args.torch else []
+        return [ours_alone(*argv), *theirs]
 
     def matrix_rate() -> float:
         return 2 * 2048**3 / take_turns([ours_alone("limit")], 20)[0]["best"]
@@ -340,11 +340,11 @@ def main() -> None:
         row(f"training step {FULL}, s (2 after the first)", f"{alone['median']:.1f}")
         row("– its peak memory, GB", f"{alone['peak']:.2f}")
     if args.also and args.only in (None, "step"):
-        words = [args.also, "-c", "import mindspore; print('MindSpore', mindspore.__version__)"]
-        name = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        argv = [args.also, "-c", "import mindspore; print('MindSpore', mindspore.__version__)"]
+        name = subprocess.run(argv, capture_output=True, text=True).stdout.strip()
 
-        def other(*words: str, **env: str) -> Worker:
-            return Worker(args.also, "tests.benchmark", "--serve", *words, **env)
+        def other(*argv: str, **env: str) -> Worker:
+            return Worker(args.also, "tests.benchmark", "--serve", *argv, **env)
 
         a, b = take_turns([other("step", args.size[0]), ours_alone("step", args.size[0])], 5)
         row(f"{name}: training step {args.size[0]}, s", f"{a['median']:.2f} (this one {b['median']:.2f})")
@@ -354,11 +354,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seeds = {f"{i:06d}": i for i in range(PICTURES)}
+        seeds = {f"{i:06d}": i for i in range(IMAGES)}
         if args.only in (None, "evaluation", "reading"):
-            # With this much noise a picture's file has 2.7 MB; the mean of real ones, of both sets, is 2.3.
+            # With this much noise an image's file has 2.7 MB; the mean of real ones, of both sets, is 2.3.
             golden.write_city(folder, "val", seeds, noise=1)
-            golden.write_gta5(folder, {f"{i:05d}": i for i in range(PICTURES)}, noise=1)
+            golden.write_gta5(folder, {f"{i:05d}": i for i in range(IMAGES)}, noise=1)
         if args.only in (None, "evaluation"):
             pair_of_workers = workers("evaluation", name)
             firsts, stages = [w.ask(1) for w in pair_of_workers], [[] for _ in pair_of_workers]
@@ -368,27 +368,27 @@ def main() -> None:
             times = [np.median([a["result"] for a in mine], axis=0) for mine in stages]
             for k, stage in enumerate(STAGES):
                 ratio = [times[0][k] / times[1][k]] if args.torch else []
-                row(f"evaluation, {stage}, s per picture", *(f"{t[k]:.3f}" for t in times), *ratio)
+                row(f"evaluation, {stage}, s per image", *(f"{t[k]:.3f}" for t in times), *ratio)
             ratio = [times[0].sum() / times[1].sum()] if args.torch else []
             row("– all stages one after the other", *(f"{t.sum():.3f}" for t in times), *ratio)
             share = (times[0][2] + times[0][3]) / times[0][1]
-            row("– up-sampling, argmax and confusion matrix over the forward pass", f"{share:.1%}")
+            row("– upsampling, argmax and confusion matrix over the forward pass", f"{share:.1%}")
             row("– peak memory, GB", *(f"{mine[-1]['peak']:.2f}" for mine in stages))
             row("– compiling, s", f"{firsts[0]['seconds'][0] - times[0].sum():.1f}")
             for w in pair_of_workers:
                 w.close()
             whole = take_turns([ours_alone("evaluation_script", name)], 3)[0]
-            row("– by the script (reading runs ahead, nothing saved)", f"{whole['median'] / PICTURES:.3f}")
+            row("– by the script (reading runs ahead, nothing saved)", f"{whole['median'] / IMAGES:.3f}")
         if args.only in (None, "reading"):
             for which, path in (("GTA5", "images/00000.png"), ("Cityscapes", CITY)):
                 to = (1280, 720) if which == "GTA5" else (1024, 512)
                 rate = pillow(folder / path, to)
-                row(f"{which}: Pillow decodes and resizes, pictures/s and core", f"{rate:.1f}")
+                row(f"{which}: Pillow decodes and resizes, images/s and core", f"{rate:.1f}")
             sizes = {"GTA5": "1914x1052 to 1280x720, with labels", "Cityscapes": "2048x1024 to 1024x512"}
             for which, text in sizes.items():
                 for n in "124":
                     done = take_turns([ours_alone("reading", name, which, n)], 5)[0]
-                    row(f"{which} {text}, workers: {n}, pictures/s", f"{READ / done['median']:.1f}")
+                    row(f"{which} {text}, workers: {n}, images/s", f"{READ / done['median']:.1f}")
             row("wait for the data of a step that computes 1 s, ms", f"{1e3 * reading_wait(folder):.1f}")
     if args.only in (None, "start"):
         row("--help of the training script, s", f"{seconds_of('CLAN_train_gta5_2_city.py', '--help'):.2f}")
@@ -398,8 +398,8 @@ def main() -> None:
     lines += ["| " + " | ".join(r) + " |" for r in rows]
     versions = f"MindSpore {importlib.metadata.version('mindspore')}"
     if args.torch:
-        words = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
-        versions += ", " + subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        argv = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
+        versions += ", " + subprocess.run(argv, capture_output=True, text=True).stdout.strip()
     load = f"Load average at the start {load[0]:.1f}, at the end {os.getloadavg()[0]:.1f}"
     waiting = ", OMP_WAIT_POLICY=passive" if args.busy else ""
     lines += ["", f"({versions}, Python {platform.python_version()}, {machine()}{waiting}. "

@@ -1,7 +1,7 @@
 """The same training step and evaluation in plain PyTorch, for tests/benchmark.py alone.
 
 Written from the description of the method (see README: model, losses, optimisers), not from anybody's code:
-each picture passes G once, the source's and the target's gradients are taken one after the other, D reuses
+each image passes G once, the source's and the target's gradients are taken one after the other, D reuses
 the predictions. It runs with an interpreter that has torch, numpy and pillow, and imports nothing that needs
 mindspore. As a program it is a worker of the benchmark: see `serve` there.
 """
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 
 
 class Generator(nn.Module):
-    """Pictures (N, 3, H, W) -> logits of both classifiers, (N, 19, h, w) each; output stride 8."""
+    """Images (N, 3, H, W) -> logits of both classifiers, (N, 19, h, w) each; output stride 8."""
 
     def __init__(self):
         super().__init__()
@@ -160,7 +160,7 @@ def load() -> tuple[Generator, Discriminator]:
         return {name: torch.from_numpy(value) for name, value in golden.state(shapes, salt).items()}
 
     G, D = Generator(), Discriminator()
-    G.load_state_dict(tensors(golden.shapes_G(), "t"), strict=False)  # but for num_batches_tracked
+    G.load_state_dict(tensors(golden.shapes_G(), "t"), strict=False)  # except num_batches_tracked
     D.load_state_dict(tensors(golden.shapes_D(), "tD."))
     return G, D
 
@@ -172,18 +172,18 @@ def serve_step(size: str) -> None:
 
 
 def serve_evaluation(folder: str) -> None:
-    """One picture of the validation set, stage by stage: Pillow, PyTorch, NumPy."""
+    """One image of the validation set, stage by stage: Pillow, PyTorch, NumPy."""
     G = load()[0].eval()
-    pictures = sorted(Path(folder).glob("leftImg8bit/val/*/*.png"))
+    images = sorted(Path(folder).glob("leftImg8bit/val/*/*.png"))
     labels = sorted(Path(folder).glob("gtFine/val/*/*.png"))
     (Path(folder) / "theirs").mkdir()
     k = iter(range(10**9))
 
     @torch.no_grad()
     def work():
-        i = next(k) % len(pictures)
+        i = next(k) % len(images)
         times = [time.perf_counter()]
-        rgb = Image.open(pictures[i]).convert("RGB").resize((1024, 512), Image.Resampling.BICUBIC)
+        rgb = Image.open(images[i]).convert("RGB").resize((1024, 512), Image.Resampling.BICUBIC)
         x = (np.asarray(rgb, np.float32)[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1)[None]
         label = LABEL_TO_TRAIN[np.asarray(Image.open(labels[i]))]
         times.append(time.perf_counter())

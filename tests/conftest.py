@@ -1,4 +1,4 @@
-"""Small pictures for the tests that run the scripts, and one run on them that they share."""
+"""Small images for the tests that run the scripts, and one run on them that they share."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.scripts import RUN, TRAIN, run, train_words
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Four GTA5 pictures; three of Cityscapes to train on and three to validate."""
+    """Four GTA5 images; three of Cityscapes to train on and three to validate."""
     folder = tmp_path_factory.mktemp("data")
     write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(1, 5)}, (191, 105))
     for k, name in enumerate(("train", "val")):

@@ -1,4 +1,4 @@
-"""The training script with batch norm in evaluation mode: then a picture's gradients depend on it alone.
+"""The training script with batch norm in evaluation mode: then an image's gradients depend on it alone.
 
     python tests/frozen.py OPTIONS
 """

@@ -1,12 +1,12 @@
 """The authors' PyTorch code as figures, and this project's runs to hold against them.
 
-golden/ holds traces of the authors' released modules under PyTorch 1.0.1: losses of 8 steps with both recipes
+golden/ holds reference outputs of the authors' released modules under PyTorch 1.0.1: losses of 8 steps with both recipes
 and with two weight decays, logits, gradients and weights by their norms, and predictions. They were made on
-the weights and pictures that the functions below generate again from names and seeds, so that nothing large
+the weights and images that the functions below generate again from names and seeds, so that nothing large
 is stored and PyTorch is not needed.
 
     python -m tests.golden                     prints the largest differences (README, "How faithful?")
-    python -m tests.golden --amp-level O2      the 8 steps of the default recipe in half precision: losses
+    python -m tests.golden --amp-level O2      the 8 steps of the default recipe in mixed precision: losses
 """
 
 import argparse
@@ -91,7 +91,7 @@ def state(shapes: dict[str, tuple[int, ...]], salt: str = "") -> dict[str, np.nd
     return {name: tensor(name, shape, salt) for name, shape in shapes.items()}
 
 
-def picture(seed: int, width: int, height: int, noise: float = 12) -> tuple[np.ndarray, np.ndarray]:
+def synthetic_image(seed: int, width: int, height: int, noise: float = 12) -> tuple[np.ndarray, np.ndarray]:
     """Waves, 60 random rectangles and noise: RGB uint8 (H, W, 3) and raw label ids uint8 (H, W)."""
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -117,9 +117,9 @@ def write_city(
     size: tuple[int, int] = (2048, 1024),
     noise: float = 12,
 ) -> Path:
-    """A Cityscapes tree of generated pictures, name -> seed, named aachen_<name>_*; returns its root."""
+    """A Cityscapes tree of generated images, name -> seed, named aachen_<name>_*; returns its root."""
     for name, seed in seeds.items():
-        rgb, ids = picture(seed, *size, noise)
+        rgb, ids = synthetic_image(seed, *size, noise)
         for kind, pixels, end in (("leftImg8bit", rgb, "leftImg8bit"), ("gtFine", ids, "gtFine_labelIds")):
             folder = root / kind / set_name / "aachen"
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,9 +130,9 @@ def write_city(
 def write_gta5(
     root: Path, seeds: dict[str, int], size: tuple[int, int] = (1914, 1052), noise: float = 12
 ) -> Path:
-    """A GTA5 tree of generated pictures, name -> seed; labels are palette pictures. Returns its root."""
+    """A GTA5 tree of generated images, name -> seed; labels are palette images. Returns its root."""
     for name, seed in seeds.items():
-        rgb, ids = picture(seed, *size, noise)
+        rgb, ids = synthetic_image(seed, *size, noise)
         label = Image.fromarray(ids)
         label.putpalette([v for i in range(256) for v in (i, 255 - i, i // 2)])
         for kind, image in (("images", Image.fromarray(rgb)), ("labels", label)):
@@ -179,8 +179,8 @@ def train_run(trace: str, folder: Path, *more: str) -> tuple[list[list[float]], 
         "--restore-from-D": folder / "golden_D.ckpt",
         "--snapshot-dir": folder / "run",
     }
-    words = [str(word) for pair in options.items() for word in pair]
-    run("CLAN_train_gta5_2_city.py", *words, "--not-val", "--no-random-mirror", "--no-random-scale", *more)
+    argv = [str(word) for pair in options.items() for word in pair]
+    run("CLAN_train_gta5_2_city.py", *argv, "--not-val", "--no-random-mirror", "--no-random-scale", *more)
     with open(folder / "run" / "loss.csv", newline="", encoding="utf-8") as file:
         rows = [[float(v) for v in row[:8]] for row in list(csv.reader(file))[1:]]
     return rows, checkpoint.read(str(folder / "run" / f"GTA5_{setup['num_steps_stop']}.ckpt"))
@@ -211,7 +211,7 @@ def first_step(recipe: str) -> dict:
     step = CLANStep(args, net_G, net_D, np.zeros(1)).set_train()
 
     def inputs(domain: str, width: int, height: int):
-        rgb, ids = picture(setup[f"picture_seed_{domain}"], width, height)
+        rgb, ids = synthetic_image(setup[f"picture_seed_{domain}"], width, height)
         x = np.asarray(Image.fromarray(rgb).resize(size[domain], Image.Resampling.BICUBIC), np.float32)
         y = LABEL_TO_TRAIN[np.asarray(Image.fromarray(ids).resize(size[domain], Image.Resampling.NEAREST))]
         x = (x[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1)[None]
@@ -298,7 +298,7 @@ def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
     out = []
     for classifier, key in (("sum", "sum"), ("1", "first"), ("2", "second")):
         result = folder / f"result_{classifier}"
-        words = [
+        argv = [
             "--restore-from",
             folder / "golden_G.ckpt",
             "--data-dir",
@@ -307,7 +307,7 @@ def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
             result,
             "--save",
         ]
-        run("CLAN_evaluate_city.py", *map(str, words), "--classifier", classifier)
+        run("CLAN_evaluate_city.py", *map(str, argv), "--classifier", classifier)
         ours = json.loads((result / "result.json").read_text())
         out.append((f"mIoU, {key}", abs(ours["mIoU"] - gold["miou"][key]), 5e-3))
         worst = max(abs(a - b) for a, b in zip(ours["IoU"].values(), gold[key], strict=True))
@@ -316,7 +316,7 @@ def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
         path = folder / "result_sum" / "labelIds" / f"aachen_0000{seed}_000019_leftImg8bit_labelIds.png"
         expected = LABEL_IDS[masks[f"pred_{seed}"]]
         out.append(
-            (f"pixels of picture {seed}", float((np.asarray(Image.open(path)) != expected).mean()), 5e-4)
+            (f"pixels of image {seed}", float((np.asarray(Image.open(path)) != expected).mean()), 5e-4)
         )
     return out
 

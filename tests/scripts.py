@@ -18,9 +18,9 @@ RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--ba
 RUN += ["--random-mirror"]
 
 
-def python(words: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
+def python(argv: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
     """`python WORDS`, which has to end with `code`; with 2 one line on stderr is expected."""
-    command, env = [sys.executable, *map(str, words)], {**os.environ, **env}
+    command, env = [sys.executable, *map(str, argv)], {**os.environ, **env}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     one_line = done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
@@ -28,41 +28,41 @@ def python(words: list, cwd: Path, code: int, **env: str) -> subprocess.Complete
     return done
 
 
-def run(script: str, *words, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def run(script: str, *argv, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """A script of this project as a user would start it; its output is shown if it fails."""
-    return python([ROOT / script, *words], cwd, 0)
+    return python([ROOT / script, *argv], cwd, 0)
 
 
-def fails(script: str, *words, cwd: Path = ROOT) -> str:
+def fails(script: str, *argv, cwd: Path = ROOT) -> str:
     """Exit code 2 and one line on stderr, which is returned."""
-    return python([ROOT / script, *words], cwd, 2).stderr
+    return python([ROOT / script, *argv], cwd, 2).stderr
 
 
-def refused(*words) -> str:
+def refused(*argv) -> str:
     """As `fails` for options of the training script that its parser refuses, but without a process."""
     code = 0
     with redirect_stderr(io.StringIO()) as stderr:
         try:
-            get_arguments([str(word) for word in words])
+            get_arguments([str(word) for word in argv])
         except SystemExit as end:
             code = end.code
     assert code == 2 and stderr.getvalue().count("\n") == 1, stderr.getvalue()
     return stderr.getvalue()
 
 
-def module(name: str, *words, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
+def module(name: str, *argv, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
     """`python -m NAME WORDS` from any folder."""
-    return python(["-m", name, *words], cwd, code, PYTHONPATH=str(ROOT))
+    return python(["-m", name, *argv], cwd, code, PYTHONPATH=str(ROOT))
 
 
-def msrun(logs: Path, count: int, script: str, *words) -> list:
+def msrun(logs: Path, count: int, script: str, *argv) -> list:
     """The command that starts so many processes of a script; their output goes to `logs`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = Path(sys.executable).with_name("msrun")
     head = [launcher, f"--worker_num={count}", f"--local_worker_num={count}", "--join=True"]
-    return [*head, f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, words)]
+    return [*head, f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, argv)]
 
 
 def environment() -> dict[str, str]:
@@ -71,9 +71,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "MS_NODE_TIMEOUT": "10"}
 
 
-def run_parallel(logs: Path, count: int, script: str, *words, ends_well: bool = True) -> list[str]:
+def run_parallel(logs: Path, count: int, script: str, *argv, ends_well: bool = True) -> list[str]:
     """The output of each process, once all have ended."""
-    done = subprocess.run(msrun(logs, count, script, *words), cwd=logs.parent, env=environment(),
+    done = subprocess.run(msrun(logs, count, script, *argv), cwd=logs.parent, env=environment(),
                           capture_output=True, text=True, timeout=300)
     output = [(logs / f"worker_{n}.log").read_text() for n in range(count)]
     assert (done.returncode == 0) == ends_well, done.stdout + done.stderr + "\n".join(output)
@@ -81,11 +81,11 @@ def run_parallel(logs: Path, count: int, script: str, *words, ends_well: bool = 
 
 
 def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:
-    """Options for a short training of the small network on the pictures of the fixture `data`."""
-    words = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--snapshot-dir", snapshot_dir]
-    words += ["--model", "small", "--device", "cpu", "--input-size", "96,64", "--input-size-target", "64,48"]
-    words += more
-    return [str(word) for word in words]
+    """Options for a short training of the small network on the images of the fixture `data`."""
+    argv = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--snapshot-dir", snapshot_dir]
+    argv += ["--model", "small", "--device", "cpu", "--input-size", "96,64", "--input-size-target", "64,48"]
+    argv += more
+    return [str(word) for word in argv]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

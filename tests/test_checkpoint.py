@@ -121,7 +121,7 @@ def test_the_other_suffix_is_found(tmp_path, monkeypatch):
 def test_a_run_that_goes_on_lets_go_of_the_old_checkpoint(reference, tmp_path, monkeypatch):
     """Its content, 400 MB of the full network, is not needed once the weights have their values."""
     content, alive = [], []
-    restore, rewind = checkpoint.restore, run_folder.rewind
+    restore, rewind = checkpoint.restore, run_folder.truncate_run
 
     def watch(tensors, *rest):
         content.extend(weakref.ref(v) for v in tensors.values() if isinstance(v, np.ndarray))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.pipeline import Stream, batches
+from dataset.pipeline import DomainSampler, batches
 from dataset.transform import CLASS_NAMES, IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from tests.golden import write_city, write_gta5
 from tests.scripts import ROOT, python
@@ -33,7 +33,7 @@ def test_label_table_is_the_published_one():
     assert len(CLASS_NAMES) == 19
 
 
-def test_gta5_picture_and_label(gta5):
+def test_gta5_image_and_label(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
     x, y = data[1]
     with Image.open(gta5 / "images" / "00002.png") as image:
@@ -41,13 +41,13 @@ def test_gta5_picture_and_label(gta5):
             np.asarray(image.resize((96, 64), Image.Resampling.BICUBIC), np.float32)[:, :, ::-1] - IMG_MEAN
         )
     assert x.dtype == np.float32 and np.array_equal(x, expected.transpose(2, 0, 1))
-    with Image.open(gta5 / "labels" / "00002.png") as label:  # a palette picture: its index is the id
+    with Image.open(gta5 / "labels" / "00002.png") as label:  # a palette image: its index is the id
         assert label.mode == "P"
         ids = np.asarray(label.resize((96, 64), Image.Resampling.NEAREST))
     assert y.dtype == np.int32 and np.array_equal(y, LABEL_TO_TRAIN[ids])
 
 
-def test_mirror_flips_both_and_scale_the_picture_alone(gta5):
+def test_mirror_flips_both_and_scale_the_image_alone(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
     (x, y), (x_flipped, y_flipped) = data.read(0), data.read(0, mirror=True)
     assert np.array_equal(x_flipped, x[:, :, ::-1]) and np.array_equal(y_flipped, y[:, ::-1])
@@ -100,7 +100,7 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
         cityscapesDataSet(city, "vall")
     names = tmp_path / "list.txt"
     names.write_text("00001.png\n00009.png\n")
-    with pytest.raises(UserError, match="1 of 2 GTA5 picture files are missing: .*00009.png"):
+    with pytest.raises(UserError, match="1 of 2 GTA5 image files are missing: .*00009.png"):
         GTA5DataSet(gta5, names)
     (gta5 / "labels" / "00002.png").unlink()
     with pytest.raises(UserError, match="1 of 3 GTA5 label files are missing: .*00002.png"):
@@ -110,7 +110,7 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
         cityscapesDataSet(city, "val", labels=True)
 
 
-def test_files_that_macos_adds_are_no_pictures(gta5, city):
+def test_files_that_macos_adds_are_no_images(gta5, city):
     for folder in (gta5 / "images", *(city / "leftImg8bit" / "val").iterdir()):
         for path in list(folder.iterdir()):
             (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
@@ -151,54 +151,54 @@ def test_a_few_absent_numbers_of_gta5_are_skipped(tmp_path):
     assert GTA5DataSet(root, tmp_path / "list.txt").reports == ()
     for name in names[10:13]:
         data = remove(name, "images", "labels")
-    assert data.names == names[:10] + names[13:] and len(data.pictures) == len(data.labels) == 297
+    assert data.names == names[:10] + names[13:] and len(data.images) == len(data.labels) == 297
     report = f"{tmp_path / 'list.txt'}: 3 of 300 images skipped: GTA5 here has neither image nor label of "
     assert data.reports == (report + "00011.png, 00012.png, 00013.png",)
-    with pytest.raises(UserError, match="4 of 300 GTA5 picture files are missing: .*00011.png"):
+    with pytest.raises(UserError, match="4 of 300 GTA5 image files are missing: .*00011.png"):
         remove(names[20], "images", "labels")  # more than one in a hundred
     (root / "images" / names[10]).touch()
     with pytest.raises(UserError, match="1 of 297 GTA5 label files are missing: .*00011.png"):
         GTA5DataSet(root, tmp_path / "list.txt")
 
 
-def test_two_pictures_of_one_name_are_an_error(gta5, city, tmp_path):
+def test_two_images_of_one_name_are_an_error(gta5, city, tmp_path):
     names = tmp_path / "list.txt"
     names.write_text("00001.png\n00002.png\n00001.png\n")
-    with pytest.raises(UserError, match="list.txt: 2 of 3 pictures share a name.*00001.png, 00001.png"):
+    with pytest.raises(UserError, match="list.txt: 2 of 3 images share a name.*00001.png, 00001.png"):
         GTA5DataSet(gta5, names)
-    picture = next((city / "leftImg8bit" / "val" / "aachen").glob("*000001_000019*"))
+    image = next((city / "leftImg8bit" / "val" / "aachen").glob("*000001_000019*"))
     (city / "leftImg8bit" / "val" / "bonn").mkdir()
-    picture.rename(city / "leftImg8bit" / "val" / "bonn" / picture.name)
-    picture.write_bytes((city / "leftImg8bit" / "val" / "bonn" / picture.name).read_bytes())
-    with pytest.raises(UserError, match="2 of 3 pictures share a name"):
+    image.rename(city / "leftImg8bit" / "val" / "bonn" / image.name)
+    image.write_bytes((city / "leftImg8bit" / "val" / "bonn" / image.name).read_bytes())
+    with pytest.raises(UserError, match="2 of 3 images share a name"):
         cityscapesDataSet(city, "val")
 
 
-def test_broken_picture_is_an_error_that_names_it_never_replaced(gta5):
+def test_broken_image_is_an_error_that_names_it_never_replaced(gta5):
     path = gta5 / "images" / "00002.png"
     path.write_bytes(path.read_bytes()[:500])
     data = GTA5DataSet(gta5, size=(96, 64))
-    with pytest.raises(UserError, match="00002.png: not a readable picture"):
+    with pytest.raises(UserError, match="00002.png: not a readable image"):
         data[1]
     with pytest.raises(
-        UserError, match="00002.png: not a readable picture"
+        UserError, match="00002.png: not a readable image"
     ):  # through the parallel pipeline, too
         list(batches(data, 1, workers=2))
 
 
-def test_wrong_kinds_of_pictures_are_refused(gta5):
+def test_wrong_kinds_of_images_are_refused(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
     with Image.open(gta5 / "images" / "00001.png") as image:
         image.save(gta5 / "labels" / "00001.png")
     with pytest.raises(UserError, match="labels/00001.png: a label of mode RGB"):
         data[0]
     Image.fromarray(np.zeros((105, 192), np.uint16)).save(gta5 / "images" / "00002.png")
-    with pytest.raises(UserError, match="images/00002.png: a picture of mode I"):
+    with pytest.raises(UserError, match="images/00002.png: an image of mode I"):
         data[1]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
-def test_grey_palette_and_alpha_pictures_are_read_as_rgb(gta5, mode):
+def test_grey_palette_and_alpha_images_are_read_as_rgb(gta5, mode):
     path = gta5 / "images" / "00001.png"
     with Image.open(path) as image:
         changed = image.convert(mode)
@@ -217,16 +217,16 @@ def test_ids_outside_the_table_are_ignored(gta5):
 
 def test_stream_shuffles_each_epoch_and_depends_on_seed_and_position_alone(gta5):
     data = GTA5DataSet(gta5, size=(96, 64))
-    stream = Stream(data, 0, 12, 1, [7, 0], mirror=True, scale=False)
+    stream = DomainSampler(data, 0, 12, 1, [7, 0], mirror=True, scale=False)
     order = [stream.index(k) for k in range(12)]
     assert all(sorted(order[e : e + 3]) == [0, 1, 2] for e in (0, 3, 6, 9))
     assert len({tuple(order[e : e + 3]) for e in (0, 3, 6, 9)}) > 1
-    later = Stream(data, 5, 12, 1, [7, 0], mirror=True, scale=False)
+    later = DomainSampler(data, 5, 12, 1, [7, 0], mirror=True, scale=False)
     assert len(later) == 7
     for k in range(7):
         for a, b in zip(later[k], stream[5 + k]):
             assert np.array_equal(a, b)
-    other = Stream(data, 0, 12, 1, [8, 0], mirror=True, scale=False)
+    other = DomainSampler(data, 0, 12, 1, [8, 0], mirror=True, scale=False)
     assert [other.index(k) for k in range(12)] != order
 
 
@@ -238,7 +238,7 @@ def test_random_scale_is_one_for_a_batch_and_has_the_released_frequencies(gta5):
         def read(self, i, scale, mirror):
             return (scale,)
 
-    stream = Stream(Sizes(), 0, 2000, 2, [1, 0], mirror=False, scale=True)
+    stream = DomainSampler(Sizes(), 0, 2000, 2, [1, 0], mirror=False, scale=True)
     scales = np.array([stream[k][0] for k in range(4000)]).reshape(-1, 2)
     assert (scales[:, 0] == scales[:, 1]).all()
     for value, share in ((1.1, 0.3), (0.8, 0.3), (1.0, 0.4)):
@@ -246,7 +246,7 @@ def test_random_scale_is_one_for_a_batch_and_has_the_released_frequencies(gta5):
 
 
 def test_no_indices_no_batches(gta5):
-    """The share of a process when there are more processes than pictures."""
+    """The share of a process when there are more processes than images."""
     assert list(batches(GTA5DataSet(gta5), 1, 4, range(0))) == []
 
 

@@ -39,9 +39,9 @@ def test_domains_share_labels_and_differ_in_look() -> None:
 
 
 def test_shape_and_type() -> None:
-    picture, labels = draw_scene(0, "target", 128, 80)
-    assert picture.shape == (80, 128, 3) and labels.shape == (80, 128)
-    assert picture.dtype == labels.dtype == np.uint8
+    image, labels = draw_scene(0, "target", 128, 80)
+    assert image.shape == (80, 128, 3) and labels.shape == (80, 128)
+    assert image.dtype == labels.dtype == np.uint8
 
 
 def test_unknown_domain() -> None:
@@ -68,7 +68,7 @@ def test_tree(folder: Path) -> None:
     assert {path.name for path in folder.parent.iterdir()} == {"seed7", ".seed7-stale"}
 
 
-def test_pictures_and_labels(folder: Path) -> None:
+def test_images_and_labels(folder: Path) -> None:
     for name in files(folder):
         image = Image.open(folder / name)
         assert image.size == (192, 96)

@@ -15,8 +15,8 @@ from utils.errors import UserError
 @pytest.mark.parametrize("name", ["auto", "ascend"])
 def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
     """As on a server whose CANN was not loaded by set_env.sh: no silent training on the CPU."""
-    words = [ROOT / TRAIN, "--device", name, "--restore-from", "none"]
-    message = python(words, tmp_path, 2, ASCEND_HOME_PATH=str(tmp_path), LD_LIBRARY_PATH="").stderr
+    argv = [ROOT / TRAIN, "--device", name, "--restore-from", "none"]
+    message = python(argv, tmp_path, 2, ASCEND_HOME_PATH=str(tmp_path), LD_LIBRARY_PATH="").stderr
     assert "libge_runner.so: cannot open shared object file" in message  # MindSpore's reason, its first line
     assert "libmindspore_ops_ascend.so failed" in message  # and its second
     assert "source /usr/local/Ascend/" in message and "set_env.sh" in message and "--device cpu" in message
@@ -25,9 +25,9 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
 
 @pytest.mark.skipif(device.npu_sign() is not None, reason="there is an NPU")
 def test_without_signs_of_an_npu_auto_is_the_cpu(data, tmp_path):
-    words = train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val", "--conv-precision", "float32")
-    words[words.index("--device") + 1] = "auto"
-    output = run(TRAIN, *words).stdout
+    argv = train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val", "--conv-precision", "float32")
+    argv[argv.index("--device") + 1] = "auto"
+    output = run(TRAIN, *argv).stdout
     assert "small on cpu" in output
     assert "precision: device CPU, convolutions of G float32, convolutions of D float32, matrix" in output
     options = json.loads((tmp_path / "run" / "options.json").read_text())

@@ -1,4 +1,4 @@
-"""What the evaluation script does beside scoring one checkpoint: folders, panels, own pictures, export."""
+"""What the evaluation script does beside scoring one checkpoint: folders, panels, own images, export."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.evaluation import Predict, adapt_bn, evaluate
 from utils.loss import alignment_map
 from utils.upsample import up
-from utils.visual import CLASSES, ERRORS, colourise, heat, overlay
+from utils.visual import CLASSES, ERRORS, colourise, heatmap, overlay
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +40,18 @@ def words(data):
 
 
 @pytest.fixture(scope="module")
-def scored(trained, words, tmp_path_factory):
+def scored(trained, argv, tmp_path_factory):
     """All three checkpoints of the run scored: the folder and what was printed."""
     folder = tmp_path_factory.mktemp("scored")
-    return folder, run(EVALUATE, "--restore-from", trained, "--save-path", folder, *words).stdout
+    return folder, run(EVALUATE, "--restore-from", trained, "--save-path", folder, *argv).stdout
 
 
 @pytest.fixture(scope="module")
-def saved(trained, words, tmp_path_factory):
+def saved(trained, argv, tmp_path_factory):
     """The predictions of the first checkpoint, with two panels."""
     folder = tmp_path_factory.mktemp("saved")
     more = ["--save", "--panels", 2, "--save-path", folder]
-    run(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, *more)
+    run(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, *more)
     return folder
 
 
@@ -75,7 +75,7 @@ def as_pth(content: dict) -> bytes:
     return zipped(body + b"u", b"".join(v.astype("<f4").tobytes() for v in values.values()))
 
 
-def test_a_folder_of_checkpoints_is_scored_in_order(trained, words, scored, saved, tmp_path):
+def test_a_folder_of_checkpoints_is_scored_in_order(trained, argv, scored, saved, tmp_path):
     folder, output = scored
     rows = rows_of(folder / "miou.csv")
     assert list(rows[0]) == ["step", "mIoU", *CLASS_NAMES]
@@ -86,7 +86,7 @@ def test_a_folder_of_checkpoints_is_scored_in_order(trained, words, scored, save
     best = [line for line in output.splitlines() if line.endswith("best")]
     assert len(best) == 1
     assert best[0].split()[0] == max(rows, key=lambda row: float(row["mIoU"]))["step"]
-    run(EVALUATE, "--restore-from", trained / "GTA5_2.ckpt", *words, "--save-path", tmp_path)
+    run(EVALUATE, "--restore-from", trained / "GTA5_2.ckpt", *argv, "--save-path", tmp_path)
     alone = checkpoint_result(tmp_path)
     assert [rows[1][name] for name in ("mIoU", *CLASS_NAMES)] == alone
 
@@ -98,15 +98,15 @@ def checkpoint_result(folder) -> list[str]:
     return [f"{v:.9g}" for v in ious]
 
 
-def test_a_second_start_goes_on_and_other_options_begin_anew(trained, words, scored, tmp_path):
-    """Rows that are whole are kept, as a forged one shows; what is missing or was cut short is scored."""
+def test_a_second_start_goes_on_and_other_options_begin_anew(trained, argv, scored, tmp_path):
+    """Rows that are whole are kept, as a forged one shows; what is missing or was truncated is scored."""
     folder = tmp_path / "scored"
     shutil.copytree(scored[0], folder)
     rows = rows_of(scored[0] / "miou.csv")
     lines = (folder / "miou.csv").read_text().splitlines()
     forged = ",".join(["1", "77.5", *lines[1].split(",")[2:]])
     (folder / "miou.csv").write_text(f"{lines[0]}\n{forged}\n{lines[2]}\n{lines[3][:20]}")
-    again = [EVALUATE, "--restore-from", trained, *words, "--save-path", folder]
+    again = [EVALUATE, "--restore-from", trained, *argv, "--save-path", folder]
     output = run(*again).stdout
     assert "2 of them in" in output and "GTA5_1.ckpt" not in output and "GTA5_2.ckpt" not in output
     assert rows_of(folder / "miou.csv") == [{**rows[0], "mIoU": "77.5"}, *rows[1:]]
@@ -119,12 +119,12 @@ def test_a_second_start_goes_on_and_other_options_begin_anew(trained, words, sco
     assert [row["step"] for row in other] == ["1", "2", "3"] and other != rows
 
 
-def test_a_checkpoint_in_the_place_of_another_is_scored_anew(trained, words, scored, tmp_path):
+def test_a_checkpoint_in_the_place_of_another_is_scored_anew(trained, argv, scored, tmp_path):
     source, result, rows = tmp_path / "source", tmp_path / "result", rows_of(scored[0] / "miou.csv")
     source.mkdir()
     for n in (1, 2):
         shutil.copy(trained / f"GTA5_{n}.ckpt", source)
-    command = [EVALUATE, "--restore-from", source, *words, "--save-path", result]
+    command = [EVALUATE, "--restore-from", source, *argv, "--save-path", result]
     run(*command)
     shutil.copy(trained / "GTA5_3.ckpt", source / "GTA5_1.ckpt")
     assert "earlier results, of other options or files, are now" in run(*command).stdout
@@ -132,7 +132,7 @@ def test_a_checkpoint_in_the_place_of_another_is_scored_anew(trained, words, sco
     assert "2 of them in" in run(*command).stdout
 
 
-def test_damaged_checkpoints_are_passed_over(trained, words, scored, tmp_path):
+def test_damaged_checkpoints_are_passed_over(trained, argv, scored, tmp_path):
     """Cut short, or without C2. The authors' .pth counts, their D and what has no number do not."""
     source, rows = tmp_path / "mixed", rows_of(scored[0] / "miou.csv")
     source.mkdir()
@@ -146,10 +146,10 @@ def test_damaged_checkpoints_are_passed_over(trained, words, scored, tmp_path):
     (source / "GTA5_100.pth").write_bytes(b"the .ckpt beside it is taken")
     for name in ("GTA5_30_D.pth", "GTA5_best.ckpt", "GTA5_7.ckpt.part"):
         (source / name).write_bytes(b"not numbered")
-    command = [EVALUATE, "--restore-from", source, *words, "--save-path", tmp_path / "result"]
+    command = [EVALUATE, "--restore-from", source, *argv, "--save-path", tmp_path / "result"]
     output = run(*command, "--model", "small").stdout
-    assert f"passed over {source / 'GTA5_20.ckpt'}: not a readable" in output
-    assert f"passed over {source / 'GTA5_40.pth'}: " in output and output.count("passed over") == 2
+    assert f"skipped {source / 'GTA5_20.ckpt'}: not a readable" in output
+    assert f"skipped {source / 'GTA5_40.pth'}: " in output and output.count("skipped") == 2
     expected = [{**rows[0], "step": "30"}, {**rows[2], "step": "100"}]
     assert rows_of(tmp_path / "result" / "miou.csv") == expected
 
@@ -215,16 +215,16 @@ def test_every_image_counts_alike_in_batch_statistics(trained, data, monkeypatch
     assert np.allclose(sum(sums) / 5, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_folder_without_a_checkpoint_that_can_be_read(words, tmp_path):
-    command = [EVALUATE, "--restore-from", tmp_path, *words, "--save-path", tmp_path / "result"]
+def test_a_folder_without_a_checkpoint_that_can_be_read(argv, tmp_path):
+    command = [EVALUATE, "--restore-from", tmp_path, *argv, "--save-path", tmp_path / "result"]
     assert f"{tmp_path}: no checkpoint GTA5_<steps>.ckpt" in fails(*command)
     (tmp_path / "GTA5_5.ckpt").write_bytes(b"nothing")
     assert "none of its 1 checkpoints can be read" in fails(*command)
 
 
 @pytest.mark.slow
-def test_two_processes_score_a_folder_and_predict(trained, words, scored, saved, data, tmp_path):
-    """As one does, going on from a table that process 0 alone reads."""
+def test_two_processes_score_a_folder_and_predict(trained, argv, scored, saved, data, tmp_path):
+    """As one does, resuming from a table that process 0 alone reads."""
     source, result = tmp_path / "run", tmp_path / "result"
     shutil.copytree(trained, source)
     (source / "GTA5_2.ckpt").write_bytes(b"damaged")
@@ -233,15 +233,15 @@ def test_two_processes_score_a_folder_and_predict(trained, words, scored, saved,
     (result / "miou.json").write_text(json.dumps({**settings, "checkpoints": str(source)}))
     lines = (result / "miou.csv").read_text().splitlines(keepends=True)
     (result / "miou.csv").write_text("".join(lines[:2]))
-    command = [EVALUATE, "--restore-from", source, *words, "--save-path", result]
+    command = [EVALUATE, "--restore-from", source, *argv, "--save-path", result]
     output = run_parallel(tmp_path / "logs", 2, *command)[0]
     assert "1 of them in" in output and "GTA5_1.ckpt: " not in output and "best" in output
-    assert output.count("passed over") == 1
+    assert output.count("skipped") == 1
     assert (result / "miou.csv").read_text() == "".join((*lines[:2], lines[3]))
 
     command[2] = source / "GTA5_1.ckpt"
-    pictures = data / "City" / "leftImg8bit" / "val" / "aachen"
-    run_parallel(tmp_path / "predict", 2, *command, "--predict", pictures)
+    images = data / "City" / "leftImg8bit" / "val" / "aachen"
+    run_parallel(tmp_path / "predict", 2, *command, "--predict", images)
     more = ["--adapt-bn", 3, "--batch-size", 2]
     run_parallel(tmp_path / "adapt", 2, *command, *more)
     run(*command, *more, "--save-path", tmp_path / "one")
@@ -259,9 +259,9 @@ def test_panels_show_what_was_predicted(trained, saved, data):
     assert [path.name for path in paths] == [f"{city.names[i]}_panel.png" for i in (0, 2)]
     net_G, seen = network(trained), set()
     for i, path in zip((0, 2), paths):
-        sheet = np.asarray(Image.open(path)).astype(int)
-        assert sheet.shape == (2 * 28 + 240 + 22 * 11 + 12, 3 * 486 + 6, 3)
-        cells = [sheet[y : y + 240, x : x + 480] for y in (28, 296) for x in (6, 492, 978)]
+        figure = np.asarray(Image.open(path)).astype(int)
+        assert figure.shape == (2 * 28 + 240 + 22 * 11 + 12, 3 * 486 + 6, 3)
+        cells = [figure[y : y + 240, x : x + 480] for y in (28, 296) for x in (6, 492, 978)]
         x, truth = city[i]
         ids = np.asarray(Image.open(saved / "labelIds" / f"{city.names[i]}_labelIds.png"))
         prediction = LABEL_TO_TRAIN[ids]
@@ -271,32 +271,32 @@ def test_panels_show_what_was_predicted(trained, saved, data):
         for cell, pixels in zip(cells[1:4], (colourise(prediction), colourise(truth), error)):
             image = Image.fromarray(pixels.astype(np.uint8))
             assert np.array_equal(cell, np.asarray(image.resize((480, 240), Image.Resampling.NEAREST)))
-        assert abs(cells[0].mean((0, 1)) - np.asarray(open_image(city.pictures[i])).mean((0, 1))).max() < 2
+        assert abs(cells[0].mean((0, 1)) - np.asarray(open_image(city.images[i])).mean((0, 1))).max() < 2
         M = alignment_map(*(up(c, (240, 480)) for c in net_G(Tensor(x[None])))).asnumpy()[0, 0]
-        assert abs(cells[4] - heat(M / np.quantile(M, 0.995)).astype(int)).max() <= 2
+        assert abs(cells[4] - heatmap(M / np.quantile(M, 0.995)).astype(int)).max() <= 2
         legend = {tuple(colour) for colour in cells[5].reshape(-1, 3)}
         assert legend >= {*CLASSES.values(), *ERRORS.values()}
     assert len(seen) > 2
 
 
-def test_own_pictures_of_any_size(trained, words, saved, data, tmp_path):
-    """Label maps are those of --save; two files of one name keep both; the picture's own size comes back."""
-    source, result = tmp_path / "pictures", tmp_path / "pictures" / "result"
+def test_own_images_of_any_size(trained, argv, saved, data, tmp_path):
+    """Label maps are those of --save; two files of one name keep both; the image's own size comes back."""
+    source, result = tmp_path / "images", tmp_path / "images" / "result"
     city = sorted((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir())
     for place in ("", "a", "a/b"):
         (source / place).mkdir(exist_ok=True)
         shutil.copy(city[0], source / place / "street.png")
-    with Image.open(city[1]) as picture:
-        picture.resize((131, 77)).save(source / "a" / "wide.JPG")
-        picture.convert("L").resize((33, 190)).save(source / "grey.jpeg")
-        picture.resize((1, 1)).save(source / "dot.png")
-        picture.convert("LA").save(source / "alpha.png")
-        picture.convert("1").save(source / "bits.png")
-    (source / "notes.txt").write_text("no picture")
+    with Image.open(city[1]) as image:
+        image.resize((131, 77)).save(source / "a" / "wide.JPG")
+        image.convert("L").resize((33, 190)).save(source / "grey.jpeg")
+        image.resize((1, 1)).save(source / "dot.png")
+        image.convert("LA").save(source / "alpha.png")
+        image.convert("1").save(source / "bits.png")
+    (source / "notes.txt").write_text("no image")
     (source / ".street.png").write_bytes(b"hidden")
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", result]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--save-path", result]
     command += ["--predict", source]
-    assert "8 pictures, written" in run(*command).stdout
+    assert "8 images, written" in run(*command).stdout
     names = {str(p.relative_to(result / "predict" / "color")) for p in result.rglob("*_color.png")}
     assert names == {f"{name}_color.png" for name in
                      ("street", "a/street", "a/b/street", "a/wide", "grey", "dot", "alpha", "bits")}
@@ -307,19 +307,19 @@ def test_own_pictures_of_any_size(trained, words, saved, data, tmp_path):
         assert np.array_equal(ids, expected)
     for name, size in (("a/wide", (131, 77)), ("grey", (33, 190)), ("dot", (1, 1))):
         assert Image.open(result / "predict" / "labelIds" / f"{name}_labelIds.png").size == size
-    with Image.open(source / "a" / "wide.JPG") as picture:
+    with Image.open(source / "a" / "wide.JPG") as image:
         ids = np.asarray(Image.open(result / "predict" / "labelIds" / "a" / "wide_labelIds.png"))
         blend = np.asarray(Image.open(result / "predict" / "overlay" / "a" / "wide_overlay.png"))
-        assert np.array_equal(blend, overlay(np.asarray(picture), LABEL_TO_TRAIN[ids]))
+        assert np.array_equal(blend, overlay(np.asarray(image), LABEL_TO_TRAIN[ids]))
 
     shutil.copy(source / "a" / "wide.JPG", source / "a" / "wide.jpg")  # now two share a name: suffixes stay
     assert "earlier results are now" in (output := run(*command, "--batch-size", 3).stdout)
-    assert "9 pictures, written" in output and (result / "predict_1").is_dir()
+    assert "9 images, written" in output and (result / "predict_1").is_dir()
     names = {p.name for p in (result / "predict" / "color" / "a").glob("*.png")}
     assert names == {"street.png_color.png", "wide.JPG_color.png", "wide.jpg_color.png"}
 
 
-def test_photographs_are_predicted_upright(trained, words, data, tmp_path):
+def test_photographs_are_predicted_upright(trained, argv, data, tmp_path):
     """A phone stores a portrait lying down, with an EXIF orientation: all eight of them."""
     photo, source = next((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir()), tmp_path / "photos"
     source.mkdir()
@@ -333,40 +333,40 @@ def test_photographs_are_predicted_upright(trained, words, data, tmp_path):
             exif[ExifTags.Base.Orientation] = orientation
             lying.save(source / f"{orientation}.png", exif=exif)
         image.save(source / "damaged.png", exif=b"Exif\0\0no TIFF at all")
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path / "r"]
-    assert "9 pictures, written" in run(*command, "--predict", source).stdout
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--save-path", tmp_path / "r"]
+    assert "9 images, written" in run(*command, "--predict", source).stdout
     for kind in ("labelIds", "color", "overlay"):
         paths = (tmp_path / "r" / "predict" / kind).iterdir()
         upright, *others = [np.asarray(Image.open(path)) for path in paths]
         assert upright.shape[:2] == (102, 204) and all(np.array_equal(upright, other) for other in others)
 
 
-def test_pictures_that_cannot_be_predicted(trained, words, tmp_path):
+def test_images_that_cannot_be_predicted(trained, argv, tmp_path):
     """One that is named ends the script; in a folder the others are predicted, and the exit code tells."""
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path / "r"]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--save-path", tmp_path / "r"]
     assert "--predict nowhere: no such file or folder" in fails(*command, "--predict", "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "no picture (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert "no image (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     message = fails(*command, "--predict", tmp_path / "broken.png")
-    assert f"{tmp_path / 'broken.png'}: not a readable picture; make it PNG or JPEG" in message
+    assert f"{tmp_path / 'broken.png'}: not a readable image; make it PNG or JPEG" in message
     assert "skipped" not in message
     for name in ("after", "before", "between"):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
     Image.new("CMYK", (30, 20)).save(tmp_path / "before_too.jpg")
     done = python([ROOT / EVALUATE, *command[1:], "--predict", tmp_path, "--batch-size", 2], ROOT, 2)
-    assert f"skipped {tmp_path / 'broken.png'}: not a readable picture" in done.stdout
-    assert f"skipped {tmp_path / 'before_too.jpg'}: a picture of mode CMYK" in done.stdout
-    assert "3 pictures, written" in done.stdout
-    assert "2 of 5 pictures could not be read and were skipped: before_too, broken" in done.stderr
+    assert f"skipped {tmp_path / 'broken.png'}: not a readable image" in done.stdout
+    assert f"skipped {tmp_path / 'before_too.jpg'}: an image of mode CMYK" in done.stdout
+    assert "3 images, written" in done.stdout
+    assert "2 of 5 images could not be read and were skipped: before_too, broken" in done.stderr
     names = {path.name for path in (tmp_path / "r" / "predict" / "color").iterdir()}
     assert names == {"after_color.png", "before_color.png", "between_color.png"}
 
 
 @pytest.mark.parametrize("task", ["score", "folder", "predict", "export", "ccd"])
-def test_a_folder_of_results_is_for_one_process(trained, words, data, tmp_path, monkeypatch, task):
+def test_a_folder_of_results_is_for_one_process(trained, argv, data, tmp_path, monkeypatch, task):
     """Two at once would overwrite each other's results."""
-    path, folder, lock = trained / "GTA5_1.ckpt", tmp_path / "result", run_folder.hold(tmp_path / "result")
+    path, folder, lock = trained / "GTA5_1.ckpt", tmp_path / "result", run_folder.lock_run_dir(tmp_path / "result")
     command = {
         "score": ["--restore-from", path],
         "folder": ["--restore-from", trained],
@@ -374,7 +374,7 @@ def test_a_folder_of_results_is_for_one_process(trained, words, data, tmp_path, 
         "export": ["--restore-from", path, "--export", "mindir"],
         "ccd": ["--restore-from", path, path, "--data-dir-target", data / "City"],
     }[task]
-    given = {"ccd": ["--data-dir", data / "GTA5", "--device", "cpu"]}.get(task, words)
+    given = {"ccd": ["--data-dir", data / "GTA5", "--device", "cpu"]}.get(task, argv)
     script = ccd if task == "ccd" else CLAN_evaluate_city
     monkeypatch.setattr(device, "setup", lambda *_: "CPU")  # it was, for the tests before
     monkeypatch.setattr("sys.argv", ["script", *map(str, (*command, *given, "--save-path", folder))])
@@ -384,8 +384,8 @@ def test_a_folder_of_results_is_for_one_process(trained, words, data, tmp_path, 
     os.close(lock)
 
 
-def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--save-path", tmp_path]
+def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--save-path", tmp_path]
     assert "input: (1, 3, 48, 64) float32" in run(*command, "--export", "mindir").stdout
     again = run(*command, "--export", "mindir", "--adapt-bn", 3).stdout
     assert "re-estimated on 3" in again and "earlier results are now" in again
@@ -412,21 +412,21 @@ def test_an_exported_network_predicts_the_same(trained, words, data, tmp_path):
         (["--export", "onnx"], "--export"),
     ],
 )
-def test_options_that_contradict_each_other(trained, words, more, message):
-    assert message in fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, *more)
+def test_options_that_contradict_each_other(trained, argv, more, message):
+    assert message in fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, *more)
 
 
-def test_export_is_for_one_process(trained, words, monkeypatch):
+def test_export_is_for_one_process(trained, argv, monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")  # as msrun does
-    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *words, "--export", "mindir")
+    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--export", "mindir")
     assert "--export is for one process" in message
 
 
 @pytest.mark.parametrize("more", [["--save"], ["--predict", "x.png"], ["--export", "mindir"]])
-def test_tasks_of_one_checkpoint_refuse_a_folder(trained, words, more):
-    assert f"{more[0]} takes one checkpoint" in fails(EVALUATE, "--restore-from", trained, *words, *more)
+def test_tasks_of_one_checkpoint_refuse_a_folder(trained, argv, more):
+    assert f"{more[0]} takes one checkpoint" in fails(EVALUATE, "--restore-from", trained, *argv, *more)
 
 
-def test_the_table_of_a_training_is_left_alone(trained, words):
-    message = fails(EVALUATE, "--restore-from", trained, *words, "--save-path", trained)
+def test_the_table_of_a_training_is_left_alone(trained, argv):
+    message = fails(EVALUATE, "--restore-from", trained, *argv, "--save-path", trained)
     assert "is the folder of a training" in message

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 
 from dataset.transform import open_image, read_list, to_input, to_trainIds
 from options.train_options import get_arguments
-from tests.golden import picture
+from tests.golden import synthetic_image
 from utils import checkpoint, run_folder
 from utils.errors import UserError
 
@@ -149,7 +149,7 @@ def png(width: int, height: int, depth: int, colour: int, interlace: int, raw: b
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     x = to_input(open_image(path), (16, 8))
     assert x.shape == (3, 8, 16) and x.dtype == np.float32
     return x
@@ -167,7 +167,7 @@ def read_label(path: Path) -> np.ndarray:
     return y
 
 
-READERS = pytest.mark.parametrize("reader", [read_picture, read_photograph, read_label])
+READERS = pytest.mark.parametrize("reader", [read_image, read_photograph, read_label])
 
 
 @READERS
@@ -189,8 +189,8 @@ def test_png_files_with_any_header(tmp_path_factory, reader, width, height, dept
 @READERS
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @given(st.data())
-def test_damaged_pictures(tmp_path_factory, reader, kind, draw):
-    file, (rgb, ids), exif = io.BytesIO(), picture(1, 40, 30), Image.Exif()
+def test_damaged_images(tmp_path_factory, reader, kind, draw):
+    file, (rgb, ids), exif = io.BytesIO(), synthetic_image(1, 40, 30), Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(ids if reader is read_label else rgb).save(file, kind, exif=exif)
     path = tmp_path_factory.getbasetemp() / "damaged.png"
@@ -201,11 +201,11 @@ def test_damaged_pictures(tmp_path_factory, reader, kind, draw):
 def test_other_kinds_of_files_are_refused(tmp_path, kind):
     path = tmp_path / "00001.png"
     Image.new("RGB", (8, 8)).save(path, kind)
-    with pytest.raises(UserError, match="00001.png: not a readable picture"):
+    with pytest.raises(UserError, match="00001.png: not a readable image"):
         open_image(path)
 
 
-def test_a_pipe_is_no_picture(tmp_path):
+def test_a_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "00001.png")
     with pytest.raises(UserError, match="00001.png: no such file"):
         open_image(tmp_path / "00001.png")

@@ -20,12 +20,12 @@ from utils import interrupt
 interrupt.block()
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-interrupt.exit_if_asked()
+interrupt.exit_if_pending()
 queue = multiprocessing.get_context("forkserver").Queue()
 print("ready", flush=True)
 while True:
     time.sleep(0.02)
-    interrupt.exit_if_asked()
+    interrupt.exit_if_pending()
 """
 
 
@@ -63,11 +63,11 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
 def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
     """Writing to it fails from then on, which must not end the process before it has saved."""
     folder = tmp_path / "run"
-    words = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
+    argv = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
     pid, terminal = pty.fork()
     if not pid:
         os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, str(ROOT / TRAIN), *words])
+        os.execv(sys.executable, [sys.executable, str(ROOT / TRAIN), *argv])
     deadline = time.monotonic() + 120
     while not (folder / "loss.csv").exists() or not rows_of(folder / "loss.csv"):
         assert time.monotonic() < deadline
@@ -77,7 +77,7 @@ def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
     done = len(rows_of(folder / "loss.csv"))
     assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]
     log = (folder / "Train_log.log").read_text(encoding="utf-8")
-    assert f"{done} steps are done; goes on with" in log
+    assert f"{done} steps are done; resume with" in log
 
 
 # The training script, all of whose threads start with both signals unblocked.
@@ -99,8 +99,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_an_unblocked_thread_ends_a_training_with_a_checkpoint(data, tmp_path, number):
     folder = tmp_path / "run"
-    words = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
-    process = subprocess.Popen([sys.executable, "-c", UNBLOCKED, TRAIN, *words], cwd=ROOT, text=True,
+    argv = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
+    process = subprocess.Popen([sys.executable, "-c", UNBLOCKED, TRAIN, *argv], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     while not (folder / "loss.csv").exists() or len(rows_of(folder / "loss.csv")) < 5:
         assert process.poll() is None

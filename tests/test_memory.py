@@ -19,7 +19,7 @@ from options.train_options import get_arguments
 from tests.scripts import ROOT, TRAIN, train_words
 from utils import convolution
 from utils.flops import generator_flop, step_flop
-from utils.upsample import CPUUp, Up
+from utils.upsample import CPUUpsample, Up
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def test_gradients_of_a_convolution(mode, batch, c, k, size, kind):
     kernel, stride, padding, dilation = kind
     height, width = ((v + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for v in size)
     x, weight, dout = normal(batch, c, *size), normal(k, c, kernel, kernel), normal(batch, k, height, width)
-    ours = Gradients(convolution.thrifty(*kind), weight)(x, dout)
+    ours = Gradients(convolution.low_memory_convolution(*kind), weight)(x, dout)
     usual = Gradients(convolution.Convolution(*kind), weight)(x, dout)
     for a, b in zip(ours, usual):
         assert np.allclose(a.asnumpy(), b.asnumpy(), rtol=1e-5, atol=3e-5)
@@ -104,7 +104,7 @@ def test_gradient_of_up_sampling():
         mindspore.set_context(mode=mode)
         for n, (h, w), size in ((1, (5, 7), (33, 50)), (3, (1, 4), (9, 16)), (2, (6, 1), (6, 5))):
             x, dout = normal(n, 4, h, w), normal(n, 4, *size)
-            a, b = gradient(CPUUp(size), x, dout), gradient(Up(size), x, dout)
+            a, b = gradient(CPUUpsample(size), x, dout), gradient(Up(size), x, dout)
             assert np.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -119,17 +119,17 @@ def test_operations_of_a_step():
 @pytest.mark.slow
 def test_peak_memory():
     """Peak of a fresh process, GiB, for the paper's network at a quarter of the paper's width and height."""
-    words = ["-m", "tests.test_memory", "320", "180", "256", "128"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    argv = ["-m", "tests.test_memory", "320", "180", "256", "128"]
+    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-2]) < 3.0, done.stdout
 
 
 def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int]]:
     """(steps done, MiB of memory, open files) each second of a run with all that long runs have."""
-    words = train_words(data, folder, "--num-steps", steps, "--save-pred-every", steps // 20)
-    words += ["--recipe", "released", "--keep-checkpoints", "2"]
+    argv = train_words(data, folder, "--num-steps", steps, "--save-pred-every", steps // 20)
+    argv += ["--recipe", "released", "--keep-checkpoints", "2"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, ROOT / TRAIN, *words], **quiet)
+    process = subprocess.Popen([sys.executable, ROOT / TRAIN, *argv], **quiet)
     seen, status = [], Path(f"/proc/{process.pid}")
     while process.poll() is None:
         time.sleep(1)

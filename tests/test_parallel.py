@@ -1,4 +1,4 @@
-"""Steps of several pictures: batches, --iter-size, processes; and half precision, all through the scripts."""
+"""Steps of several images: batches, --iter-size, processes; and mixed precision, all through the scripts."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from mindspore import Tensor, ops
 from PIL import Image
 
 from CLAN_train_gta5_2_city import CLANStep
-from dataset.pipeline import Stream
+from dataset.pipeline import DomainSampler
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
@@ -39,10 +39,10 @@ LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lambda-adv", 0.1]
 
 
-def start_parallel(folder: Path, *words) -> tuple[subprocess.Popen, list[int]]:
+def start_parallel(folder: Path, *argv) -> tuple[subprocess.Popen, list[int]]:
     """msrun and two processes of an endless training in folder / "run", once it has a checkpoint."""
-    words = [*words, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5]
-    job = subprocess.Popen(msrun(folder / "logs", 2, TRAIN, *words), cwd=folder, env=environment(),
+    argv = [*argv, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5]
+    job = subprocess.Popen(msrun(folder / "logs", 2, TRAIN, *argv), cwd=folder, env=environment(),
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 180
     while not list(folder.glob("run/GTA5_*.ckpt")):
@@ -77,37 +77,37 @@ def assert_same(a: Path, b: Path, rtol: float = 1e-4, steps: int = 3) -> None:
 
 @pytest.fixture(scope="module")
 def two_at_once(data, tmp_path_factory):
-    """Two pictures a step, as one batch, with frozen batch norm."""
+    """Two images a step, as one batch, with frozen batch norm."""
     folder = tmp_path_factory.mktemp("two") / "run"
     run(FROZEN, *train_words(data, folder, *STEPS, "--batch-size", 2))
     return folder
 
 
-def test_one_picture_twice_a_step_is_a_batch_of_two(data, tmp_path, two_at_once):
+def test_one_image_twice_a_step_is_a_batch_of_two(data, tmp_path, two_at_once):
     run(FROZEN, *train_words(data, tmp_path / "run", *STEPS, "--iter-size", 2))
     assert_same(two_at_once, tmp_path / "run")
 
 
 def test_iter_size_of_the_released_recipe(data, tmp_path):
-    """With repeated updates, mirrored and scaled pictures, and a step of labels that are nearly all 255."""
+    """With repeated updates, mirrored and scaled images, and a step of labels that are nearly all 255."""
     shutil.copytree(data, tmp_path / "data")
     for path in list((tmp_path / "data" / "GTA5" / "labels").iterdir())[::2]:
         with Image.open(path) as label:
             ids = np.array(label)
         ids[5:] = 0
         Image.fromarray(ids).save(path)
-    words = [*STEPS[:4], "--recipe", "released", "--method", "source", "--not-val"]
-    run(FROZEN, *train_words(tmp_path / "data", tmp_path / "one", *words, "--batch-size", 2))
-    run(FROZEN, *train_words(tmp_path / "data", tmp_path / "two", *words, "--iter-size", 2))
+    argv = [*STEPS[:4], "--recipe", "released", "--method", "source", "--not-val"]
+    run(FROZEN, *train_words(tmp_path / "data", tmp_path / "one", *argv, "--batch-size", 2))
+    run(FROZEN, *train_words(tmp_path / "data", tmp_path / "two", *argv, "--iter-size", 2))
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.fixture(scope="module")
 def two_processes(data, tmp_path_factory):
-    """One picture a step in each of two processes, with frozen batch norm; the folder and the output."""
+    """One image a step in each of two processes, with frozen batch norm; the folder and the output."""
     folder = tmp_path_factory.mktemp("processes")
-    words = train_words(data, folder / "run", *STEPS)
-    return folder / "run", run_parallel(folder / "logs", 2, FROZEN, *words)[0]
+    argv = train_words(data, folder / "run", *STEPS)
+    return folder / "run", run_parallel(folder / "logs", 2, FROZEN, *argv)[0]
 
 
 def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
@@ -122,16 +122,16 @@ def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
 
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, two_processes):
     folder, more = two_processes[0], tmp_path / "more"
-    words = ["--continue-train", folder / "GTA5_1.ckpt", "--snapshot-dir", more]
-    assert "--batch-size 3 x --iter-size 1 x 1 processes = 3, but" in refused(*words, "--batch-size", 3)
-    assert "1 processes = 1, but" in refused(*words)
-    run(FROZEN, *words, "--iter-size", 2)
+    argv = ["--continue-train", folder / "GTA5_1.ckpt", "--snapshot-dir", more]
+    assert "--batch-size 3 x --iter-size 1 x 1 processes = 3, but" in refused(*argv, "--batch-size", 3)
+    assert "1 processes = 1, but" in refused(*argv)
+    run(FROZEN, *argv, "--iter-size", 2)
     assert_same(folder, more)
 
 
 @pytest.mark.slow
 def test_statistics_of_two_processes_stay_close_to_those_of_a_batch(data, tmp_path):
-    """Batch norm sees one picture in each process, not two: the first losses differ a little."""
+    """Batch norm sees one image in each process, not two: the first losses differ a little."""
     run_parallel(tmp_path / "logs", 2, TRAIN, *train_words(data, tmp_path / "two", *STEPS))
     run(TRAIN, *train_words(data, tmp_path / "one", *STEPS, "--batch-size", 2))
     np.testing.assert_allclose(losses(tmp_path / "two")[0], losses(tmp_path / "one")[0], rtol=0.1)
@@ -142,13 +142,13 @@ def test_statistics_of_two_processes_stay_close_to_those_of_a_batch(data, tmp_pa
 
 def test_two_processes_score_as_one(data, tmp_path, two_processes):
     path = two_processes[0] / "GTA5_3.ckpt"
-    words = ["--restore-from", path, "--data-dir", data / "City", "--input-size", "64,48", "--save"]
-    run_parallel(tmp_path / "logs", 2, EVALUATE, *words, "--save-path", tmp_path / "two")
-    run(EVALUATE, *words, "--save-path", tmp_path / "one")
+    argv = ["--restore-from", path, "--data-dir", data / "City", "--input-size", "64,48", "--save"]
+    run_parallel(tmp_path / "logs", 2, EVALUATE, *argv, "--save-path", tmp_path / "two")
+    run(EVALUATE, *argv, "--save-path", tmp_path / "one")
     assert (tmp_path / "two" / "result.json").read_text() == (tmp_path / "one" / "result.json").read_text()
-    pictures = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
-    assert len(pictures) == 9  # label ids, colours and panels
-    for name in pictures:
+    images = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
+    assert len(images) == 9  # label ids, colours and panels
+    for name in images:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
@@ -173,30 +173,30 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
     os.killpg(job.pid, signal.SIGKILL)  # the programs with which msrun shows the logs
     steps = len(rows_of(tmp_path / "run" / "loss.csv"))
     output = (tmp_path / "logs" / "worker_0.log").read_text()
-    assert f"{steps} steps are done; goes on with: msrun --worker_num=2 --local_worker_num=2" in output
-    words = ["--continue-train", tmp_path / "run", "--iter-size", 2, "--num-steps-stop", steps + 1]
-    assert f"going on from {tmp_path / 'run' / f'GTA5_{steps}.ckpt'}" in run(TRAIN, *words).stdout
+    assert f"{steps} steps are done; resume with: msrun --worker_num=2 --local_worker_num=2" in output
+    argv = ["--continue-train", tmp_path / "run", "--iter-size", 2, "--num-steps-stop", steps + 1]
+    assert f"resuming from {tmp_path / 'run' / f'GTA5_{steps}.ckpt'}" in run(TRAIN, *argv).stdout
 
 
 @pytest.mark.slow
 def test_a_mistake_that_one_process_alone_sees_ends_the_job(data, tmp_path, two_at_once):
-    words = train_words(data, two_at_once, *STEPS)
-    output = run_parallel(tmp_path / "logs", 2, TRAIN, *words, ends_well=False)
+    argv = train_words(data, two_at_once, *STEPS)
+    output = run_parallel(tmp_path / "logs", 2, TRAIN, *argv, ends_well=False)
     assert "already holds a run" in output[0] and "already holds a run" not in output[1]
     scheduler = (tmp_path / "logs" / "scheduler.log").read_text()
     assert "a process ended early" in scheduler and "Traceback" not in scheduler
 
 
 @pytest.mark.slow
-def test_a_broken_picture_costs_no_step_of_two_processes(data, tmp_path):
+def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    words = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val")
-    stream = Stream(range(4), 0, 2, 2, [1234, 0], False, False)
+    argv = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val")
+    stream = DomainSampler(range(4), 0, 2, 2, [1234, 0], False, False)
     first, second = ({stream.index(2 * step), stream.index(2 * step + 1)} for step in (0, 1))
     broken = tmp_path / "data" / "GTA5" / "images" / f"{min(second - first) + 1:05d}.png"
     broken.write_bytes(broken.read_bytes()[:5000])
-    output = run_parallel(tmp_path / "logs", 2, TRAIN, *words, ends_well=False)
-    assert f"{broken}: not a readable picture" in "".join(output)
+    output = run_parallel(tmp_path / "logs", 2, TRAIN, *argv, ends_well=False)
+    assert f"{broken}: not a readable image" in "".join(output)
     assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
 
 
@@ -205,10 +205,10 @@ STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
 
 @pytest.mark.parametrize("levels, more", [(("O2", "O3"), []), (("O3",), STRONG)])
 def test_half_precision_stays_close(data, tmp_path, levels, more):
-    """With the paper's weights of the losses, and with an adversary that moves G."""
+    """With the paper's weights of the losses, and with a discriminator that moves G."""
     for level in ("O0", *levels):
-        words = train_words(data, tmp_path / level, "--num-steps", 10, "--amp-level", level, *more)
-        assert "skipped" not in run(TRAIN, *words).stdout
+        argv = train_words(data, tmp_path / level, "--num-steps", 10, "--amp-level", level, *more)
+        assert "skipped" not in run(TRAIN, *argv).stdout
     for level in levels:
         np.testing.assert_allclose(losses(tmp_path / level), losses(tmp_path / "O0"), rtol=0.02)
         assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
@@ -239,29 +239,29 @@ def test_a_step_that_overflows_in_half_precision_is_skipped():
 
 
 def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
-    """As one by one: a batch holds pictures in a row whose labels have one size."""
+    """As one by one: a batch holds images in a row whose labels have one size."""
     write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
     write_city(tmp_path / "City", "val", {"000002": 3}, (202, 104))
     write_city(tmp_path / "City", "val", {"000003": 4, "000004": 5, "000005": 6}, (204, 102))
-    words = ["--restore-from", reference / "GTA5_1.ckpt", "--data-dir", tmp_path / "City"]
-    words += ["--input-size", "64,48"]
+    argv = ["--restore-from", reference / "GTA5_1.ckpt", "--data-dir", tmp_path / "City"]
+    argv += ["--input-size", "64,48"]
     for n in (1, 2):
-        run(EVALUATE, *words, "--batch-size", n, "--save-path", tmp_path / str(n), "--save")
+        run(EVALUATE, *argv, "--batch-size", n, "--save-path", tmp_path / str(n), "--save")
     results = [json.loads((tmp_path / str(n) / "result.json").read_text()) for n in (1, 2)]
     assert results[0] == results[1] and results[0]["images"] == 6
     assert Image.open(next((tmp_path / "2" / "labelIds").glob("*000002*"))).size == (202, 104)
 
 
 def test_recompute_changes_no_result(reference, data, tmp_path):
-    """Nor the running statistics, which a batch norm that is computed again would move again."""
+    """Nor the running BN statistics, which a batch norm that is computed again would move again."""
     run(TRAIN, *train_words(data, tmp_path / "again", *RUN, "--recompute", "--not-val"))
     assert_same(reference, tmp_path / "again", 1e-5, steps=6)
 
 
 def test_a_run_in_half_precision_in_legs_ends_with_the_same_bits(data, tmp_path):
     """The scale of the loss, its counter and the count of skipped steps go on too."""
-    words = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]
-    run(TRAIN, *train_words(data, tmp_path / "run", *words, "--save-pred-every", 2))
+    argv = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]
+    run(TRAIN, *train_words(data, tmp_path / "run", *argv, "--save-pred-every", 2))
     leg = ["--continue-train", tmp_path / "run" / "GTA5_2.ckpt", "--snapshot-dir", tmp_path / "leg"]
     run(TRAIN, *leg)
     names = ("scale_value", "counter", "skipped")

@@ -10,14 +10,14 @@ from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
-from tests.golden import picture
+from tests.golden import synthetic_image
 from utils import device
 
 FACTORS = {"preheating": (1.0, 1.0, 0.0), "weighted": (0.9, 0.4, 40.0)}  # damp, base, local
 
 
 def image(seed: int) -> tuple[Tensor, Tensor]:
-    rgb, ids = picture(seed, 1024, 512)
+    rgb, ids = synthetic_image(seed, 1024, 512)
     x = (rgb[None, :, :, ::-1].astype(np.float32) - IMG_MEAN).transpose(0, 3, 1, 2)
     return Tensor(np.ascontiguousarray(x)), Tensor(LABEL_TO_TRAIN[ids][None].astype(np.int32))
 
@@ -26,8 +26,8 @@ def make_step(level: str) -> CLANStep:
     """Small network, the paper's settings, source and target 1024x512."""
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     mindspore.set_seed(5)
-    words = ["--model", "small", "--device", "cpu", "--mode", "pynative", "--input-size", "1024,512"]
-    args = get_arguments([*words, "--amp-level", level])
+    argv = ["--model", "small", "--device", "cpu", "--mode", "pynative", "--input-size", "1024,512"]
+    args = get_arguments([*argv, "--amp-level", level])
     return CLANStep(args, generator("small"), discriminator("small"), np.full(99, 1e-4)).set_train()
 
 

@@ -19,8 +19,8 @@ def test_ablation_names_mistakes_in_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
-    words = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
-    done = module("utils.ablation", *words, cwd=tmp_path)
+    argv = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
+    done = module("utils.ablation", *argv, cwd=tmp_path)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1"
     results = {row: json.loads((folder / row / "result.json").read_text()) for row in ("source", "clan")}
     gain = results["clan"]["mIoU"] - results["source"]["mIoU"]
@@ -29,10 +29,10 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
 
     (folder / "clan" / "result.json").unlink()  # as if it had been killed
-    again = module("utils.ablation", *words, cwd=tmp_path).stdout
+    again = module("utils.ablation", *argv, cwd=tmp_path).stdout
     assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
     assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
-    module("utils.ablation", *words[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
+    module("utils.ablation", *argv[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
     kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
     assert kept["mIoU"] == results["source"]["mIoU"]
 
@@ -74,13 +74,13 @@ def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_pa
 
 @pytest.mark.parametrize("adapt_bn", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tmp_path, adapt_bn):
-    words = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
-    words += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2, "--adapt-bn", adapt_bn]
+    argv = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
+    argv += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2, "--adapt-bn", adapt_bn]
     both = [reference / "GTA5_2.ckpt", reference / "GTA5_4.ckpt"]
     folder = tmp_path / "result" / "ccd"
     folder.mkdir(parents=True)
     (folder / "ccd.json").write_text("an earlier one")
-    done = module("utils.ccd", "--restore-from", *both, *words, cwd=tmp_path)
+    done = module("utils.ccd", "--restore-from", *both, *argv, cwd=tmp_path)
     assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
     result = json.loads((folder / "ccd.json").read_text())
     assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 1600
@@ -113,9 +113,9 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
 
 
 def class_features(path, data, count):
-    """For source and target: each class's features (points, C) float64 in the first and the last picture.
+    """For source and target: each class's features (points, C) float64 in the first and the last image.
 
-    With batch statistics re-estimated on `count` pictures, if any.
+    With BN statistics re-estimated on `count` images, if any.
     """
     from mindspore import Tensor
 
@@ -135,8 +135,8 @@ def class_features(path, data, count):
             adapt_bn(net_G, own, count)
         net_G.set_train(False)
         classes = [[] for _ in range(19)]
-        for picture, label in (domain[0], domain[len(domain) - 1]):
-            f = net_G.features(Tensor(picture[None])).asnumpy()[0].astype(float)
+        for image, label in (domain[0], domain[len(domain) - 1]):
+            f = net_G.features(Tensor(image[None])).asnumpy()[0].astype(float)
             (H, W), (h, w) = label.shape, f.shape[1:]
             for y in range(h):
                 for x in range(w):
@@ -147,7 +147,7 @@ def class_features(path, data, count):
 
 
 def test_ccd_needs_two_classes_that_occur_in_both_domains_and_differ():
-    from utils.ccd import distances, shrink
+    from utils.ccd import distances, downsample_labels
     from utils.errors import UserError
 
     source, target = np.full((2, 19, 3), np.nan)
@@ -161,4 +161,4 @@ def test_ccd_needs_two_classes_that_occur_in_both_domains_and_differ():
     with pytest.raises(UserError, match="one centre"):
         distances(np.ones((19, 3)), np.ones((19, 3)))
     labels = np.arange(35).reshape(5, 7)
-    assert shrink(labels, 3, 4).tolist() == [[0, 2, 4, 6], [14, 16, 18, 20], [28, 30, 32, 34]]
+    assert downsample_labels(labels, 3, 4).tolist() == [[0, 2, 4, 6], [14, 16, 18, 20], [28, 30, 32, 34]]

@@ -32,23 +32,23 @@ def test_without_data_one_line_says_what_to_do(tmp_path):
     assert "Cityscapes not found" in fails(EVALUATE, "--restore-from", "a.ckpt", cwd=tmp_path)
 
 
-def test_evaluation_takes_the_pictures_of_the_demo_unless_told_otherwise():
+def test_evaluation_takes_the_images_of_the_demo_unless_told_otherwise():
     demo = evaluate_options.get_arguments(["--restore-from", "a.ckpt", "--demo", "7"])
     assert demo.data_dir == "./data/demo/seed7/Cityscapes" and demo.input_size == (192, 96)
-    words = ["--restore-from", "a.ckpt", "--demo", "--input-size", "96,48", "--data-dir", "d"]
-    other = evaluate_options.get_arguments(words)
+    argv = ["--restore-from", "a.ckpt", "--demo", "--input-size", "96,48", "--data-dir", "d"]
+    other = evaluate_options.get_arguments(argv)
     assert other.data_dir == "d" and other.input_size == (96, 48)
 
 
 def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, data, tmp_path):
     (tmp_path / "file").write_text("")
-    words = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City"]
-    done = python([ROOT / EVALUATE, *words, "--save-path", tmp_path / "file"], tmp_path, 2)
+    argv = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City"]
+    done = python([ROOT / EVALUATE, *argv, "--save-path", tmp_path / "file"], tmp_path, 2)
     assert "File exists" in done.stderr and "mIoU" not in done.stdout
 
 
 @pytest.mark.parametrize(
-    "words, named",
+    "argv, named",
     [
         (["--input-size", "1280"], "--input-size"),
         (["--learning-rate", "0"], "--learning-rate"),
@@ -73,8 +73,8 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
         (["--num-workers", "0"], "--num-workers"),
     ],
 )
-def test_bad_options_are_named_in_one_line(words, named):
-    assert named in refused(*words)
+def test_bad_options_are_named_in_one_line(argv, named):
+    assert named in refused(*argv)
 
 
 def test_mistakes_are_one_line_of_the_script_too():
@@ -125,47 +125,47 @@ def test_a_run_in_legs_ends_with_the_same_bits(reference, data, tmp_path):
     """Each leg takes over the options of the one before it, and .pth in the seed's spelling means .ckpt."""
     folder, again = reference, tmp_path / "again"
     shutil.copytree(folder, again)
-    words = ["--continue-train", again / "GTA5_4.pth"]
-    message = refused(*words, "--batch-size", 1)
+    argv = ["--continue-train", again / "GTA5_4.pth"]
+    message = refused(*argv, "--batch-size", 1)
     assert "--batch-size 1 x --iter-size 1 x 1 processes = 1, but" in message
-    run(TRAIN, *words, "--num-steps-stop", 5, "--save-pred-every", 4)
-    words = ["--continue-train", again]
-    assert "has 5 steps, more than --num-steps-stop 4" in fails(TRAIN, *words, "--num-steps-stop", 4)
-    output = run(TRAIN, *words).stdout
+    run(TRAIN, *argv, "--num-steps-stop", 5, "--save-pred-every", 4)
+    argv = ["--continue-train", again]
+    assert "has 5 steps, more than --num-steps-stop 4" in fails(TRAIN, *argv, "--num-steps-stop", 4)
+    output = run(TRAIN, *argv).stdout
     assert "all 5 steps are done" in output
-    scored_by = re.search("scored by: python CLAN_evaluate_city.py (.*)", output)[1]
+    scored_by = re.search("evaluate with: python CLAN_evaluate_city.py (.*)", output)[1]
     assert "mIoU" in run(EVALUATE, *shlex.split(scored_by), "--save-path", tmp_path / "result").stdout
-    run(TRAIN, *words, "--num-steps-stop", 6)
+    run(TRAIN, *argv, "--num-steps-stop", 6)
     for name in ("loss.csv", "miou.csv"):
         a, b = rows_of(folder / name), rows_of(again / name)
         assert [{**row, "seconds": ""} for row in a] == [{**row, "seconds": ""} for row in b]
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (folder, again))
     assert a.keys() == b.keys() and len(a) > 100
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    legs = json.loads((again / "options.json").read_text())["before"]
-    assert [leg["until_step"] for leg in legs] == [4, 5, 5] and legs[1]["num_steps_stop"] == 5
+    segments = json.loads((again / "options.json").read_text())["before"]
+    assert [leg["until_step"] for leg in segments] == [4, 5, 5] and segments[1]["num_steps_stop"] == 5
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ["--method", "source"],
         ["--method", "tan", "--recipe", "released", "--batch-size", "2"],
         ["--mode", "pynative", "--detach-weight-map", "--train-bn-affine"],
     ],
 )
-def test_other_methods_run(data, tmp_path, words):
-    run(TRAIN, *train_words(data, tmp_path / "run", "--num-steps", "3", "--not-val", *words))
+def test_other_methods_run(data, tmp_path, argv):
+    run(TRAIN, *train_words(data, tmp_path / "run", "--num-steps", "3", "--not-val", *argv))
     rows = rows_of(tmp_path / "run" / "loss.csv")
     assert len(rows) == 3 and all(float(row["loss_seg"]) > 0 for row in rows)
-    adapted = words[1] != "source"
+    adapted = argv[1] != "source"
     assert all((float(row["loss_D_t"]) > 0) == adapted for row in rows)
-    assert all((float(row["loss_weight"]) > 0) == (adapted and words[1] != "tan") for row in rows)
+    assert all((float(row["loss_weight"]) > 0) == (adapted and argv[1] != "tan") for row in rows)
 
 
 def test_evaluation_writes_predictions_and_agrees_with_validation(reference, data, tmp_path):
     folder = reference
-    words = [
+    argv = [
         "--data-dir",
         data / "City",
         "--input-size",
@@ -175,7 +175,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
         "--save",
     ]
     # the command of the seed's README: .pth is not there, .ckpt is
-    done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, words))
+    done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, argv))
     assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
@@ -192,8 +192,8 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
         assert ids.shape == (102, 204) and colour.shape == (102, 204, 3)
         train_id = list(TRAIN_TO_LABEL[:19]).index(ids[50, 100])
         assert (colour[50, 100] == PALETTE[train_id]).all()
-    # Once more without pictures: those that are there would seem to belong to the new figures.
-    again = run(EVALUATE, "--restore-from", folder / "GTA5_6.ckpt", *words[:-1])
+    # Once more without images: those that are there would seem to belong to the new figures.
+    again = run(EVALUATE, "--restore-from", folder / "GTA5_6.ckpt", *argv[:-1])
     assert "earlier results are now" in again.stdout
     assert again.stdout.splitlines()[-1] == f"written: {tmp_path / 'result' / 'result.json'}"
     names = {p.name for p in (tmp_path / "result").iterdir()}
@@ -202,10 +202,10 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
 
 def test_adapt_bn_uses_no_labels_and_changes_the_statistics(reference, data, tmp_path):
     folder = reference
-    words = ["--restore-from", folder / "GTA5_6.ckpt", "--data-dir", data / "City", "--input-size", "64,48"]
+    argv = ["--restore-from", folder / "GTA5_6.ckpt", "--data-dir", data / "City", "--input-size", "64,48"]
     (data / "City" / "gtFine" / "train").rename(tmp_path / "hidden")
     try:
-        done = run(EVALUATE, *map(str, words), "--adapt-bn", "3", "--save-path", str(tmp_path / "result"))
+        done = run(EVALUATE, *map(str, argv), "--adapt-bn", "3", "--save-path", str(tmp_path / "result"))
     finally:
         (tmp_path / "hidden").rename(data / "City" / "gtFine" / "train")
     assert "re-estimated on 3 unlabelled" in done.stdout
@@ -215,12 +215,12 @@ def test_adapt_bn_uses_no_labels_and_changes_the_statistics(reference, data, tmp
 
 
 @pytest.mark.slow
-def test_full_network_on_full_size_pictures(tmp_path):
+def test_full_network_on_full_size_images(tmp_path):
     """ResNet-101 on files of the real shapes: trains, validates, and evaluation reads it."""
     write_gta5(tmp_path / "GTA5", {"00001": 1, "00002": 2})
     for name, seed in (("train", 3), ("val", 5)):
         write_city(tmp_path / "City", name, {"000000": seed, "000001": seed + 1})
-    words = [
+    argv = [
         "--data-dir",
         tmp_path / "GTA5",
         "--data-dir-target",
@@ -228,7 +228,7 @@ def test_full_network_on_full_size_pictures(tmp_path):
         "--input-size",
         "320,180",
     ]
-    words += [
+    argv += [
         "--input-size-target",
         "256,128",
         "--restore-from",
@@ -238,10 +238,10 @@ def test_full_network_on_full_size_pictures(tmp_path):
         "--device",
         "cpu",
     ]
-    run(TRAIN, *map(str, words), "--snapshot-dir", str(tmp_path / "run"))
+    run(TRAIN, *map(str, argv), "--snapshot-dir", str(tmp_path / "run"))
     assert len(rows_of(tmp_path / "run" / "loss.csv")) == 3
-    words = ["--restore-from", tmp_path / "run" / "GTA5_3.ckpt", "--data-dir", tmp_path / "City"]
-    run(EVALUATE, *map(str, words), "--input-size", "256,128", "--save-path", str(tmp_path / "result"))
+    argv = ["--restore-from", tmp_path / "run" / "GTA5_3.ckpt", "--data-dir", tmp_path / "City"]
+    run(EVALUATE, *map(str, argv), "--input-size", "256,128", "--save-path", str(tmp_path / "result"))
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 2
     assert result["mIoU"] == pytest.approx(
@@ -264,5 +264,5 @@ def test_demo_at_its_smallest(tmp_path):
         rows_of(tmp_path / "checkpoint" / "demo" / name / "loss.csv")
         for name in ("source", "control", "clan")
     ]
-    assert len({rows[0]["loss_seg"] for rows in losses}) == 1  # the same start and the same source pictures
+    assert len({rows[0]["loss_seg"] for rows in losses}) == 1  # the same start and the same source images
     assert "already holds a demo" in fails(TRAIN, "--demo", cwd=tmp_path)

@@ -14,7 +14,7 @@ from dataset.pipeline import batches
 from dataset.synthia_dataset import SYNTHIA_TO_TRAIN, SYNTHIADataSet, class_ids
 from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, LABEL_TO_TRAIN
 from options.train_options import get_arguments
-from tests.golden import picture, write_gta5
+from tests.golden import synthetic_image, write_gta5
 from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
 from utils import checkpoint
 from utils.errors import UserError
@@ -37,7 +37,7 @@ def write_synthia(root, size=(128, 76)):
     for train_id, name in enumerate(CLASS_NAMES):
         ids_of[LABEL_TO_TRAIN == train_id] = SYNTHIA_IDS[name]
     for k, name in enumerate(NAMES):
-        rgb, raw = picture(k + 1, *size)
+        rgb, raw = synthetic_image(k + 1, *size)
         Image.fromarray(rgb).save(root / "RGB" / name)
         instances = np.random.default_rng(k).integers(0, 2**16, raw.shape, np.uint16)
         write_label(root / "GT" / "LABELS" / name, ids_of[raw], instances)
@@ -63,7 +63,7 @@ def test_synthia_table_has_the_classes_of_cityscapes():
     assert [len(CLASS_SETS[n]) for n in (19, 16, 13)] == [19, 16, 13]
 
 
-def test_synthia_picture_and_label(synthia):
+def test_synthia_image_and_label(synthia):
     (synthia / "RGB" / f"._{NAMES[0]}").write_bytes(b"of macOS")
     data = SYNTHIADataSet(synthia, size=(64, 38))
     assert data.names == list(NAMES) and len(data) == 3
@@ -71,7 +71,7 @@ def test_synthia_picture_and_label(synthia):
     with Image.open(synthia / "RGB" / NAMES[1]) as image:
         small = np.asarray(image.resize((64, 38), Image.Resampling.BICUBIC), np.float32)
     assert x.dtype == np.float32 and np.array_equal(x, (small[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
-    trainIds = LABEL_TO_TRAIN[picture(2, 128, 76)[1]]
+    trainIds = LABEL_TO_TRAIN[synthetic_image(2, 128, 76)[1]]
     nearest = Image.fromarray(trainIds).resize((64, 38), Image.Resampling.NEAREST)
     assert y.dtype == np.int32 and np.array_equal(y, np.asarray(nearest)) and len(np.unique(y)) > 10
     x_flipped, y_flipped = data.read(1, mirror=True)
@@ -94,10 +94,10 @@ def test_synthia_errors_name_the_file(synthia, tmp_path):
     data = SYNTHIADataSet(synthia, size=(64, 38))
     folder = synthia / "GT" / "LABELS"
     (folder / NAMES[1]).write_bytes((folder / NAMES[1]).read_bytes()[:-800])
-    with pytest.raises(UserError, match="LABELS/0000001.png: not a readable picture"):
+    with pytest.raises(UserError, match="LABELS/0000001.png: not a readable image"):
         list(batches(data, 1, 2, [2, 1]))
     write_label(folder / NAMES[1], np.zeros((38, 128), np.uint16), np.zeros((38, 128), np.uint16))
-    with pytest.raises(UserError, match="LABELS/0000001.png: its size is not its picture's"):
+    with pytest.raises(UserError, match="LABELS/0000001.png: its size is not its image's"):
         data[1]
     with Image.open(folder / NAMES[0]) as image:  # 8 bits, as Pillow would save it again
         image.convert("RGB").save(folder / NAMES[0])
@@ -121,8 +121,8 @@ def test_damaged_labels_are_told_in_one_line_or_read(synthia):
 
 
 def test_the_source_sets_defaults_and_explicit_options_win():
-    def values(*words):
-        args = get_arguments(list(words))
+    def values(*argv):
+        args = get_arguments(list(argv))
         return args.data_dir, args.input_size, args.lambda_local
 
     assert values() == ("./data/GTA5", (1280, 720), 40)
@@ -134,7 +134,7 @@ def test_the_source_sets_defaults_and_explicit_options_win():
 
 
 @pytest.mark.parametrize(
-    "words, named",
+    "argv, named",
     [
         (["--source", "synthia", "--gta5-split", "a.mat", "--gta5-subset", "val"], "--source synthia"),
         (["--gta5-split", "a.mat", "--gta5-subset", "val", "--data-list", "b.txt"], "--data-list"),
@@ -144,17 +144,17 @@ def test_the_source_sets_defaults_and_explicit_options_win():
         (["--source", "synthia", "--method", "tan", "--lambda-local", "40"], "--lambda-local has no effect"),
     ],
 )
-def test_contradictions_about_the_source_are_told(words, named):
-    assert named in fails(TRAIN, *words)
+def test_contradictions_about_the_source_are_told(argv, named):
+    assert named in fails(TRAIN, *argv)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """Four steps from SYNTHIA with two validations: folder, and what was printed."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    words = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--preheat-steps", 1)
+    argv = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--preheat-steps", 1)
     root = write_synthia(folder.parent / "SYNTHIA")
-    return folder, run(TRAIN, *words, "--source", "synthia", "--data-dir", root)
+    return folder, run(TRAIN, *argv, "--source", "synthia", "--data-dir", root)
 
 
 def test_training_from_synthia_selects_by_16_classes(trained):
@@ -198,8 +198,8 @@ def test_runs_from_before_the_option_were_from_gta5(trained, tmp_path):
 
 
 def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
-    words = ["--restore-from", trained[0] / "GTA5_4.ckpt", "--data-dir", data / "City", "--classes", 16]
-    done = run(EVALUATE, *words, "--input-size", "64,48", "--save-path", tmp_path)
+    argv = ["--restore-from", trained[0] / "GTA5_4.ckpt", "--data-dir", data / "City", "--classes", 16]
+    done = run(EVALUATE, *argv, "--input-size", "64,48", "--save-path", tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     last = rows_of(trained[0] / "miou.csv")[-1]
     for name in ("mIoU_16", "mIoU_13"):
@@ -208,7 +208,7 @@ def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
     assert result["mIoU"] == pytest.approx(np.mean([v for v in result["IoU"].values() if v is not None]))
     assert printed["mIoU_16"] == f"{result['mIoU_16']:.2f}" and list(result["IoU"]) == CLASS_NAMES
     assert "road" in printed and not {"mIoU", "mIoU_13", *RARE} & set(printed)
-    assert "--classes" in fails(EVALUATE, *words[:-1], 12)
+    assert "--classes" in fails(EVALUATE, *argv[:-1], 12)
 
 
 def test_a_mean_leaves_classes_out_but_not_their_pixels():
@@ -228,8 +228,8 @@ def test_without_pyspng_one_line_says_what_to_install(synthia, data, tmp_path, m
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "pyspng.py").write_text("raise ImportError('hidden by the test')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
-    words = train_words(data, tmp_path / "run", "--source", "synthia", "--data-dir", synthia)
-    assert "pip install pyspng" in fails(TRAIN, *words)
+    argv = train_words(data, tmp_path / "run", "--source", "synthia", "--data-dir", synthia)
+    assert "pip install pyspng" in fails(TRAIN, *argv)
     assert not (tmp_path / "run").exists()
 
 
@@ -258,7 +258,7 @@ def test_gta5_split_may_name_a_few_absent_pairs(gta5, tmp_path):
     data = GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
     assert len(data) == 200 and "split.mat: 1 of 201 images skipped" in data.reports[0]
     savemat(tmp_path / "split.mat", {"trainIds": np.arange(1, 204)})
-    with pytest.raises(UserError, match="3 of 203 trainIds have no picture in .*: 00201.png, 00202.png"):
+    with pytest.raises(UserError, match="3 of 203 trainIds have no image in .*: 00201.png, 00202.png"):
         GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
 
 
@@ -278,7 +278,7 @@ def test_gta5_split_errors_are_named(gta5, tmp_path):
     (tmp_path / "a.mat").write_bytes((tmp_path / "a.mat").read_bytes()[:300])
     assert "cannot read" in message()
     assert "no valIds in it, only trainIds, x" in message("val", trainIds=[1], x=[2])
-    assert "3 of 4 trainIds have no picture in" in message(trainIds=[1, 6, 7, 8])
+    assert "3 of 4 trainIds have no image in" in message(trainIds=[1, 6, 7, 8])
     assert "00006.png, 00007.png" in message()
     for wrong in ([0, 1], [1.5], [], [float("nan")], ["a"], [-1], [2.0**70]):
         assert "trainIds" in message(trainIds=wrong)
@@ -286,9 +286,9 @@ def test_gta5_split_errors_are_named(gta5, tmp_path):
 
 def test_training_on_a_subset_of_gta5(data, tmp_path):
     savemat(tmp_path / "split.mat", {"trainIds": [[1, 3, 4]], "valIds": [[2]], "testIds": [[9]]})
-    words = ["--gta5-split", tmp_path / "split.mat", "--gta5-subset", "train", "--not-val", "--num-steps", 1]
-    words += ["--mode", "pynative"]
-    done = run(TRAIN, *train_words(data, tmp_path / "run", "--method", "source", *words))
-    assert "3 source pictures" in done.stdout
+    argv = ["--gta5-split", tmp_path / "split.mat", "--gta5-subset", "train", "--not-val", "--num-steps", 1]
+    argv += ["--mode", "pynative"]
+    done = run(TRAIN, *train_words(data, tmp_path / "run", "--method", "source", *argv))
+    assert "3 source images" in done.stdout
     message = fails(TRAIN, "--continue-train", tmp_path / "run", "--gta5-subset", "val")
     assert "--gta5-subset val contradicts" in message

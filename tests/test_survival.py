@@ -25,7 +25,7 @@ from mindspore import Tensor
 from PIL import Image
 
 from dataset.demo_scenes import write_demo_data
-from dataset.pipeline import Stream
+from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests.scripts import EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
 from utils import checkpoint, run_folder
@@ -51,10 +51,10 @@ def cut_back(reference: Path, folder: Path, steps: int) -> Path:
     return folder
 
 
-def start(*words, script: str = TRAIN, cwd: Path = ROOT, **more) -> subprocess.Popen:
+def start(*argv, script: str = TRAIN, cwd: Path = ROOT, **more) -> subprocess.Popen:
     """A script or module, begun; with its output in one pipe, a line at a time."""
     program = [ROOT / script] if script.endswith(".py") else ["-m", script]
-    command = [sys.executable, "-u", *program, *map(str, words)]
+    command = [sys.executable, "-u", *program, *map(str, argv)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **more}
     return subprocess.Popen(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, **streams)
 
@@ -100,21 +100,21 @@ def test_goes_on_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tm
 def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     (tmp_path / "b" / ".adopt.tmp").mkdir(parents=True)  # of a process that was killed
-    words = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
-    run(TRAIN, *words, "--num-workers", 1)
+    argv = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
+    run(TRAIN, *argv, "--num-workers", 1)
     same_end(reference, tmp_path / "b")
     assert not list((tmp_path / "b").glob(".*"))
     assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
-    message = fails(TRAIN, *words)
+    message = fails(TRAIN, *argv)
     assert "already holds a run" in message
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data, tmp_path, number):
     folder = tmp_path / "a run"
-    words = train_words(data, folder, *RUN)
-    words[words.index("--save-pred-every") + 1] = "1000"
-    process = start(*words, "--not-val")
+    argv = train_words(data, folder, *RUN)
+    argv[argv.index("--save-pred-every") + 1] = "1000"
+    process = start(*argv, "--not-val")
     wait_for(lambda: steps_in(folder) >= 1, process)
     process.send_signal(number)
     output = ended(process, number)
@@ -122,7 +122,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     assert f"{done} steps are done" in output
     assert f"stopped by {number.name}" in output
     assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"] and done < STEPS
-    hint = shlex.split(re.search("goes on with: (.*)", output)[1])  # as one would paste it
+    hint = shlex.split(re.search("resume with: (.*)", output)[1])  # as one would paste it
     assert hint[0] == "python" and Path(hint[1]).name == TRAIN
     run(TRAIN, *hint[2:])
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (reference, folder))
@@ -163,8 +163,8 @@ def test_damaged_checkpoints_are_passed_over(reference, tmp_path, damage):
         (folder / name).write_bytes(raw[: {"cut": len(raw) // 2, "empty": 0}.get(damage)])
     given = folder if damage == "cut" else folder / "GTA5_6.ckpt"
     done = run(TRAIN, "--continue-train", given)
-    assert "passed over" in done.stdout and "GTA5_6.ckpt: not a readable" in done.stdout
-    assert "going on from" in done.stdout and "GTA5_4.ckpt" in done.stdout
+    assert "skipped" in done.stdout and "GTA5_6.ckpt: not a readable" in done.stdout
+    assert "resuming from" in done.stdout and "GTA5_4.ckpt" in done.stdout
     same_end(reference, folder)
     assert (folder / "after_4" / "GTA5_6.ckpt").exists()
 
@@ -184,7 +184,7 @@ def test_the_best_checkpoint_serves_when_all_others_are_damaged(reference, tmp_p
 def test_a_run_without_a_checkpoint_begins_anew(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 0)
     (folder / "GTA5_best.ckpt").unlink()
-    assert "all over again" in run(TRAIN, "--continue-train", folder).stdout
+    assert "starting from scratch" in run(TRAIN, "--continue-train", folder).stdout
     same_end(reference, folder)
     (tmp_path / "empty").mkdir()
     assert "no run in it" in fails(TRAIN, "--continue-train", tmp_path / "empty")
@@ -249,7 +249,7 @@ def test_killed_at_random_moments(reference, data, tmp_path):
 
 @pytest.fixture(scope="module")
 def many(data, tmp_path_factory):
-    """3,000 pictures to validate on."""
+    """3,000 images to validate on."""
     city, val = tmp_path_factory.mktemp("many") / "City", Path("val", "aachen")
     shutil.copytree(data / "City", city)
     for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
@@ -262,8 +262,8 @@ def many(data, tmp_path_factory):
 @slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_an_evaluation_at_once(many, reference, tmp_path, number):
-    words = ["--data-dir", many, "--save", "--save-path", tmp_path / "result", "--input-size", "64,48"]
-    process = start("--restore-from", reference / "GTA5_6.ckpt", *words, script=EVALUATE)
+    argv = ["--data-dir", many, "--save", "--save-path", tmp_path / "result", "--input-size", "64,48"]
+    process = start("--restore-from", reference / "GTA5_6.ckpt", *argv, script=EVALUATE)
     wait_for(lambda: (tmp_path / "result" / "color").exists(), process)
     process.send_signal(number)
     assert f"stopped by {number.name}" in ended(process, number)
@@ -303,10 +303,10 @@ def test_a_signal_ends_the_drawing_of_the_demo(tmp_path, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)])
 def test_a_signal_ends_the_distances_of_centres(reference, data, tmp_path, number):
-    words = ["--restore-from", reference / "GTA5_1.ckpt", reference / "GTA5_6.ckpt", "--device", "cpu"]
-    words += ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--input-size", "96,64"]
-    process = start(*words, script="utils.ccd", cwd=tmp_path)
-    assert "tensors matched" in process.stdout.readline()  # all pictures are still to come
+    argv = ["--restore-from", reference / "GTA5_1.ckpt", reference / "GTA5_6.ckpt", "--device", "cpu"]
+    argv += ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--input-size", "96,64"]
+    process = start(*argv, script="utils.ccd", cwd=tmp_path)
+    assert "tensors matched" in process.stdout.readline()  # all images are still to come
     process.send_signal(number)
     assert ended(process, number) == f"stopped by {number.name}\n"
     assert not [path for path in (tmp_path / "result").rglob("*") if path.is_file()]
@@ -316,8 +316,8 @@ def test_a_signal_ends_the_distances_of_centres(reference, data, tmp_path, numbe
 def test_a_signal_ends_the_ablation_and_its_runs(tmp_path, number):
     """SIGTERM to the ablation alone, as a batch system sends it; Ctrl-C to all processes of the terminal."""
     write_demo_data(tmp_path / "data" / "demo", 1, source=4, target=4, val=2)
-    words = ["--steps", 100_000, "--seeds", 1, "--rows", "source"]
-    process = start(*words, script="utils.ablation", cwd=tmp_path, start_new_session=True)
+    argv = ["--steps", 100_000, "--seeds", 1, "--rows", "source"]
+    process = start(*argv, script="utils.ablation", cwd=tmp_path, start_new_session=True)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1" / "stage_a"
     wait_for(lambda: steps_in(folder), process)
     (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
@@ -325,7 +325,7 @@ def test_a_signal_ends_the_ablation_and_its_runs(tmp_path, number):
     log = (folder / "output.log").read_text()
     assert f"stopped by {number.name}" in log and "Traceback" not in log
     assert not (folder / "result.json").exists()
-    os.close(run_folder.hold(folder))  # nobody is in it
+    os.close(run_folder.lock_run_dir(folder))  # nobody is in it
 
 
 def in_namespace(commands: str, mount: str, folder: Path) -> subprocess.CompletedProcess:
@@ -338,8 +338,8 @@ def in_namespace(commands: str, mount: str, folder: Path) -> subprocess.Complete
     return done
 
 
-def shell(script: str, words) -> str:
-    return " ".join(f"'{word}'" for word in (sys.executable, ROOT / script, *words))
+def shell(script: str, argv) -> str:
+    return " ".join(f"'{word}'" for word in (sys.executable, ROOT / script, *argv))
 
 
 @pytest.mark.parametrize("megabytes, kept", [pytest.param(6, 0, marks=slow), (40, 1)])
@@ -359,9 +359,9 @@ def test_a_full_disk_ends_the_run_with_one_line_and_whole_files(reference, data,
 @slow
 def test_evaluation_on_a_full_disk(reference, data, tmp_path):
     disk = tmp_path / "disk"
-    words = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City", "--save"]
-    words += ["--input-size", "64,48", "--save-path", disk / "result"]
-    done = in_namespace(shell(EVALUATE, words), "size=8k", disk)
+    argv = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City", "--save"]
+    argv += ["--input-size", "64,48", "--save-path", disk / "result"]
+    done = in_namespace(shell(EVALUATE, argv), "size=8k", disk)
     assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -375,8 +375,8 @@ def test_a_folder_that_cannot_be_written(data, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     folder = tmp_path / "run"
-    words = train_words(data, folder, "--num-steps", 50, "--save-pred-every", 1, "--not-val")
-    message = fails(TRAIN, *words, "--learning-rate", "1e18", "--preheat-steps", 1)
+    argv = train_words(data, folder, "--num-steps", 50, "--save-pred-every", 1, "--not-val")
+    message = fails(TRAIN, *argv, "--learning-rate", "1e18", "--preheat-steps", 1)
     done = steps_in(folder)
     assert f"step {done}: a loss is not finite: loss_seg" in message and "aachen_" in message
     assert ".png" in message and ("nan" in message or "inf" in message)
@@ -387,25 +387,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
 
 
 @slow
-def test_pictures_without_a_labelled_pixel_are_no_harm(data, tmp_path):
+def test_images_without_a_labelled_pixel_are_no_harm(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
     for path in (tmp_path / "GTA5" / "labels").iterdir():
         Image.fromarray(np.zeros((105, 191), np.uint8)).save(path)
-    words = train_words(data, tmp_path / "run", "--num-steps", 2, "--not-val")
-    run(TRAIN, *words, "--data-dir", tmp_path / "GTA5")
+    argv = train_words(data, tmp_path / "run", "--num-steps", 2, "--not-val")
+    run(TRAIN, *argv, "--data-dir", tmp_path / "GTA5")
     assert [float(row["loss_seg"]) for row in rows_of(tmp_path / "run" / "loss.csv")] == [0, 0]
 
 
 @slow
-def test_a_broken_picture_ends_the_run_and_costs_no_step(data, tmp_path):
+def test_a_broken_image_ends_the_run_and_costs_no_step(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
     folder, path = tmp_path / "run", tmp_path / "GTA5" / "images" / "00002.png"
     whole = path.read_bytes()
-    words = ["--num-steps", 4, "--not-val", "--data-dir", tmp_path / "GTA5"]  # each picture once
-    seeds = (seed for seed in range(9) if Stream(range(4), 0, 4, 1, [seed, 0], False, False).index(2) == 1)
-    words = train_words(data, folder, *words, "--random-seed", next(seeds))
+    argv = ["--num-steps", 4, "--not-val", "--data-dir", tmp_path / "GTA5"]  # each image once
+    seeds = (seed for seed in range(9) if DomainSampler(range(4), 0, 4, 1, [seed, 0], False, False).index(2) == 1)
+    argv = train_words(data, folder, *argv, "--random-seed", next(seeds))
     path.write_bytes(whole[:2000])
-    assert "00002.png: not a readable picture" in fails(TRAIN, *words)
+    assert "00002.png: not a readable image" in fails(TRAIN, *argv)
     assert steps_in(folder) == 2 and [path.name for path in folder.glob("*.ckpt")] == ["GTA5_2.ckpt"]
     path.write_bytes(whole)
     run(TRAIN, "--continue-train", folder)
@@ -475,7 +475,7 @@ def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(referenc
     (folder / "miou.csv").write_text("".join([header, *rows]))
     (folder / "GTA5_best.ckpt").unlink()
     done = run(TRAIN, "--continue-train", folder, "--data-dir-target", data / "City")
-    assert f"going on from {folder / 'GTA5_6.ckpt'}" in done.stdout and "best before 0.00" in done.stdout
+    assert f"resuming from {folder / 'GTA5_6.ckpt'}" in done.stdout and "best before 0.00" in done.stdout
     last = rows_of(folder / "miou.csv")[-1]
     assert last == rows_of(reference / "miou.csv")[-1]
     best = checkpoint.read(str(folder / "GTA5_best.ckpt"))
@@ -489,15 +489,15 @@ def test_a_run_goes_on_from_any_folder_while_its_lists_say_the_same(data, tmp_pa
     (home / "data").symlink_to(data)
     (home / "games.txt").write_text("00003.png\n00001.png\n")
     (home / "streets.txt").write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
-    words = ["--data-list", "games.txt", "--data-list-target", "streets.txt", "--num-steps", 1, "--not-val"]
-    run(TRAIN, *train_words(Path("data"), "run", *words, "--mode", "pynative"), cwd=home)
+    argv = ["--data-list", "games.txt", "--data-list-target", "streets.txt", "--num-steps", 1, "--not-val"]
+    run(TRAIN, *train_words(Path("data"), "run", *argv, "--mode", "pynative"), cwd=home)
     again = ["--continue-train", home / "run"]
     assert "all 1 steps are done" in run(TRAIN, *again, cwd=away).stdout
     (away / "moved.txt").write_text((home / "games.txt").read_text())
     run(TRAIN, *again, "--data-list", "moved.txt", cwd=away)
     (away / "other.txt").write_text("00001.png\n00003.png\n")
     message = fails(TRAIN, *again, "--data-list", "other.txt", cwd=away)
-    assert "--data-list other.txt: chooses other pictures, or another order" in message
+    assert "--data-list other.txt: chooses other images, or another order" in message
 
     # Older versions kept no checksums, and paths as they were given: then it must be the same file.
     path = home / "run" / "options.json"
@@ -506,9 +506,9 @@ def test_a_run_goes_on_from_any_folder_while_its_lists_say_the_same(data, tmp_pa
     assert options["data_list"] == str(away / "moved.txt") and options["snapshot_dir"] == str(home / "run")
     path.write_text(json.dumps({**options, "data_list": "moved.txt"}))
     monkeypatch.chdir(away)
-    words = [*map(str, again), "--data-list"]
-    assert get_arguments([*words, str(away / "moved.txt")]).data_list == str(away / "moved.txt")
-    assert "--data-list" in (message := refused(*words, home / "games.txt")) and "contradicts" in message
+    argv = [*map(str, again), "--data-list"]
+    assert get_arguments([*argv, str(away / "moved.txt")]).data_list == str(away / "moved.txt")
+    assert "--data-list" in (message := refused(*argv, home / "games.txt")) and "contradicts" in message
 
 
 @pytest.mark.parametrize(
@@ -529,9 +529,9 @@ def test_goes_on_in_the_folder_that_one_stands_in(reference, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
     number = folder.stat().st_ino
-    words = ["--continue-train", reference, "--snapshot-dir", "."]
-    run(TRAIN, *words, cwd=folder)
+    argv = ["--continue-train", reference, "--snapshot-dir", "."]
+    run(TRAIN, *argv, cwd=folder)
     same_end(reference, folder)
     assert folder.stat().st_ino == number and not list(folder.glob(".*"))  # the shell still stands in it
     (tmp_path / "other").write_text("")
-    assert "is not empty" in fails(TRAIN, *words, cwd=tmp_path)
+    assert "is not empty" in fails(TRAIN, *argv, cwd=tmp_path)

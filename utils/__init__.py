@@ -1,1 +1,1 @@
-"""Losses, pictures, checkpoints and the machine: what the two scripts share."""
+"""Losses, images, checkpoints and the machine: what the two scripts share."""

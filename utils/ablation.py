@@ -2,8 +2,8 @@
 
     python -m utils.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
 
-Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source pictures; scored
-on the target's val set with re-estimated and with running batch statistics. --tune first chooses lambda_adv
+Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source images; scored
+on the target's val set with re-estimated and with running BN statistics. --tune first chooses lambda_adv
 of TAN and of CLAN, each from the same values, on seeds that are not reported. Every run is a process of its
 own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does what is missing. On the CPU.
 """
@@ -26,9 +26,9 @@ if __name__ == "__main__":
 from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
 from utils import run_folder
-from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, score, words
+from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, build_argv, score
 from utils.errors import UserError, run_script
-from utils.files import atomic, keep_old, read_json, write_json
+from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import bars
 
 TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
@@ -47,9 +47,9 @@ PARTS = {  # what becomes of CLAN when a part is taken away or changed
 }
 ROWS = ("source", "control", "tan", *PARTS, "oracle")
 BASES = {"source": "source", "control": "control", "tan": "TAN", "clan": "CLAN"}  # to which rows are compared
-STATISTICS = {"re-estimated batch statistics": "mIoU", "running batch statistics": "mIoU_running"}
+STATISTICS = {"re-estimated BN statistics": "mIoU", "running BN statistics": "mIoU_running"}
 LABELS = {
-    "source": "source only", "control": "control: CLAN, lambda_adv 0", "tan": "TAN: plain adversarial",
+    "source": "source only", "control": "control: CLAN, lambda_adv 0", "tan": "TAN: vanilla adversarial",
     "clan": "CLAN: lambda_local 40, epsilon 0.4", "untrained_D": "CLAN, D never learns",
     "no_weight": "CLAN, no weight discrepancy", "no_map": "CLAN, no alignment map",
     "not_detached": "CLAN, M not detached", "local_10": "CLAN, lambda_local 10",
@@ -100,7 +100,7 @@ def train_and_score(command: list[str]) -> None:
 
 
 def draw(seed: int) -> Path:
-    """The demo's pictures of a seed, and Oracle/: the target's labelled train pictures in GTA5's layout."""
+    """The demo's images of a seed, and Oracle/: the target's labelled train images in GTA5's layout."""
     data = write_demo_data("./data/demo", seed)
     oracle, temporary = data / "Oracle", data / f".Oracle.{os.getpid()}"
     if not oracle.is_dir():
@@ -118,13 +118,13 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
 
     After a signal no process begins, and one that runs is told to end, which it does after its step.
     """
-    if interrupt.asked():
+    if interrupt.pending_signal():
         return "stopped"
     if result := read_result(folder, command):
         return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), done before"
     if read_result(folder):  # of other options: kept
-        keep_old(folder)
-    lock = run_folder.hold(folder)  # a run may have outlived the process that started it
+        rotate_existing(folder)
+    lock = run_folder.lock_run_dir(folder)  # a run may have outlived the process that started it
     shutil.rmtree(folder)  # of a run that was killed
     folder.mkdir()
     if lock is not None:
@@ -135,14 +135,14 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
         log.write(f"python CLAN_train_gta5_2_city.py {' '.join(command)}\n")
         log.flush()
         process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        while process.poll() is None and not interrupt.asked():
+        while process.poll() is None and not interrupt.pending_signal():
             time.sleep(0.2)
         process.terminate()  # nothing, if it has ended
         code = process.wait()
-    if interrupt.asked():
+    if interrupt.pending_signal():
         return "stopped"
     if code or not (result := read_result(folder)):
-        raise UserError(f"a run failed (exit code {code}): see {log.name}; the same command goes on")
+        raise UserError(f"a run failed (exit code {code}): see {log.name}; the same command resumes")
     return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {result['seconds']:.0f} s"
 
 
@@ -155,7 +155,7 @@ def do_all(folder: Path, seeds: tuple, rows: dict[str, list[str]], steps: int, j
         try:
             futures = {pool.submit(do, *task, jobs): name for name, task in tasks.items()}
             for n, future in enumerate(as_completed(futures), 1):
-                interrupt.exit_if_asked()
+                interrupt.exit_if_pending()
                 seed, row = futures[future]
                 print(f"{n}/{len(tasks)}  seed {seed}, {row}: {future.result()}", flush=True)
         finally:
@@ -164,7 +164,7 @@ def do_all(folder: Path, seeds: tuple, rows: dict[str, list[str]], steps: int, j
     def task(seed: int, row: str, steps: int, options: list[str]) -> tuple[Path, list[str]]:
         place = folder / f"seed{seed}" / row
         source = "Oracle" if row == "oracle" else "GTA5"
-        return place, words(data[seed], place, steps, seed, [*options, "--device", "cpu"], source)
+        return place, build_argv(data[seed], place, steps, seed, [*options, "--device", "cpu"], source)
 
     starts = {(seed, "stage_a"): task(seed, "stage_a", steps * 5 // 2, STAGE_A) for seed in seeds}
     all_of(starts)
@@ -228,7 +228,7 @@ def summary(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[
 
 
 def table(figures: dict, note: str) -> str:
-    """Markdown: one table for each kind of batch statistics."""
+    """Markdown: one table for each kind of BN statistics."""
     lines = []
     for title, name in STATISTICS.items():
         lines += [f"| {title} | n | mIoU | " + " | ".join(f"− {base}" for base in BASES.values()) + " |",
@@ -249,7 +249,7 @@ def main(args) -> None:
     if args.one:
         return train_and_score(args.one)
     folder = Path(args.folder)
-    lock = run_folder.hold(folder)
+    lock = run_folder.lock_run_dir(folder)
     if args.tune:
         tune(folder, args.steps, args.jobs)
     adv, sentence = tuned(folder, args.steps)

@@ -14,9 +14,9 @@ that occur in both domains: 2n(n-1) pairs, within a domain and across. The scale
 checkpoint; 1 is as far as different classes are apart on average.
 
 Features are those before the classifiers, at stride 8, with batch norm in evaluation mode; labels are
-down-sampled to them, nearest, corners on corners, as predictions are up-sampled. Only sums are kept, in
-float64, so memory does not grow with the number of pictures. With --adapt-bn each domain passes with
-statistics of its own train pictures, as the evaluation script's option does for the target.
+downsampled to them, nearest, corners on corners, as predictions are upsampled. Only sums are kept, in
+float64, so memory does not grow with the number of images. With --adapt-bn each domain passes with
+statistics of its own train images, as the evaluation script's option does for the target.
 """
 
 from utils import device, interrupt  # isort: skip
@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.pipeline import batches, spread
+from dataset.pipeline import batches, evenly_spaced_indices
 from dataset.transform import CLASS_NAMES
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
@@ -51,7 +51,7 @@ WHEN, DOMAINS = ("before", "after"), ("source", "target")
 
 
 class Features(nn.Cell):
-    """Pictures (N, 3, H, W) -> what C1 and C2 look at, (N, C, h, w) float32."""
+    """Images (N, 3, H, W) -> what C1 and C2 look at, (N, C, h, w) float32."""
 
     def __init__(self, net_G: Res_Deeplab):
         super().__init__(auto_prefix=False)  # the parameters keep their names
@@ -61,7 +61,7 @@ class Features(nn.Cell):
         return self.net_G.features(x)
 
 
-def shrink(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+def downsample_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """trainIds (H, W) at the nearest points of a height x width grid whose corners are theirs."""
     rows, columns = (np.rint(np.linspace(0, n - 1, m)).astype(int)
                      for n, m in zip(labels.shape, (height, width)))  # fmt: skip
@@ -69,17 +69,17 @@ def shrink(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Over the pictures `chosen` of `data`: points of each class (19,) int64, its centre (19, C) float64.
+    """Over the images `chosen` of `data`: points of each class (19,) int64, its centre (19, C) float64.
 
     A point is a place of the feature map. The centre of a class without any is NaN.
     """
     features.set_train(False)
     points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
-    for pictures, labels in tqdm(batches(data, 1, workers, chosen), desc="features", total=len(chosen),
-                                 unit="picture", leave=False, disable=None):  # fmt: skip
-        interrupt.exit_if_asked()
-        f = features(pictures).asnumpy()[0].astype(np.float64)
-        member = shrink(labels.asnumpy()[0], *f.shape[1:]).ravel() == np.arange(NUM_CLASSES)[:, None]
+    for images, labels in tqdm(batches(data, 1, workers, chosen), desc="features", total=len(chosen),
+                                 unit="image", leave=False, disable=None):  # fmt: skip
+        interrupt.exit_if_pending()
+        f = features(images).asnumpy()[0].astype(np.float64)
+        member = downsample_labels(labels.asnumpy()[0], *f.shape[1:]).ravel() == np.arange(NUM_CLASSES)[:, None]
         points += member.sum(1, keepdims=True)
         total += member.astype(np.float64) @ f.reshape(len(f), -1).T
     return points[:, 0], np.where(points > 0, total / np.maximum(points, 1), np.nan)
@@ -130,7 +130,7 @@ def main(args: argparse.Namespace) -> None:
     sets = [GTA5DataSet(args.data_dir, args.data_list, args.input_size),
             cityscapesDataSet(args.data_dir_target, args.set, args.data_list_target, args.input_size_target,
                               labels=True)]  # fmt: skip
-    chosen = [spread(len(data), args.count or len(data)) for data in sets]
+    chosen = [evenly_spaced_indices(len(data), args.count or len(data)) for data in sets]
     trains = sets
     if args.adapt_bn:
         trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
@@ -139,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
-    run_folder.hold_results(args.save_path)
+    run_folder.lock_results_dir(args.save_path)
     # One network for two checkpoints of a kind: it is compiled once.
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
     found, points = [], []
@@ -147,10 +147,10 @@ def main(args: argparse.Namespace) -> None:
         features = networks[checkpoint.model_of(content)]
         print(checkpoint.load(features.net_G, content, path, "net_G"))
         domains = []
-        for data, pictures, train in zip(sets, chosen, trains):
+        for data, images, train in zip(sets, chosen, trains):
             if args.adapt_bn:
                 adapt_bn(features.net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-            domains.append(centres(features, data, pictures, args.num_workers))
+            domains.append(centres(features, data, images, args.num_workers))
         points, both = zip(*domains)
         if not all(np.isfinite(c[n > 0]).all() for n, c in zip(points, both)):
             raise UserError(f"{path}: its features are not finite; try an earlier checkpoint")
@@ -160,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
     print(table(distance, relative))
 
     folder, each = Path(args.save_path), number_or_none
-    run_folder.make_room(folder / "ccd.json", folder / "ccd.png")
+    run_folder.archive_old_results(folder / "ccd.json", folder / "ccd.png")
     rows = (*CLASS_NAMES, "mean")
     write_json(folder / "ccd.json", {
         "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,
@@ -182,14 +182,14 @@ def get_arguments() -> argparse.Namespace:
     add("--data-dir", default="./data/GTA5", help="GTA5 (default: ./data/GTA5)")
     add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes (default: ./data/Cityscapes)")
     add("--set", default="val", help="part of Cityscapes, with labels (default: val)")
-    add("--data-list", metavar="FILE", help="one picture a line, relative to images/ (default: all)")
+    add("--data-list", metavar="FILE", help="one image a line, relative to images/ (default: all)")
     add("--data-list-target", metavar="FILE",
-        help="one picture a line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
+        help="one image a line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
     add("--input-size", type=size, default=(1280, 720), metavar="W,H", help="pixels (default: 1280,720)")
     add("--input-size-target", type=size, default=(1024, 512), metavar="W,H", help="(default: 1024,512)")
-    add("--count", type=number(int, 1), help="pictures of each domain, evenly spread (default: all)")
+    add("--count", type=number(int, 1), help="images of each domain, evenly spaced (default: all)")
     add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
-        help="re-estimate batch statistics for each domain on N of its train pictures "
+        help="re-estimate BN statistics for each domain on N of its train images "
         "(default: 0, the checkpoint's)")  # fmt: skip
     add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn (default: 1)")
     add("--save-path", default="./result/ccd", metavar="DIR", help="of the results (default: ./result/ccd)")

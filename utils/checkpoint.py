@@ -89,7 +89,7 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
     if not content:
         raise ValueError("there is nothing in it")
     if not has_checksum and any(name.startswith("net_G.") for name in content):
-        raise ValueError("the checksum at its end is missing: cut short, or saved by something else")
+        raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
     return content
 
 

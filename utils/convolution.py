@@ -13,21 +13,21 @@ import numpy as np
 from mindspore import nn, ops
 
 
-def save_memory(*nets: nn.Cell) -> None:
+def use_low_memory_grad(*nets: nn.Cell) -> None:
     """Give all convolutions larger than 1x1 the gradients of this module; the forward pass stays as it is."""
     for net in nets:
         for _, cell in list(net.cells_and_names()):
             if isinstance(cell, nn.Conv2d) and max(cell.kernel_size) > 1:
                 del cell.conv2d
-                cell.conv2d = thrifty(cell.kernel_size[0], cell.stride[0], cell.padding, cell.dilation[0])
+                cell.conv2d = low_memory_convolution(cell.kernel_size[0], cell.stride[0], cell.padding, cell.dilation[0])
             if isinstance(cell, nn.CellList):
                 for i, part in enumerate(cell):
                     if type(part) is Convolution:
-                        cell[i] = thrifty(part.kernel, part.stride, part.padding, part.dilation)
+                        cell[i] = low_memory_convolution(part.kernel, part.stride, part.padding, part.dilation)
 
 
 @cache
-def thrifty(kernel: int, stride: int, padding: int, dilation: int) -> nn.Cell:
+def low_memory_convolution(kernel: int, stride: int, padding: int, dilation: int) -> nn.Cell:
     """One cell for all convolutions of a kind: MindSpore compiles a cell once for every object."""
     keeps_size = stride == 1 and 2 * padding == dilation * (kernel - 1)
     return (SameSize if keeps_size else Unfolded)(kernel, stride, padding, dilation)

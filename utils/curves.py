@@ -44,7 +44,7 @@ def columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def is_like_theirs(folder: Path) -> bool:
-    """Whether options.json says: the paper's network, full size, one picture of each domain a step."""
+    """Whether options.json says: the paper's network, full size, one image of each domain a step."""
     options = read_json(folder / "options.json")
     ours = {"source": "gta5", "processes": 1, **options} if isinstance(options, dict) else {}
     return ours.items() >= THEIRS.items()

@@ -1,9 +1,9 @@
-"""The embedded demo: the real training and evaluation code on drawn streets, with a small network.
+"""The embedded demo: the real training and evaluation code on rendered streets, with a small network.
 
-Stage A trains on the source alone, from scratch. Stage B goes on from there three times, with equal steps,
-schedule and source pictures: source only; the control, where target pictures pass through the network (and
-so through its batch statistics) without an adversary (lambda_adv 0); CLAN. Each is scored on the target's val
-set, with batch statistics re-estimated on unlabelled target pictures and, beside it, with the running ones.
+Stage A trains on the source alone, from scratch. Stage B continues from there three times, with equal steps,
+schedule and source images: source only; the control, where target images pass through the network (and
+so through its BN statistics) without a discriminator (lambda_adv 0); CLAN. Each is scored on the target's val
+set, with BN statistics re-estimated on unlabelled target images and, beside it, with the running ones.
 Target labels only score.
 """
 import shlex
@@ -27,7 +27,7 @@ from utils.files import atomic, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, mean_iou, number_or_none
 from utils.upsample import up
-from utils.visual import colourise, heat, panels
+from utils.visual import colourise, heatmap, panels
 
 SIZE = (192, 96)
 COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "192,96", "--batch-size", "2",
@@ -40,7 +40,7 @@ METHODS = {
     "control": [*CLAN, "--lambda-adv", "0"],
     "clan": [*CLAN, "--lambda-adv", "1"],
 }
-ADAPT, BATCH, SHOWN = 160, 20, (3, 31, 62, 85)  # pictures for batch statistics; at a time; in demo.png
+ADAPT, BATCH, SHOWN = 160, 20, (3, 31, 62, 85)  # images for BN statistics; at a time; in demo.png
 
 
 def demo(args, train: Callable) -> None:
@@ -55,7 +55,7 @@ def demo(args, train: Callable) -> None:
                **({"--jit-level": args.jit_level} if args.jit_level else {})}
 
     def run(name: str, steps: int, options: list[str]) -> Path:
-        argv = words(data, folder / name, steps, seed, [*options, *flat(machine)])
+        argv = build_argv(data, folder / name, steps, seed, [*options, *flat(machine)])
         print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)
         stage = get_arguments(argv)
         try:
@@ -78,7 +78,7 @@ def demo(args, train: Callable) -> None:
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
-        picture(val, logits["source"], logits["clan"]).save(temporary)
+        comparison(val, logits["source"], logits["clan"]).save(temporary)
     seconds = time.time() - started
     write_json(folder / "demo_result.json", {**result, "seed": seed, "steps": steps,
                                              "seconds": round(seconds, 1), "versions": device.versions()})
@@ -91,10 +91,10 @@ def flat(options: dict) -> list[str]:
     return [str(word) for pair in options.items() for word in pair]
 
 
-def words(
+def build_argv(
     data: Path, folder: Path, steps: int, seed: int, options: list[str], source: str = "GTA5"
 ) -> list[str]:
-    """The command line of one training of the small network on the pictures drawn in `data`."""
+    """The command line of one training of the small network on the images drawn in `data`."""
     own = {"--data-dir": data / source, "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
            "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder,
            "--random-seed": seed}
@@ -104,11 +104,11 @@ def words(
 def score(
     net_G: Res_Deeplab, path: Path, val: cityscapesDataSet, unlabelled: cityscapesDataSet, workers: int = 4
 ) -> dict:
-    """mIoU (and IoU of each class) of a checkpoint on `val`, in percent, with batch statistics re-estimated
+    """mIoU (and IoU of each class) of a checkpoint on `val`, in percent, with BN statistics re-estimated
     on `unlabelled`, which net_G then keeps; mIoU_running with the checkpoint's own."""
 
     def confusion() -> np.ndarray:
-        return evaluate(net_G, val, "sum", BATCH, workers, interrupt.exit_if_asked)
+        return evaluate(net_G, val, "sum", BATCH, workers, interrupt.exit_if_pending)
 
     checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
     running = mean_iou(confusion())
@@ -118,26 +118,26 @@ def score(
             "IoU": {c: number_or_none(v) for c, v in zip(CLASS_NAMES, class_iou(adapted))}}
 
 
-def picture(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) -> Image.Image:
-    """For a few pictures: the picture, both predictions, the ground truth and CLAN's alignment map.
+def comparison(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) -> Image.Image:
+    """For a few images: the image, both predictions, the ground truth and CLAN's alignment map.
 
-    `source` and `clan` are the logits of C1 and C2 for the pictures SHOWN, (N, 19, H, W) each.
+    `source` and `clan` are the logits of C1 and C2 for the images SHOWN, (N, 19, H, W) each.
     """
     M = alignment_map(*clan).asnumpy()[:, 0]
     top = float(np.quantile(M, 0.995))
     prediction = [(c1 + c2).asnumpy().argmax(1) for c1, c2 in (source, clan)]
-    rows = [[np.asarray(Image.open(val.pictures[i])), *(colourise(p[n]) for p in prediction),
-             colourise(val[i][1]), heat(M[n] / top)] for n, i in enumerate(SHOWN)]
-    captions = ["target picture", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"]
+    rows = [[np.asarray(Image.open(val.images[i])), *(colourise(p[n]) for p in prediction),
+             colourise(val[i][1]), heatmap(M[n] / top)] for n, i in enumerate(SHOWN)]
+    captions = ["target image", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"]
     return panels(rows, captions, top)
 
 
 def table(result: dict) -> str:
-    """IoU of each class, mIoU, mIoU with running statistics, in percent, a column a method."""
+    """IoU of each class, mIoU, mIoU with running BN statistics, in percent, a column a method."""
     rows = [("", [f"{name:>9}" for name in result])]
     for c in CLASS_NAMES:
         ious = [r["IoU"][c] for r in result.values()]
         rows.append((c, [f"{'–':>9}" if iou is None else f"{iou:9.1f}" for iou in ious]))
     rows += [("mIoU", [f"{r['mIoU']:9.2f}" for r in result.values()]),
-             ("mIoU, running statistics", [f"{r['mIoU_running']:9.2f}" for r in result.values()])]
+             ("mIoU, running BN statistics", [f"{r['mIoU_running']:9.2f}" for r in result.values()])]
     return "\n".join(f"{name:<26}" + "".join(cells) for name, cells in rows)

@@ -192,7 +192,7 @@ def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
     }
 
 
-def half_precision(net) -> None:
+def to_mixed_precision(net) -> None:
     """Let a network compute in float16, apart from batch norm, with weights kept in float32."""
     import mindspore
 

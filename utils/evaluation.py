@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.pipeline import batch_of, batches, read_ahead, spread
+from dataset.pipeline import batch_of, batches, evenly_spaced_indices, read_ahead
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab
 from utils import interrupt, parallel
 from utils.metrics import confusion_matrix
@@ -18,7 +18,7 @@ from utils.upsample import up
 
 
 class Predict(nn.Cell):
-    """Pictures (N, 3, h, w) -> trainIds (N, H, W) int32: logits up-sampled to (H, W), argmax.
+    """Images (N, 3, h, w) -> trainIds (N, H, W) int32: logits upsampled to (H, W), argmax.
 
     With size None the logits themselves, float32 (N, 19, h', w'), at the network's own resolution.
     """
@@ -43,7 +43,7 @@ def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def label_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits (1, 19, h, w) of one picture -> trainIds (H, W) int32 for size (H, W)."""
+    """Logits (1, 19, h, w) of one image -> trainIds (H, W) int32 for size (H, W)."""
     return best_class(logits, size).asnumpy()[0]
 
 
@@ -63,20 +63,20 @@ def evaluate(
 ) -> np.ndarray:
     """Confusion matrix (19, 19) int64 of net_G over `data` (with labels): rows truth, columns prediction.
 
-    `each(name, trainIds)` is called for every picture. Memory does not grow with the number of pictures.
-    Several processes share the pictures; all of them get the whole matrix.
+    `each(name, trainIds)` is called for every image. Memory does not grow with the number of images.
+    Several processes share the images; all of them get the whole matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
-    with tqdm(total=len(mine), desc="evaluate", unit="picture", leave=False, disable=hidden) as bar:
+    with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, label), logits in with_logits(net_G, items, classifier, batch_size):
             trainIds = label_map(logits, label.shape)
             confusion += confusion_matrix(label, trainIds)
             if each:
                 each(data.names[i], trainIds)
             bar.update()
-    return parallel.total(confusion)
+    return parallel.all_reduce_sum(confusion)
 
 
 def with_logits(
@@ -84,7 +84,7 @@ def with_logits(
 ) -> Iterator[tuple[tuple, Tensor]]:
     """Yield each item, (index, input (3, H, W), ...), and its logits (1, 19, h, w), computed in batches.
 
-    Only the up-sampling, outside the network's graph, depends on the size of a picture or of its label: one
+    Only the upsampling, outside the network's graph, depends on the size of an image or of its label: one
     compilation serves all of them.
     """
     net_G.set_train(False)
@@ -98,24 +98,24 @@ def with_logits(
 def adapt_bn(
     net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
 ) -> None:
-    """Replace batch norm's running statistics by the mean over batches of `count` pictures of `data`.
+    """Replace batch norm's running statistics by the mean over batches of `count` images of `data`.
 
     Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
-    them, and counts by its pictures: the last may have fewer. Several processes share the batches.
+    them, and counts by its images: the last may have fewer. Several processes share the batches.
     """
     layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
-    indices = spread(len(data), count)  # over all cities
+    indices = evenly_spaced_indices(len(data), count)  # over all cities
     cuts = range(0, len(indices), batch_size)
     mine = [i for k in parallel.share(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
     total = np.zeros(sum(p.size for p in statistics))
     net_G.set_train(True)
-    for pictures, *_ in batches(data, batch_size, workers, mine):
-        interrupt.exit_if_asked()
+    for images, *_ in batches(data, batch_size, workers, mine):
+        interrupt.exit_if_pending()
         for p in statistics:
             p.set_data(ops.zeros_like(p))
-        net_G(pictures)
-        total += len(pictures) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
-    mean = parallel.total(total) / len(indices)
+        net_G(images)
+        total += len(images) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
+    mean = parallel.all_reduce_sum(total) / len(indices)
     for p, part in zip(statistics, np.split(mean, np.cumsum([p.size for p in statistics])[:-1])):
         p.set_data(Tensor(part, mindspore.float32))

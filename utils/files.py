@@ -41,7 +41,7 @@ def flush(path: str | Path) -> None:
         os.close(fd)
 
 
-def keep_old(*paths: Path) -> list[Path]:
+def rotate_existing(*paths: Path) -> list[Path]:
     """Rename those that are there to NAME_1, or the first number that is free for all; the new paths."""
     for n in count(1):
         names = [path.with_name(f"{path.stem}_{n}{path.suffix}") for path in paths]

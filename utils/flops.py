@@ -4,7 +4,7 @@ from mindspore import nn
 
 
 def generator_flop(net_G: nn.Cell, size: tuple[int, int]) -> int:
-    """Operations of G's convolutions, forward, for one picture of size (W, H); a multiply-add counts as 2."""
+    """Operations of G's convolutions, forward, for one image of size (W, H); a multiply-add counts as 2."""
     w, h = (halved(n) for n in size)
     flop = weights(net_G.conv1) * h * w
     w, h = halved(w + 1), halved(h + 1)  # the pooling rounds up
@@ -33,7 +33,7 @@ def step_flop(
     method: str = "clan",
     batch_size: int = 1,
 ) -> int:
-    """Operations of the convolutions of one training step, pictures of sizes (W, H).
+    """Operations of the convolutions of one training step, images of sizes (W, H).
 
     Backward counts twice forward. D sees the source once and the target twice, once of it with a gradient for
     its input alone. What is not a convolution adds less than a hundredth.

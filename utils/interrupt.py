@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 
 BLOCKED = {signal.SIGINT, signal.SIGTERM}
-handlers: dict[signal.Signals, object] = {}  # what `hold` restores; empty until `block`
+handlers: dict[signal.Signals, object] = {}  # what `reblock` restores; empty until `block`
 delivered: set[signal.Signals] = set()
 
 
@@ -29,14 +29,14 @@ def block() -> None:
         for number in (*BLOCKED, signal.SIGHUP):
             ignored = signal.getsignal(number) == signal.SIG_IGN
             handlers[number] = signal.SIG_IGN if ignored else remember
-        hold()
+        reblock()
     if "MS_ROLE" in os.environ and sys.platform == "linux":
         # msrun hands no SIGTERM on: when it dies of one, its processes get theirs from the kernel.
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def hold() -> None:
+def reblock() -> None:
     """Block and handle the signals as `block` decided, whatever other software has set since."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -57,24 +57,24 @@ def remember(number: int, _) -> None:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
-def asked() -> signal.Signals | None:
+def pending_signal() -> signal.Signals | None:
     """The signal that waits or was delivered, if one was."""
     if not handlers:
         return None
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-        hold()
+        reblock()
     wanted = {number for number, handler in handlers.items() if handler == remember}
     return min(delivered | (signal.sigpending() & wanted), default=None)
 
 
-def exit_if_asked(*_) -> None:
+def exit_if_pending(*_) -> None:
     """SystemExit with the customary code, 129, 130 or 143, if a signal waits."""
-    if asked():
-        stop()
+    if pending_signal():
+        exit_for_signal()
 
 
-def stop() -> None:
+def exit_for_signal() -> None:
     """SystemExit with the code of the signal that waits; of SIGTERM if it waits in another process."""
-    number = asked() or signal.SIGTERM
+    number = pending_signal() or signal.SIGTERM
     print(f"stopped by {number.name}")
     raise SystemExit(128 + number)

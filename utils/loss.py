@@ -43,7 +43,7 @@ def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
 def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:
     """mean(weight * BCE(logits, domain)): D's logits (N, 1, H, W), domain 0 = source or 1 = target.
 
-    `weight` is (N, 1, H, W) or a scalar: 1 for plain adversarial training, epsilon + lambda_local * M for
+    `weight` is (N, 1, H, W) or a scalar: 1 for vanilla adversarial training, epsilon + lambda_local * M for
     CLAN.
     """
     bce = ops.relu(logits) - logits * domain + ops.log(1 + ops.exp(-ops.abs(logits)))

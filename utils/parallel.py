@@ -1,6 +1,6 @@
-"""Several processes, started by msrun, that share every step's pictures: data parallel training and scoring.
+"""Several processes, started by msrun, that share every step's images: data parallel training and evaluation.
 
-Each holds the whole networks. What they must agree on goes through `total`, which all of them have to call;
+Each holds the whole networks. What they must agree on goes through `all_reduce_sum`, which all of them have to call;
 a process alone agrees with itself.
 """
 
@@ -37,11 +37,11 @@ def command() -> str:
 
 
 def share(count: int) -> range:
-    """Which of `count` pictures this process takes."""
+    """Which of `count` images this process takes."""
     return range(rank(), count, processes())
 
 
-def total(values: np.ndarray) -> np.ndarray:
+def all_reduce_sum(values: np.ndarray) -> np.ndarray:
     """The sum over the processes: of floats in float32, of counts below 2^48 exactly.
 
     No integer type is summed on every device: counts go in float32, 16 bits at a time (up to 256 processes).
@@ -55,28 +55,28 @@ def total(values: np.ndarray) -> np.ndarray:
     return low + (middle << 16) + (high << 32)
 
 
-def anywhere(condition: object) -> bool:
+def any_rank(condition: object) -> bool:
     """Whether it is true in one of the processes at least."""
-    return bool(total(np.array([bool(condition)], int))[0])
+    return bool(all_reduce_sum(np.array([bool(condition)], int))[0])
 
 
-def same(number: int) -> bool:
+def all_equal(number: int) -> bool:
     """Whether all processes have the same number, of up to 48 bits."""
     own = np.array([number])
-    return not anywhere((total(own) != processes() * own).any())
+    return not any_rank((all_reduce_sum(own) != processes() * own).any())
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes have come here."""
-    anywhere(False)
+    any_rank(False)
 
 
-def of_chief(numbers: list[int]) -> list[int]:
+def broadcast_from_rank0(numbers: list[int]) -> list[int]:
     """The numbers, from 0 to below 2^48, that process 0 passes; what the others pass does not count."""
     numbers = numbers if rank() == 0 else []
-    shared = np.zeros(int(total(np.array([len(numbers)]))[0]), np.int64)
+    shared = np.zeros(int(all_reduce_sum(np.array([len(numbers)]))[0]), np.int64)
     shared[: len(numbers)] = numbers
-    return total(shared).tolist() if len(shared) else []
+    return all_reduce_sum(shared).tolist() if len(shared) else []
 
 
 def average(parameters: list[Parameter]) -> None:
@@ -84,7 +84,7 @@ def average(parameters: list[Parameter]) -> None:
     if processes() == 1:
         return
     values = [p.asnumpy() for p in parameters]
-    mean = total(np.concatenate([v.ravel() for v in values])) / np.float32(processes())
+    mean = all_reduce_sum(np.concatenate([v.ravel() for v in values])) / np.float32(processes())
     for p, part in zip(parameters, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
         # In place: set_data would give the parameter memory of its own, and compiled graphs keep the old one.
         ops.assign(p, Tensor(part.reshape(p.shape)))

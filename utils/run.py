@@ -12,7 +12,7 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.pipeline import Stream, names_crc32
+from dataset.pipeline import DomainSampler, names_crc32
 from dataset.transform import CLASS_NAMES
 from options.train_options import absolute_paths
 from utils import checkpoint, device, interrupt, parallel, run_folder
@@ -29,7 +29,7 @@ class Run:
     """The state of a training run, `done` steps and best mIoU, and all that it writes to --snapshot-dir.
 
     Order of the calls: __init__ (finds what to resume), `start` (once data and networks are there), `begin`,
-    then per step `end_if_broken` and `record`, and `save_and_validate` every --save-pred-every steps. Every
+    then per step `end_if_failed` and `record`, and `save_and_validate` every --save-pred-every steps. Every
     process has to make the same calls; rank 0 writes.
     """
 
@@ -46,12 +46,12 @@ class Run:
         self.done, self.best = 0, 0.0
         self.lock = None
         if self.is_main and args.continue_train and self.folder.is_dir():
-            self.lock = run_folder.hold(self.folder)
+            self.lock = run_folder.lock_run_dir(self.folder)
         if args.continue_train:
-            self.origin, self.last, self.content, self.damaged = run_folder.newest(args.continue_train)
-            reports += [f"passed over {reason}" for reason in self.damaged.values()]
-            found = f"going on from {self.last}"
-            reports.append(found if self.last else f"{self.origin}: no readable checkpoint, all over again")
+            self.origin, self.last, self.content, self.damaged = run_folder.find_resumable(args.continue_train)
+            reports += [f"skipped {reason}" for reason in self.damaged.values()]
+            found = f"resuming from {self.last}"
+            reports.append(found if self.last else f"{self.origin}: no readable checkpoint, starting from scratch")
         if self.is_main and self.origin != self.folder.resolve():
             run_folder.check_new(self.folder)
 
@@ -64,15 +64,15 @@ class Run:
             self.content = None  # 400 MB, which would be held until the end
         if self.done > stop:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
-        if parallel.processes() > 1 and not parallel.same(checkpoint.fingerprint(step_cell, self.done)):
+        if parallel.processes() > 1 and not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done)):
             raise UserError(
                 "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
             )
         if self.done == stop:
             at = ",".join(map(str, args.input_size_target))
-            words = ["--restore-from", str(self.last), "--data-dir", args.data_dir_target, "--input-size", at]
-            command = f"python CLAN_evaluate_city.py {shlex.join(words)}"
-            self.reports.append(f"all {stop} steps are done; scored by: {command}")
+            argv = ["--restore-from", str(self.last), "--data-dir", args.data_dir_target, "--input-size", at]
+            command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
+            self.reports.append(f"all {stop} steps are done; evaluate with: {command}")
         pair = (("source", source), ("target", target))
         checksums = {name: names_crc32(data) for name, data in pair if data is not None}
         if self.origin:
@@ -85,7 +85,7 @@ class Run:
         count = len(target) if target is not None else "no"
         self.log(
             f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source "
-            f"pictures, {count} target pictures, {self.per_step} of each a step (batch size "
+            f"images, {count} target images, {self.per_step} of each a step (batch size "
             f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
             f"{self.done} to {stop}; files in {self.folder}"
         )
@@ -100,12 +100,12 @@ class Run:
     def _prepare_folder(self, checksums: dict[str, int]) -> None:
         """Files of the run. What lies after the steps that are done makes room: it will be written again."""
         folder, args = self.folder, self.args
-        self.lock = self.lock or run_folder.hold(folder)
+        self.lock = self.lock or run_folder.lock_run_dir(folder)
         if self.origin != folder.resolve():
             run_folder.check_new(folder)  # again: another process may have been faster
             if self.last:
-                run_folder.adopt(self.origin, folder, self.last.name)
-        self.reports += run_folder.rewind(folder, self.origin or folder, self.done, self.damaged)
+                run_folder.fork_run(self.origin, folder, self.last.name)
+        self.reports += run_folder.truncate_run(folder, self.origin or folder, self.done, self.damaged)
         about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
         options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
         run_folder.write_options(folder, options, self.done)
@@ -126,27 +126,27 @@ class Run:
 
     def begin(self) -> None:
         """Before the first step: the validation that a run lacks which was stopped right before it."""
-        self.end_if_asked()
+        self.end_if_signalled()
         self.step_cell.set_train()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
         missing = self.done > 0 and at_checkpoint and str(self.done) not in self.validated
-        if parallel.anywhere(missing and self.is_main and self.val is not None):
+        if parallel.any_rank(missing and self.is_main and self.val is not None):
             self.validate()
         self.started = time.perf_counter()
 
-    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, streams: list[Stream]) -> None:
+    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, streams: list[DomainSampler]) -> None:
         """Count one step and write its row of loss.csv; UserError if a loss is not finite.
 
         losses: those of LOSSES, the mean of this process. batch: the last (x_s, y_s, x_t) of the step.
         """
         i, args = self.done, self.args
-        values = list(parallel.total(losses) / parallel.processes())
+        values = list(parallel.all_reduce_sum(losses) / parallel.processes())
         self.done += 1
         if not np.isfinite(values).all():
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
-            pictures = ", ".join(name for stream in streams for name in stream.names(i))
+            images = ", ".join(name for stream in streams for name in stream.names(i))
             raise UserError(
-                f"step {i}: a loss is not finite: {named}; its pictures: {pictures}. No checkpoint was "
+                f"step {i}: a loss is not finite: {named}; its images: {images}. No checkpoint was "
                 f"written; look at them and at {self.loss_csv}, or lower --learning-rate in a new "
                 "--snapshot-dir" + (" (float16 may be too small: --amp-level O0)" * (args.amp_level != "O0"))
             )
@@ -179,7 +179,7 @@ class Run:
     def save_and_validate(self) -> None:
         """What is due every --save-pred-every steps and at the end; its time counts for no step."""
         self.save()
-        self.end_if_asked()
+        self.end_if_signalled()
         if self.val is not None:
             self.validate()
         if self.args.keep_checkpoints and self.is_main:
@@ -188,7 +188,7 @@ class Run:
 
     def validate(self) -> None:
         """Evaluate G on the val set and keep it if it is the best."""
-        each = self.end_if_asked if parallel.processes() == 1 else None  # must not leave the others waiting
+        each = self.end_if_signalled if parallel.processes() == 1 else None  # must not leave the others waiting
         args = self.args
         confusion = evaluate(self.step_cell.net_G, self.val, "sum", args.batch_size, args.num_workers, each)
         self.step_cell.set_train()
@@ -208,27 +208,27 @@ class Run:
         if self.is_main:
             run_folder.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
 
-    def end_if_asked(self, *_) -> None:
+    def end_if_signalled(self, *_) -> None:
         """Exit with the signal's code if one waits in any process; the log says how to resume."""
-        if parallel.anywhere(interrupt.asked()):
+        if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
             hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
-            self.log(f"{self.done} steps are done; goes on with: {hint}")
-            parallel.wait()  # until rank 0 has said so: msrun ends all with the first
-            interrupt.stop()
+            self.log(f"{self.done} steps are done; resume with: {hint}")
+            parallel.barrier()  # until rank 0 has said so: msrun ends all with the first
+            interrupt.exit_for_signal()
 
-    def end_if_broken(self, error: UserError | None, first: int) -> None:
+    def end_if_failed(self, error: UserError | None, first: int) -> None:
         """Before a step: end in all processes if one could not read its images, or a signal waits.
 
         What was done since step `first`, where this process began, is saved: it costs no step.
         """
-        if not parallel.anywhere(error or interrupt.asked()):
+        if not parallel.any_rank(error or interrupt.pending_signal()):
             return
         if self.done > first and self.done % self.args.save_pred_every:
             self.save()
-        if parallel.anywhere(error):  # all have come here: the checkpoint is written
-            raise error or UserError("another process could not read a picture")
-        self.end_if_asked()
+        if parallel.any_rank(error):  # all have come here: the checkpoint is written
+            raise error or UserError("another process could not read an image")
+        self.end_if_signalled()
 
     def close(self) -> None:
         self.bar.close()

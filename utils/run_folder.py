@@ -1,7 +1,7 @@
 """The folder of a run: options.json, GTA5_<steps>.ckpt, GTA5_best.ckpt, loss.csv, miou.csv, Train_log.log.
 
 The tables and the log are appended to, a whole line at a time; every other file is written beside its place,
-flushed to disk and renamed. So a run that is killed at any moment can go on from its newest checkpoint.
+flushed to disk and renamed. So a run that is killed at any moment can be resumed from its newest checkpoint.
 """
 
 import csv
@@ -18,7 +18,7 @@ import numpy as np
 
 from utils import checkpoint, parallel
 from utils.errors import UserError
-from utils.files import atomic, keep_old, read_json, write_json
+from utils.files import atomic, read_json, rotate_existing, write_json
 
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
@@ -30,7 +30,7 @@ def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def hold(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int | None:
+def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int | None:
     """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.name != "posix":
@@ -49,32 +49,32 @@ def hold(folder: Path, task: str = "training", option: str = "--snapshot-dir") -
     return lock
 
 
-def hold_results(folder: str | Path) -> None:
+def lock_results_dir(folder: str | Path) -> None:
     """Keep other evaluations, and trainings, out of the folder of the results until this process ends."""
     if parallel.rank() == 0:
-        hold(Path(folder), "evaluating or training", "--save-path")
+        lock_run_dir(Path(folder), "evaluating or training", "--save-path")
 
 
-def make_room(*results: Path) -> None:
+def archive_old_results(*results: Path) -> None:
     """Rename earlier results, and say so; all processes go on once that is done."""
     if parallel.rank() == 0:
         results[0].parent.mkdir(parents=True, exist_ok=True)  # if it cannot be, better now than at the end
-        if old := keep_old(*results):
+        if old := rotate_existing(*results):
             print(f"earlier results are now {', '.join(map(str, old))}")
-    parallel.wait()
+    parallel.barrier()
 
 
 def check_new(folder: Path) -> None:
     """UserError if the folder holds a run: nothing is overwritten."""
     if any((folder / name).exists() for name in ("options.json", BEST, *TABLES)) or snapshots(folder):
         raise UserError(
-            f"{folder} already holds a run; choose another --snapshot-dir or move it away, or go on with it: "
+            f"{folder} already holds a run; choose another --snapshot-dir or move it away, or resume it: "
             f"--continue-train {quote(str(folder))}"
         )
 
 
-def newest(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]]:
-    """A run's folder, the checkpoint to go on from, its content, and what is wrong with unreadable ones.
+def find_resumable(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]]:
+    """A run's folder, the checkpoint to resume from, its content, and what is wrong with unreadable ones.
 
     `given` is a checkpoint, or a folder for the newest in it. Instead of a damaged one the newest readable
     one of its folder is taken; None if the run there has none yet. UserError if there is no run.
@@ -107,7 +107,7 @@ def newest(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]]:
         if (other := read(best)) and int(other["step"]) > int(content.get("step", 0)):
             chosen, content = best, other
     if chosen is None and not (folder / "options.json").is_file():
-        hint = f"{folder}: no run in it to go on with; start one without --continue-train"
+        hint = f"{folder}: no run in it to resume; start one without --continue-train"
         raise UserError(next(iter(damaged.values()), hint))
     return folder, chosen, content, damaged
 
@@ -118,7 +118,7 @@ def copy(path: Path, to: Path) -> None:
 
 
 def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> None:
-    """UserError if a list chooses other pictures, or another order, than in the run of `folder`.
+    """UserError if a list chooses other images, or another order, than in the run of `folder`.
 
     names_crc32: checksums of the names of "source" and "target". Runs of older versions have none to compare.
     """
@@ -129,12 +129,12 @@ def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> N
         path = getattr(args, name)
         if path and isinstance(before, dict) and names_crc32[data] != before.get(data):
             raise UserError(
-                f"--{name.replace('_', '-')} {path}: chooses other pictures, or another order, than in the "
+                f"--{name.replace('_', '-')} {path}: chooses other images, or another order, than in the "
                 f"run of {folder}; give the list that it had"
             )
 
 
-def adopt(origin: Path, folder: Path, last: str) -> None:
+def fork_run(origin: Path, folder: Path, last: str) -> None:
     """Begin `folder`, which is there and empty, with copies of a run's checkpoint `last`, tables and options.
 
     The folder itself stays: it may be the one that we stand in, or a mount. Its files come at once, at the
@@ -152,7 +152,7 @@ def adopt(origin: Path, folder: Path, last: str) -> None:
     temporary.rmdir()
 
 
-def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
+def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
     """Take a run back to its first steps: move what is newer or damaged into FOLDER/after_<first>.
 
     Returns a line for the log, if there was any. A best checkpoint that is newer gives way to the one before
@@ -168,7 +168,7 @@ def rewind(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> 
         aside.append(best)
     place = folder / f"after_{first}"
     if aside:
-        keep_old(place)
+        rotate_existing(place)
         place.mkdir()
         for name in (*TABLES, "options.json"):
             if (folder / name).exists():
@@ -209,21 +209,21 @@ def best_of(scores: list[list[str]]) -> list[str] | None:
 
 
 def append(path: Path, row: list) -> None:
-    """Add one row to a table; the file is opened anew, so that an error is told once, and here."""
+    """Add one row to a table; the file is opened again, so that an error is told once, and here."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(row)
 
 
 def write_options(folder: Path, options: dict, first: int) -> None:
-    """options.json, with those of the run's earlier legs, if they differ, under "before"."""
-    path, legs = folder / "options.json", []
+    """options.json, with those of the run's earlier segments, if they differ, under "before"."""
+    path, segments = folder / "options.json", []
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        legs = old.pop("before", [])
-        legs = legs if isinstance(legs, list) else []
+        segments = old.pop("before", [])
+        segments = segments if isinstance(segments, list) else []
         if old != json.loads(json.dumps(options)):
-            legs.append({**old, "until_step": first})
-    write_json(path, {**options, **({"before": legs} if legs else {})})
+            segments.append({**old, "until_step": first})
+    write_json(path, {**options, **({"before": segments} if segments else {})})
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -44,7 +44,7 @@ def load(path: str | os.PathLike) -> object:
     dict, OrderedDict, list, tuple, numbers, text, bytes and None come back as they are, `torch.Size` as a
     tuple, `torch.device` and `torch.dtype` as text. An array has its tensor's dtype (integers, bool, floats,
     complex); only bfloat16 becomes float32, exactly. Arrays are C-contiguous and writeable; tensors that are
-    contiguous in the same storage go on sharing memory. All arrays of a file may take 4 times its size and
+    contiguous in the same storage still share memory. All arrays of a file may take 4 times its size and
     1 MiB together, so a large tensor expanded by strides of 0 is refused.
 
     Raises UserError, one line beginning with the path, if the file is missing, damaged, not a checkpoint, or

@@ -1,4 +1,4 @@
-"""Bilinear up-sampling with aligned corners, the one that everything here uses."""
+"""Bilinear upsampling with aligned corners, the one that everything here uses."""
 
 import mindspore
 import numpy as np
@@ -6,7 +6,7 @@ from mindspore import Tensor, nn, ops
 
 
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, h, w), float32 or of a network in half precision, -> float32 (N, C, H, W) for size (H, W)."""
+    """(N, C, h, w), float32 or of a network in mixed precision, -> float32 (N, C, H, W) for size (H, W)."""
     return ops.interpolate(x.astype(mindspore.float32), size=size, mode="bilinear", align_corners=True)
 
 
@@ -21,7 +21,7 @@ class Up(nn.Cell):
         return up(x, self.size)
 
 
-class CPUUp(Up):
+class CPUUpsample(Up):
     """With its gradient as two matrix products: MindSpore's own takes 6 times its forward on the CPU."""
 
     def bprop(self, x, out, dout):

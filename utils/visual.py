@@ -1,4 +1,4 @@
-"""Predictions as pictures, in the ids and colours of Cityscapes."""
+"""Predictions as images, in the ids and colours of Cityscapes."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is bla
 COLOURS[: len(PALETTE)] = PALETTE
 CLASSES = {name: tuple(map(int, colour)) for name, colour in zip(CLASS_NAMES, PALETTE)}
 ERRORS = {"correct": (215, 215, 215), "wrong": (214, 39, 40), "ignored": (0, 0, 0)}
-PANEL_WIDTH = 480  # of each picture in a panel
+PANEL_WIDTH = 480  # of each image in a panel
 
 
 def colourise(trainIds: np.ndarray) -> np.ndarray:
@@ -20,25 +20,25 @@ def colourise(trainIds: np.ndarray) -> np.ndarray:
     return COLOURS[trainIds]
 
 
-def overlay(picture: np.ndarray, trainIds: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3), half the picture and half the colours of its classes."""
-    return ((picture.astype(np.uint16) + colourise(trainIds)) // 2).astype(np.uint8)
+def overlay(image: np.ndarray, trainIds: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3), half the image and half the colours of its classes."""
+    return ((image.astype(np.uint16) + colourise(trainIds)) // 2).astype(np.uint8)
 
 
-def save_prediction(folder: Path, name: str, trainIds: np.ndarray, picture: np.ndarray | None = None) -> None:
+def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.ndarray | None = None) -> None:
     """labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
 
-    With the picture, RGB uint8 of the same size, overlay/<name>_overlay.png as well.
+    With the image, RGB uint8 of the same size, overlay/<name>_overlay.png as well.
     """
     kinds = {"labelIds": TRAIN_TO_LABEL[trainIds], "color": colourise(trainIds)}
-    if picture is not None:
-        kinds["overlay"] = overlay(picture, trainIds)
+    if image is not None:
+        kinds["overlay"] = overlay(image, trainIds)
     for kind, pixels in kinds.items():
         with atomic(folder / kind / f"{name}_{kind}.png") as temporary:
             Image.fromarray(pixels).save(temporary)
 
 
-def heat(values: np.ndarray) -> np.ndarray:
+def heatmap(values: np.ndarray) -> np.ndarray:
     """Values (H, W) in [0, 1] -> RGB uint8 (H, W, 3), from dark blue (0) over red to light yellow (1)."""
     stops = np.array([(8, 8, 48), (90, 20, 110), (190, 50, 85), (245, 135, 45), (252, 253, 190)], float)
     x = np.clip(values, 0, 1) * (len(stops) - 1)
@@ -46,37 +46,37 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 
 def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height: int = 160) -> Image.Image:
-    """A sheet of pictures, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
+    """A figure of images, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
 
-    Each picture is shown `height` pixels high. The last column is `heat` of values from 0 to `top`, as the
+    Each image is shown `height` pixels high. The last column is `heatmap` of values from 0 to `top`, as the
     colour bar beside it says.
     """
     gap, head, bar = 6, 28, 64
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
-    sheet_width = gap + len(captions) * (width + gap) + bar
+    figure_width = gap + len(captions) * (width + gap) + bar
     columns = 7
     legend_rows = -(-len(CLASS_NAMES) // columns)
-    sheet = Image.new(
-        "RGB", (sheet_width, head + len(rows) * (height + gap) + legend_rows * 28 + gap), "white"
+    figure = Image.new(
+        "RGB", (figure_width, head + len(rows) * (height + gap) + legend_rows * 28 + gap), "white"
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(size=16)
     for c, caption in enumerate(captions):
         draw.text((gap + c * (width + gap) + width / 2, head / 2), caption, "black", font, anchor="mm")
     for r, row in enumerate(rows):
         for c, pixels in enumerate(row):
-            picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (gap + c * (width + gap), head + r * (height + gap)))
+            image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            figure.paste(image, (gap + c * (width + gap), head + r * (height + gap)))
     bottom = head + len(rows) * (height + gap) - gap
-    colour_bar(sheet, (sheet_width - bar, head), bottom - head, top)
-    legend(draw, CLASSES, (gap, bottom + gap), columns, (sheet_width - gap) // columns, 28)
-    return sheet
+    colour_bar(figure, (figure_width - bar, head), bottom - head, top)
+    legend(draw, CLASSES, (gap, bottom + gap), columns, (figure_width - gap) // columns, 28)
+    return figure
 
 
-def colour_bar(sheet: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
-    """The colours of `heat`, values from `top` down to 0, with three of them written beside; 64 wide."""
-    draw, font, (x, y) = ImageDraw.Draw(sheet), ImageFont.load_default(size=16), place
-    ramp = heat(np.linspace(1, 0, height)[:, None].repeat(14, 1))
-    sheet.paste(Image.fromarray(ramp), place)
+def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
+    """The colours of `heatmap`, values from `top` down to 0, with three of them written beside; 64 wide."""
+    draw, font, (x, y) = ImageDraw.Draw(figure), ImageFont.load_default(size=16), place
+    ramp = heatmap(np.linspace(1, 0, height)[:, None].repeat(14, 1))
+    figure.paste(Image.fromarray(ramp), place)
     for value, at, anchor in ((top, y, "lt"), (top / 2, (2 * y + height) // 2, "lm"), (0, y + height, "lb")):
         draw.text((x + 18, at), f"{value:.2g}", "black", font, anchor=anchor)
 
@@ -103,34 +103,34 @@ def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.array(list(ERRORS.values()), np.uint8)[kind]
 
 
-def panel(picture: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
-    """A sheet about one picture: itself, prediction and truth; errors, alignment map and what colours mean.
+def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
+    """A figure about one image: itself, prediction and truth; errors, alignment map and what colours mean.
 
     `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w), the size at which all are shown.
     """
     (height, width), gap, head, row = M.shape, 6, 28, 22
     top = max(float(np.quantile(M, 0.995)), 1e-6)
     cells = {
-        "picture": picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC),
+        "image": image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC),
         "prediction": Image.fromarray(colourise(prediction)),
         "ground truth": Image.fromarray(colourise(truth)),
         "errors": Image.fromarray(error_map(prediction, truth)),
-        "alignment map M": Image.fromarray(heat(M / top)),
+        "alignment map M": Image.fromarray(heatmap(M / top)),
     }
     entries = [*CLASSES.items(), *ERRORS.items()]
     half = len(entries) // 2
     below = max(height, half * row + gap)  # the second row has the legend
-    sheet = Image.new("RGB", (3 * (width + gap) + gap, 2 * head + height + below + gap), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    figure = Image.new("RGB", (3 * (width + gap) + gap, 2 * head + height + below + gap), "white")
+    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(size=16)
     for k, (caption, image) in enumerate(cells.items()):
         x, y = gap + k % 3 * (width + gap), k // 3 * (head + height)
         draw.text((x + width / 2, y + head / 2), caption, "black", font, anchor="mm")
-        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y + head))
+        figure.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y + head))
     x, y = 2 * (width + gap) + gap, 2 * head + height
-    colour_bar(sheet, (x, y), height, top)
+    colour_bar(figure, (x, y), height, top)
     pairs = dict(entry for pair in zip(entries[:half], entries[half:]) for entry in pair)  # column by column
     legend(draw, pairs, (x + 100, y - 4), 2, (width - 100) // 2, row)
-    return sheet
+    return figure
 
 
 def bars(
@@ -142,8 +142,8 @@ def bars(
     left = round(max(font.getlength(label) for label in labels)) + 2 * gap
     group = slot * len(series) + gap
     top = max((value + (sd or 0) for values in series.values() for value, sd in values), default=1) or 1
-    sheet = Image.new("RGB", (left + width + 150, head + group * len(labels) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
+    figure = Image.new("RGB", (left + width + 150, head + group * len(labels) + gap), "white")
+    draw = ImageDraw.Draw(figure)
     draw.text((gap, gap), title, "black", font)
     x = gap
     for name, colour in zip(series, colours):
@@ -167,4 +167,4 @@ def bars(
             text = f"{value:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
             draw.text((end + 8, (a + b) / 2), text, "black", font, anchor="lm")
     draw.line((left, head, left, head + group * len(labels) - gap), "black", 1)
-    return sheet
+    return figure
