@@ -41,7 +41,7 @@ def main(args) -> None:
     if args.export and device.launched():
         raise UserError("--export is for one process: start it without msrun")
     if Path(args.restore_from).is_dir():
-        score_folder(args)
+        evaluate_folder(args)
         return
     path = checkpoint.find(args.restore_from)
     if path != args.restore_from:
@@ -68,25 +68,26 @@ def main(args) -> None:
     elif args.export:
         export(args, net_G, model)
     else:
-        score(args, net_G, data, path)
+        evaluate_checkpoint(args, net_G, data, path)
 
 
 def labelled_data(args) -> cityscapesDataSet:
-    """The images to score on."""
+    """Return the images to evaluate on; UserError if they are not there."""
     if args.demo is not None and not Path(args.data_dir).is_dir():
         raise UserError(
-            f"{args.data_dir} is not there yet: draw it with CLAN_train_gta5_2_city.py --demo "
+            f"{args.data_dir} is not there yet: generate it with CLAN_train_gta5_2_city.py --demo "
             f"--random-seed {args.demo}"
         )
     return cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
 
 
-def score(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
+def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
-    with_panel = {data.names[i]: i for i in evenly_spaced_indices(len(data), args.panels)} if args.save else {}
-    # All kinds: images must not lie beside results that are not theirs.
+    panels = evenly_spaced_indices(len(data), args.panels) if args.save else ()
+    with_panel = {data.names[i]: i for i in panels}
+    # All kinds: images must not lie next to results that are not theirs.
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def each(name: str, trainIds: np.ndarray) -> None:
@@ -126,10 +127,10 @@ def save_panel(
         panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
 
 
-def score_folder(args) -> None:
-    """Score every numbered checkpoint of a folder, in order; miou.csv has a row for each that is done.
+def evaluate_folder(args) -> None:
+    """Evaluate every numbered checkpoint of a folder, in order; miou.csv has a row for each that is done.
 
-    miou.json beside it says what the rows belong to: with the same options and files a second start resumes.
+    miou.json says what the rows belong to: with the same options and files a second start resumes.
     """
     source, folder = Path(args.restore_from), Path(args.save_path)
     data = labelled_data(args)
@@ -158,24 +159,25 @@ def score_folder(args) -> None:
         print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
 
     network = cache(generator)  # compiled once for all checkpoints
-    for steps in parallel.broadcast_from_rank0(todo):  # a training may write more meanwhile: one process decides
-        path, broken = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
+    # A training may write more checkpoints meanwhile: rank 0 decides for all.
+    for steps in parallel.broadcast_from_rank0(todo):
+        path, problem = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
         try:
-            scored = stamp(path)
+            status = stamp(path)
             content = checkpoint.read(str(path))
             net_G = network(checkpoint.model_of(content) if args.model == "auto" else args.model)
             checkpoint.load(net_G, content, str(path), "net_G", complete=True)
         except (UserError, OSError) as error:
-            broken = str(error)
-        if parallel.any_rank(broken):
-            parallel.say(f"skipped {broken or f'{path}: another process could not read it'}")
+            problem = str(error)
+        if parallel.any_rank(problem):
+            parallel.say(f"skipped {problem or f'{path}: another process could not read it'}")
             continue
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         each = interrupt.exit_if_pending
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
         if is_main:
-            files[str(steps)] = scored
+            files[str(steps)] = status
             write_json(about, {**settings, "files": files})  # before the row, which may not come
             row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
             run_folder.append(table, row)
@@ -194,7 +196,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def settings_of(args, data: cityscapesDataSet) -> dict:
-    """What the figures of a checkpoint depend on, for result.json and miou.json."""
+    """Return what the results of a checkpoint depend on, for result.json and miou.json."""
     names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
     return {
         "data_dir": os.path.abspath(args.data_dir),
@@ -219,7 +221,7 @@ def steps_table(rows: list[list[str]]) -> str:
 def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     """Write label ids, colours and overlay of every image, at its own size, to predict/.
 
-    What cannot be read in a folder is skipped, and named; UserError at the end if there was any.
+    What cannot be read in a folder is skipped and reported; UserError at the end if there was any.
     """
     folder = Path(args.save_path) / "predict"
     run_folder.archive_old_results(folder)
@@ -251,7 +253,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     if count < len(data):
         kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
         parallel.say(f"{len(data) - count} images, written: {kinds}")
-    parallel.barrier()  # until process 0 has said so: msrun ends all with the first
+    parallel.barrier()  # until rank 0 has reported it: msrun ends all with the first
     if count:
         named = f": {few(skipped)}" if skipped else ""  # of several processes each names its own
         raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}")

@@ -198,7 +198,7 @@ class CLANStep(nn.Cell):
     # ------------------------- mixed precision, several batches and processes: may be skipped at first
 
     def set_up_scaling(self, args) -> None:
-        """What a step of several batches or processes, or in mixed precision, needs; see `update`."""
+        """Set up gradient accumulation, data parallel training and loss scaling; see `update`."""
         self.iter_size, self.processes = args.iter_size, parallel.processes()
         if self.processes > 1:
             weights = (*self.weights_G, *(self.weights_D if self.method != "source" else ()))
@@ -247,7 +247,7 @@ def prepare_networks(args, net_G, net_D) -> bool:
 
 
 def updates_per_step(name: str) -> int:
-    """How often the released code lists a weight of G in its optimiser, and so updates it in a step."""
+    """Return how often the released code lists a weight of G in its optimiser, and so updates it per step."""
     if ".downsample." in name:
         return 4
     return 1 if name.startswith(("net_G.conv1", "net_G.bn1", *CLASSIFIERS)) else 3
@@ -291,11 +291,11 @@ def train(args) -> Path:
     # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
     first, stop, sets = run.done, args.num_steps_stop, (source, target) if target else (source,)
     augment, rank = (args.random_mirror, args.random_scale), (parallel.rank(), parallel.processes())
-    streams = [
+    samplers = [
         DomainSampler(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *rank)
         for domain, data in enumerate(sets)
     ]
-    sources, *targets = [batches(stream, args.batch_size, args.num_workers) for stream in streams]
+    sources, *targets = [batches(sampler, args.batch_size, args.num_workers) for sampler in samplers]
     targets = targets[0] if target else repeat((Tensor(0.0),))
 
     # ---------------------------------------------------------------------------------------- the loop
@@ -306,7 +306,7 @@ def train(args) -> Path:
         damp, base, local = loss_factors(i, args)
         labelled = labelled_per_batch(step_batches, args) if run.per_step > args.batch_size else None
         losses = step_cell.step(step_batches, damp, base, local, lr[i], labelled)
-        run.record(losses, lr[i], lr_D[i], step_batches[-1], streams)
+        run.record(losses, lr[i], lr_D[i], step_batches[-1], samplers)
         if run.done % args.save_pred_every == 0 or run.done == stop:
             run.save_and_validate()
     run.close()

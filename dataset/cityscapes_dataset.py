@@ -65,7 +65,7 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
             return place / set, place.parent / "gtFine" / set
     for place in places:
         if place.is_dir():
-            raise UserError(f"{place}: no folder {set} in it; --set names another, or it is not whole")
+            raise UserError(f"{place}: no folder {set} in it; --set names another, or it is incomplete")
     raise UserError(
         f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "
         f"{root / 'data' / 'leftimg8bit' / set} (--data-dir-target in training, --data-dir in evaluation); "

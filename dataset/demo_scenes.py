@@ -499,13 +499,13 @@ def write_demo_data(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name
-        for split, first, n in tqdm(jobs, desc=f"drawing {folder}", unit="scene", disable=None):
+        for split, first, n in tqdm(jobs, desc=f"generating {folder}", unit="scene", disable=None):
             interrupt.exit_if_pending()
             domain = "source" if split == "source" else "target"
-            image, labels = map(Image.fromarray, draw_scene(seed * SEED_STRIDE + first + n, domain, *size))
+            rgb, labels = map(Image.fromarray, draw_scene(seed * SEED_STRIDE + first + n, domain, *size))
             if split == "source":
                 labels.putpalette(palette)  # the mode becomes "P", the ids become indices
-            for image, name in zip((image, labels), demo_files(split, n), strict=True):
+            for image, name in zip((rgb, labels), demo_files(split, n), strict=True):
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 image.save(draft / name)
         try:

@@ -99,7 +99,7 @@ class GTA5DataSet:
 
 
 def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
-    """The names with neither image nor label; none if they are more than 1 %: a folder is not whole then.
+    """The names with neither image nor label; none if they are more than 1 %: a folder is incomplete then.
 
     GTA5 as it is downloaded lacks 25 numbers that its own split.mat and the authors' lists name.
     """

@@ -17,7 +17,7 @@ class ImageFolder:
     input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
     is read when it is needed: of photographs few can be held. Both are turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. Hidden files and
-    earlier results in `results`/predict, predict_1, … are left out. UserError if there is no image.
+    earlier results in `results`/predict, predict_1, … are skipped. UserError if there is no image.
     """
 
     def __init__(self, path: str, size: tuple[int, int], results: str):
@@ -45,7 +45,7 @@ class ImageFolder:
 
 
 def is_result(path: Path, results: str) -> bool:
-    """Whether a file is a result of --predict that lies in the folder `results`."""
+    """Return whether a file is a result of --predict that lies in the folder `results`."""
     place = Path(results).resolve()
     return any(
         re.fullmatch(r"predict(_\d+)?", parent.name) and parent.parent == place

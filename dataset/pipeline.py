@@ -19,8 +19,8 @@ class DomainSampler:
     """The images of steps start, …, stop - 1 of an endless walk through `data`, shuffled again each epoch.
 
     A step has `per_step` images, of which process `rank` gets its share. Order and augmentation are
-    functions of (seed, position) alone, so that a run can be resumed at any step with the images it would have
-    seen. The scale (released recipe) is sampled per step, to keep a batch of one size.
+    functions of (seed, position) alone, so that a run can be resumed at any step with the images it would
+    have seen. The scale (released recipe) is sampled per step, to keep a batch of one size.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DomainSampler:
         return self.data.read(self.index(k), scale, mirror)
 
     def index(self, k: int) -> int:
-        """Which image of the data set stands at position k (counted from step 0)."""
+        """Return the index in the data set of the image at position k (counted from step 0)."""
         epoch, i = divmod(k, len(self.data))
         return int(self._order(epoch)[i])
 

@@ -46,7 +46,7 @@ def class_ids(path: Path) -> np.ndarray:
 
     Pillow keeps the upper 8 bits of 16, which are 0 for all classes; it checks the file, pyspng reads it.
     """
-    open_image(path)  # UserError if it is broken or huge
+    open_image(path)  # UserError if it is corrupt or huge
     try:
         pixels = png_reader()(path.read_bytes())
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 INFO = json.loads((Path(__file__).parent / "cityscapes_list" / "info.json").read_text(encoding="utf-8"))
 CLASS_NAMES: list[str] = INFO["label"]
 PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
-CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are told over 16 classes and over 13
+CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are reported over 16 and over 13 classes
     19: list(range(19)),
     16: [i for i in range(19) if i not in (9, 14, 16)],  # without terrain, truck, train
     13: [i for i in range(19) if i not in (3, 4, 5, 9, 14, 16)],  # also without wall, fence, pole
@@ -57,10 +57,10 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable image; make it PNG or JPEG or get a whole copy") from None
+        raise UserError(f"{path}: not a readable image; make it PNG or JPEG or get a complete copy") from None
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason}); get a whole copy of it") from None
+        raise UserError(f"{path}: not a readable image ({reason}); get a complete copy of it") from None
 
 
 def orientation(image: Image.Image) -> object:

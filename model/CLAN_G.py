@@ -106,7 +106,7 @@ class Res_Deeplab(nn.Cell):
         return nn.SequentialCell(first, *rest)
 
     def features(self, x: Tensor) -> Tensor:
-        """What both classifiers look at, (N, 32 width, h, w)."""
+        """Return the features that both classifiers see, (N, 32 width, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
@@ -130,7 +130,7 @@ def generator(model: str) -> Res_Deeplab:
 
 
 def freeze_bn_affine(G: Res_Deeplab) -> None:
-    """Exclude gamma and beta of every batch norm from training; the running BN statistics still move."""
+    """Exclude gamma and beta of every batch norm from training; BN statistics are still updated."""
     for _, cell in G.cells_and_names():
         if isinstance(cell, nn.BatchNorm2d):
             cell.gamma.requires_grad = False

@@ -1,4 +1,4 @@
-"""How fast this project is, beside plain PyTorch and beside what the machine can do. One run, one table.
+"""The speed of this project next to plain PyTorch and to the machine's limit. One run, one table.
 
     python -m tests.benchmark [--torch PYTHON] [--markdown FILE] [--size 320x180+256x128 ...]
 
@@ -253,7 +253,8 @@ def reading_wait(folder: Path) -> float:
     from dataset.pipeline import DomainSampler, batches
 
     sets = GTA5DataSet(folder), cityscapesDataSet(folder, "val")
-    streams = [iter(batches(DomainSampler(d, 0, 100, 1, [0, i], False, False), 1, 4)) for i, d in enumerate(sets)]
+    samplers = [DomainSampler(d, 0, 100, 1, [0, i], False, False) for i, d in enumerate(sets)]
+    streams = [iter(batches(sampler, 1, 4)) for sampler in samplers]
     waits = []
     for _ in range(8):
         started = time.perf_counter()

@@ -1,9 +1,9 @@
-"""The authors' PyTorch code as figures, and this project's runs to hold against them.
+"""Compare this project's runs with reference outputs of the authors' PyTorch code.
 
-golden/ holds reference outputs of the authors' released modules under PyTorch 1.0.1: losses of 8 steps with both recipes
-and with two weight decays, logits, gradients and weights by their norms, and predictions. They were made on
-the weights and images that the functions below generate again from names and seeds, so that nothing large
-is stored and PyTorch is not needed.
+golden/ holds reference outputs of the authors' released modules under PyTorch 1.0.1: losses of 8 steps with
+both recipes and with two weight decays, logits, gradients and weights by their norms, and predictions. They
+were made on the weights and images that the functions below generate again from names and seeds, so
+that nothing large is stored and PyTorch is not needed.
 
     python -m tests.golden                     prints the largest differences (README, "How faithful?")
     python -m tests.golden --amp-level O2      the 8 steps of the default recipe in mixed precision: losses

@@ -13,7 +13,7 @@ from options.train_options import get_arguments
 
 ROOT = Path(__file__).parent.parent
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
-STEPS = 6  # of the run that most tests look at or go on with, and its further options
+STEPS = 6  # of the run that most tests look at or resume, and its further options
 RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--batch-size", 2]
 RUN += ["--random-mirror"]
 

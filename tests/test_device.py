@@ -1,4 +1,4 @@
-"""What the scripts say about the device, its precision and its software. The signs of an NPU are made up."""
+"""The scripts' reports on the device, its precision and its software. The signs of an NPU are made up."""
 
 import json
 from types import SimpleNamespace

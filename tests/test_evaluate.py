@@ -1,4 +1,4 @@
-"""What the evaluation script does beside scoring one checkpoint: folders, panels, own images, export."""
+"""The evaluation script, apart from evaluating one checkpoint: folders, panels, own images, export."""
 
 import json
 import os
@@ -98,8 +98,8 @@ def checkpoint_result(folder) -> list[str]:
     return [f"{v:.9g}" for v in ious]
 
 
-def test_a_second_start_goes_on_and_other_options_begin_anew(trained, argv, scored, tmp_path):
-    """Rows that are whole are kept, as a forged one shows; what is missing or was truncated is scored."""
+def test_a_second_start_resumes_and_other_options_start_again(trained, argv, scored, tmp_path):
+    """Rows that are whole are kept, as a forged one shows; what is missing or was truncated is evaluated."""
     folder = tmp_path / "scored"
     shutil.copytree(scored[0], folder)
     rows = rows_of(scored[0] / "miou.csv")
@@ -119,7 +119,7 @@ def test_a_second_start_goes_on_and_other_options_begin_anew(trained, argv, scor
     assert [row["step"] for row in other] == ["1", "2", "3"] and other != rows
 
 
-def test_a_checkpoint_in_the_place_of_another_is_scored_anew(trained, argv, scored, tmp_path):
+def test_a_checkpoint_in_the_place_of_another_is_evaluated_again(trained, argv, scored, tmp_path):
     source, result, rows = tmp_path / "source", tmp_path / "result", rows_of(scored[0] / "miou.csv")
     source.mkdir()
     for n in (1, 2):
@@ -366,7 +366,8 @@ def test_images_that_cannot_be_predicted(trained, argv, tmp_path):
 @pytest.mark.parametrize("task", ["score", "folder", "predict", "export", "ccd"])
 def test_a_folder_of_results_is_for_one_process(trained, argv, data, tmp_path, monkeypatch, task):
     """Two at once would overwrite each other's results."""
-    path, folder, lock = trained / "GTA5_1.ckpt", tmp_path / "result", run_folder.lock_run_dir(tmp_path / "result")
+    path, folder = trained / "GTA5_1.ckpt", tmp_path / "result"
+    lock = run_folder.lock_run_dir(folder)
     command = {
         "score": ["--restore-from", path],
         "folder": ["--restore-from", trained],

@@ -259,7 +259,7 @@ def test_recompute_changes_no_result(reference, data, tmp_path):
 
 
 def test_a_run_in_half_precision_in_legs_ends_with_the_same_bits(data, tmp_path):
-    """The scale of the loss, its counter and the count of skipped steps go on too."""
+    """The scale of the loss, its counter and the count of skipped steps are resumed too."""
     argv = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]
     run(TRAIN, *train_words(data, tmp_path / "run", *argv, "--save-pred-every", 2))
     leg = ["--continue-train", tmp_path / "run" / "GTA5_2.ckpt", "--snapshot-dir", tmp_path / "leg"]

@@ -1,8 +1,8 @@
-"""What each part of CLAN is worth on the demo's domains, over seeds, beside its baselines.
+"""Ablation of CLAN on the demo's domains over seeds, with its baselines.
 
     python -m utils.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
 
-Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source images; scored
+Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source images; evaluated
 on the target's val set with re-estimated and with running BN statistics. --tune first chooses lambda_adv
 of TAN and of CLAN, each from the same values, on seeds that are not reported. Every run is a process of its
 own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does what is missing. On the CPU.
@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
 from utils import run_folder
-from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, build_argv, score
+from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, build_argv, evaluate_checkpoint
 from utils.errors import UserError, run_script
 from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import bars
@@ -68,7 +68,7 @@ def options_of(row: str, adv: dict[str, str]) -> list[str]:
 
 
 def key(command: list[str]) -> list[str]:
-    """What makes a result that of a command. Paths do not: a folder may be moved."""
+    """Return what identifies the result of a command. Paths do not: a folder may be moved."""
     return [word for word in command if os.sep not in word]
 
 
@@ -93,7 +93,7 @@ def train_and_score(command: list[str]) -> None:
     path = train(args)
     val = cityscapesDataSet(args.data_dir_target, "val", size=SIZE, labels=True)
     unlabelled = cityscapesDataSet(args.data_dir_target, "train", size=SIZE)
-    result = score(generator("small"), path, val, unlabelled)
+    result = evaluate_checkpoint(generator("small"), path, val, unlabelled)
     write_json(Path(args.snapshot_dir) / "result.json", {
         **result, "seconds": round(time.time() - started, 1), "command": command,
         "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip

@@ -3,8 +3,8 @@
 For each class, the Euclidean distance between the centre (mean) of its features in the source domain and the
 centre of its features in the target domain. Smaller after adaptation: the class is aligned better.
 
-The features of two networks may have different scales. So beside the distance stands a relative one, which is
-our own and not the paper's:
+The features of two networks may have different scales. So a relative one, which is our own and not
+the paper's, is reported as well:
 
     relative(i) = |s_i - t_i| / scale
     scale       = mean of |a - b| over all pairs of centres a, b of different classes
@@ -79,7 +79,8 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
                                  unit="image", leave=False, disable=None):  # fmt: skip
         interrupt.exit_if_pending()
         f = features(images).asnumpy()[0].astype(np.float64)
-        member = downsample_labels(labels.asnumpy()[0], *f.shape[1:]).ravel() == np.arange(NUM_CLASSES)[:, None]
+        small = downsample_labels(labels.asnumpy()[0], *f.shape[1:])
+        member = small.ravel() == np.arange(NUM_CLASSES)[:, None]
         points += member.sum(1, keepdims=True)
         total += member.astype(np.float64) @ f.reshape(len(f), -1).T
     return points[:, 0], np.where(points > 0, total / np.maximum(points, 1), np.nan)

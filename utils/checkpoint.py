@@ -173,7 +173,7 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
 
 
 def state(step_cell: nn.Cell) -> list[Parameter]:
-    """What a run must keep: all but the rates, which options give, and the sums of a step that is done."""
+    """Return what a run must keep: all except learning rates, which options give, and summed gradients."""
     return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
 
 

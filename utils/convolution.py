@@ -19,11 +19,13 @@ def use_low_memory_grad(*nets: nn.Cell) -> None:
         for _, cell in list(net.cells_and_names()):
             if isinstance(cell, nn.Conv2d) and max(cell.kernel_size) > 1:
                 del cell.conv2d
-                cell.conv2d = low_memory_convolution(cell.kernel_size[0], cell.stride[0], cell.padding, cell.dilation[0])
+                kernel, stride, dilation = cell.kernel_size[0], cell.stride[0], cell.dilation[0]
+                cell.conv2d = low_memory_convolution(kernel, stride, cell.padding, dilation)
             if isinstance(cell, nn.CellList):
                 for i, part in enumerate(cell):
                     if type(part) is Convolution:
-                        cell[i] = low_memory_convolution(part.kernel, part.stride, part.padding, part.dilation)
+                        kind = part.kernel, part.stride, part.padding, part.dilation
+                        cell[i] = low_memory_convolution(*kind)
 
 
 @cache

@@ -1,9 +1,9 @@
-"""The course of a training as a figure: five losses, both rates and mIoU over steps; also of one under way.
+"""Plot five losses, both learning rates and mIoU of a training over steps; also of one under way.
 
     python -m utils.curves ./checkpoint        reads loss.csv, miou.csv and options.json, writes curves.png
 
-Needs matplotlib (pip install matplotlib). Beside a full-size run of the paper's network it draws the authors'
-own curve.
+Needs matplotlib (pip install matplotlib). A full-size run of the paper's network is plotted next to the
+authors' own curve.
 """
 
 import argparse
@@ -27,7 +27,7 @@ AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
 THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
           "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
-LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "rates"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
+LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "lr"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
 
 
 def columns(path: Path) -> dict[str, np.ndarray]:
@@ -44,7 +44,7 @@ def columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def is_like_theirs(folder: Path) -> bool:
-    """Whether options.json says: the paper's network, full size, one image of each domain a step."""
+    """Return whether options.json says: the paper's network, full size, one image of each domain per step."""
     options = read_json(folder / "options.json")
     ours = {"source": "gta5", "processes": 1, **options} if isinstance(options, dict) else {}
     return ours.items() >= THEIRS.items()
@@ -60,7 +60,7 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
     figure, panels = pyplot.subplot_mosaic(LAYOUT, figsize=(11, 13), layout="constrained")
     figure.suptitle(title)
     for name, panel in panels.items():
-        panel.set(title=name, xlabel="step")
+        panel.set(title="learning rates" if name == "lr" else name, xlabel="step")
         panel.grid(alpha=0.3)
         if not (scores if name == "mIoU" else losses):
             table = "miou.csv" if name == "mIoU" else "loss.csv"
@@ -72,9 +72,9 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
             smooth = uniform_filter1d(losses[name], window, mode="nearest")
             panels[name].plot(step, smooth, color="#1f4e79", label=f"mean of {window} steps")
         panels["loss_seg"].legend()
-        panels["rates"].plot(step, losses["lr"], color="#1f4e79", label="lr: G's backbone")
-        panels["rates"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
-        panels["rates"].legend()
+        panels["lr"].plot(step, losses["lr"], color="#1f4e79", label="lr: G's backbone")
+        panels["lr"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
+        panels["lr"].legend()
     panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
     for name in [name for name in scores if name.startswith("mIoU")]:  # from SYNTHIA mIoU_16 and mIoU_13
         label = name.replace("mIoU_", "over classes: ").replace("mIoU", "this run")
@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def get_arguments() -> argparse.Namespace:
-    parser = Parser("Losses, rates and mIoU of a training over steps, as a figure.")
+    parser = Parser("Plot losses, learning rates and mIoU of a training over steps.")
     parser.add_argument("folder", metavar="FOLDER", help="--snapshot-dir of a training, also one under way")
     return parser.parse_args()
 

@@ -2,9 +2,9 @@
 
 Stage A trains on the source alone, from scratch. Stage B continues from there three times, with equal steps,
 schedule and source images: source only; the control, where target images pass through the network (and
-so through its BN statistics) without a discriminator (lambda_adv 0); CLAN. Each is scored on the target's val
-set, with BN statistics re-estimated on unlabelled target images and, beside it, with the running ones.
-Target labels only score.
+so through its BN statistics) without a discriminator (lambda_adv 0); CLAN. Each is evaluated on the target's
+val set, with BN statistics re-estimated on unlabelled target images and with the running ones. Target
+labels are for evaluation only.
 """
 import shlex
 import time
@@ -60,7 +60,7 @@ def demo(args, train: Callable) -> None:
         stage = get_arguments(argv)
         try:
             return train(stage)
-        except SystemExit:  # Ctrl-C; the hint that stands above it is about one stage
+        except SystemExit:  # Ctrl-C; the hint printed before it is about one stage
             print(f"(that is this stage alone; for the whole demo move {folder} away and start it again)")
             raise
 
@@ -68,13 +68,13 @@ def demo(args, train: Callable) -> None:
     last = {name: run(name, steps, [*STAGE_B, *options, "--restore-from", str(stage_a)])
             for name, options in METHODS.items()}
 
-    print("\nscoring on the target's val set")
+    print("\nevaluating on the target's val set")
     val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
     unlabelled = cityscapesDataSet(data / "Cityscapes", "train", size=SIZE)
     net_G, result, logits = generator("small"), {}, {}
 
     for name, path in last.items():
-        result[name] = score(net_G, path, val, unlabelled, args.num_workers)
+        result[name] = evaluate_checkpoint(net_G, path, val, unlabelled, args.num_workers)
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
@@ -94,14 +94,14 @@ def flat(options: dict) -> list[str]:
 def build_argv(
     data: Path, folder: Path, steps: int, seed: int, options: list[str], source: str = "GTA5"
 ) -> list[str]:
-    """The command line of one training of the small network on the images drawn in `data`."""
+    """The command line of one training of the small network on the images generated in `data`."""
     own = {"--data-dir": data / source, "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
            "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder,
            "--random-seed": seed}
     return [*COMMON, *options, *flat(own)]
 
 
-def score(
+def evaluate_checkpoint(
     net_G: Res_Deeplab, path: Path, val: cityscapesDataSet, unlabelled: cityscapesDataSet, workers: int = 4
 ) -> dict:
     """mIoU (and IoU of each class) of a checkpoint on `val`, in percent, with BN statistics re-estimated
@@ -133,7 +133,7 @@ def comparison(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor])
 
 
 def table(result: dict) -> str:
-    """IoU of each class, mIoU, mIoU with running BN statistics, in percent, a column a method."""
+    """IoU of each class, mIoU, mIoU with running BN statistics, in percent, one column per method."""
     rows = [("", [f"{name:>9}" for name in result])]
     for c in CLASS_NAMES:
         ious = [r["IoU"][c] for r in result.values()]

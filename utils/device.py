@@ -71,7 +71,7 @@ def setup(
 ) -> str:
     """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU".
 
-    A process of several joins the others; then each has the card of its number on its machine.
+    A process of several joins the others; then each has the device of its number on its machine.
     """
     import mindspore
 
@@ -81,9 +81,9 @@ def setup(
     if jit_level and mode == "pynative":
         raise UserError("--jit-level has no effect with --mode pynative")
     if device_id and launched():
-        raise UserError("--device-id has no effect under msrun: each process takes the card of its number")
+        raise UserError("--device-id has no effect under msrun: each process takes the device of its number")
     if device_id and name == "CPU":
-        raise UserError(f"--device-id {device_id} names a card, but the device is the CPU: --device-id 0")
+        raise UserError(f"--device-id {device_id} names an NPU, but the device is the CPU: --device-id 0")
     if launched():  # None: msrun's processes agree on it
         device_id = None if "MS_ROLE" in os.environ else int(os.environ.get("DEVICE_ID", 0))
     if name == "Ascend" and not ascend().is_pkg_support_device(name):
@@ -135,7 +135,7 @@ def unusable(device: str, reason: str, advice: str = "") -> str:
     """Return in one line that a device cannot be used, MindSpore's reason, and what to do."""
     sign = npu_sign() if device == "auto" else None
     found = f": this machine has an NPU ({sign}), which" if sign else ""
-    return f"--device {device}{found} cannot be used: {one_line(reason)}; {advice}--device cpu needs no card"
+    return f"--device {device}{found} cannot be used: {one_line(reason)}; {advice}--device cpu needs no NPU"
 
 
 def one_line(text: str) -> str:
@@ -225,7 +225,7 @@ def compiled(function: Callable, jit_level: str | None) -> Callable:
 
 
 def on_cpu() -> bool:
-    """Whether MindSpore computes on the CPU; `setup` decides."""
+    """Return whether MindSpore computes on the CPU; `setup` decides."""
     import mindspore
 
     return mindspore.get_context("device_target") == "CPU"

@@ -1,4 +1,4 @@
-"""What training and evaluation share: predictions of G, confusion matrix, re-estimated BN statistics."""
+"""Shared by training and evaluation: predictions of G, confusion matrix, re-estimated BN statistics."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -61,7 +61,7 @@ def evaluate(
     workers: int = 4,
     each: Callable[[str, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """Confusion matrix (19, 19) int64 of net_G over `data` (with labels): rows truth, columns prediction.
+    """Confusion matrix (19, 19) int64 of net_G over `data`: rows ground truth, columns prediction.
 
     `each(name, trainIds)` is called for every image. Memory does not grow with the number of images.
     Several processes share the images; all of them get the whole matrix.

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or not there."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; at the end flush it to disk and rename it.
+    """Yield a temporary path next to `path` to write to; at the end flush it to disk and rename it.
 
     Whatever happens, a kill or a power failure, `path` holds the old content or the new one.
     """

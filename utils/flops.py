@@ -1,4 +1,4 @@
-"""How many floating-point operations a training step takes, counted from the networks' own weights."""
+"""Floating-point operations of a training step, counted from the networks' own weights."""
 
 from mindspore import nn
 

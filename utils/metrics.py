@@ -14,7 +14,7 @@ def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) in percent for each class, NaN for a class in neither truth nor prediction."""
+    """TP / (TP + FP + FN) in percent for each class, NaN for one in neither ground truth nor prediction."""
     tp = np.diag(confusion).astype(float)
     union = confusion.sum(0) + confusion.sum(1) - tp
     return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
@@ -30,7 +30,7 @@ def mean_iou(confusion: np.ndarray, classes: int = 19) -> float:
 
 
 def mean_name(classes: int) -> str:
-    """What the mean over so many classes is called in tables and files."""
+    """Return the name of the mean over so many classes in tables and files."""
     return "mIoU" if classes == 19 else f"mIoU_{classes}"
 
 

@@ -1,7 +1,7 @@
-"""Several processes, started by msrun, that share every step's images: data parallel training and evaluation.
+"""Data parallel training and evaluation: several processes, started by msrun, share the images of a step.
 
-Each holds the whole networks. What they must agree on goes through `all_reduce_sum`, which all of them have to call;
-a process alone agrees with itself.
+Each holds the complete networks. What they must agree on goes through `all_reduce_sum`, which all of them
+have to call; for a single process it does nothing.
 """
 
 import os
@@ -17,17 +17,17 @@ from utils.device import launched
 
 
 def processes() -> int:
-    """How many processes share the work."""
+    """Return the number of processes."""
     return get_group_size() if launched() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return get_rank() if launched() else 0
 
 
 def command() -> str:
-    """How this script was started, without its options; of several machines no more than "msrun"."""
+    """Return the command that started this script, without its options; of several machines only "msrun"."""
     count, script = processes(), quote(sys.argv[0])
     if count == 1:
         return f"python {script}"
@@ -37,14 +37,14 @@ def command() -> str:
 
 
 def share(count: int) -> range:
-    """Which of `count` images this process takes."""
+    """Return the indices of the images that this process takes of `count`."""
     return range(rank(), count, processes())
 
 
 def all_reduce_sum(values: np.ndarray) -> np.ndarray:
-    """The sum over the processes: of floats in float32, of counts below 2^48 exactly.
+    """Return the sum over the processes: of floats in float32, of counts below 2^48 exactly.
 
-    No integer type is summed on every device: counts go in float32, 16 bits at a time (up to 256 processes).
+    Not every backend all-reduces integers: send 16-bit parts as float32, exact for up to 256 processes.
     """
     if processes() == 1:
         return values
@@ -56,23 +56,23 @@ def all_reduce_sum(values: np.ndarray) -> np.ndarray:
 
 
 def any_rank(condition: object) -> bool:
-    """Whether it is true in one of the processes at least."""
+    """Return whether the condition is true in at least one process."""
     return bool(all_reduce_sum(np.array([bool(condition)], int))[0])
 
 
 def all_equal(number: int) -> bool:
-    """Whether all processes have the same number, of up to 48 bits."""
+    """Return whether all processes have the same number, of up to 48 bits."""
     own = np.array([number])
     return not any_rank((all_reduce_sum(own) != processes() * own).any())
 
 
 def barrier() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have come here."""
     any_rank(False)
 
 
 def broadcast_from_rank0(numbers: list[int]) -> list[int]:
-    """The numbers, from 0 to below 2^48, that process 0 passes; what the others pass does not count."""
+    """Return the numbers, from 0 to below 2^48, that rank 0 passes; the others' are ignored."""
     numbers = numbers if rank() == 0 else []
     shared = np.zeros(int(all_reduce_sum(np.array([len(numbers)]))[0]), np.int64)
     shared[: len(numbers)] = numbers
@@ -80,7 +80,7 @@ def broadcast_from_rank0(numbers: list[int]) -> list[int]:
 
 
 def average(parameters: list[Parameter]) -> None:
-    """Put the mean over the processes into float32 parameters."""
+    """Replace float32 parameters by their mean over the processes."""
     if processes() == 1:
         return
     values = [p.asnumpy() for p in parameters]
@@ -91,6 +91,6 @@ def average(parameters: list[Parameter]) -> None:
 
 
 def say(text: str) -> None:
-    """Print, in process 0 alone."""
+    """Print in rank 0 only."""
     if rank() == 0:
         print(text, flush=True)

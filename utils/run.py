@@ -12,7 +12,7 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.pipeline import DomainSampler, names_crc32
+from dataset.pipeline import names_crc32
 from dataset.transform import CLASS_NAMES
 from options.train_options import absolute_paths
 from utils import checkpoint, device, interrupt, parallel, run_folder
@@ -48,10 +48,11 @@ class Run:
         if self.is_main and args.continue_train and self.folder.is_dir():
             self.lock = run_folder.lock_run_dir(self.folder)
         if args.continue_train:
-            self.origin, self.last, self.content, self.damaged = run_folder.find_resumable(args.continue_train)
+            found = run_folder.find_resumable(args.continue_train)
+            self.origin, self.last, self.content, self.damaged = found
             reports += [f"skipped {reason}" for reason in self.damaged.values()]
-            found = f"resuming from {self.last}"
-            reports.append(found if self.last else f"{self.origin}: no readable checkpoint, starting from scratch")
+            scratch = f"{self.origin}: no readable checkpoint, starting from scratch"
+            reports.append(f"resuming from {self.last}" if self.last else scratch)
         if self.is_main and self.origin != self.folder.resolve():
             run_folder.check_new(self.folder)
 
@@ -66,7 +67,8 @@ class Run:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
         if parallel.processes() > 1 and not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done)):
             raise UserError(
-                "the processes do not start alike: do they see the same files in --snapshot-dir and ./model?"
+                "the processes start from different values: do all see the same files in --snapshot-dir and "
+                "./model?"
             )
         if self.done == stop:
             at = ",".join(map(str, args.input_size_target))
@@ -85,7 +87,7 @@ class Run:
         count = len(target) if target is not None else "no"
         self.log(
             f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source "
-            f"images, {count} target images, {self.per_step} of each a step (batch size "
+            f"images, {count} target images, {self.per_step} of each per step (batch size "
             f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
             f"{self.done} to {stop}; files in {self.folder}"
         )
@@ -134,17 +136,18 @@ class Run:
             self.validate()
         self.started = time.perf_counter()
 
-    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, streams: list[DomainSampler]) -> None:
+    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, samplers: list) -> None:
         """Count one step and write its row of loss.csv; UserError if a loss is not finite.
 
         losses: those of LOSSES, the mean of this process. batch: the last (x_s, y_s, x_t) of the step.
+        samplers: the DomainSampler of each domain, to name the images of a failed step.
         """
         i, args = self.done, self.args
         values = list(parallel.all_reduce_sum(losses) / parallel.processes())
         self.done += 1
         if not np.isfinite(values).all():
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
-            images = ", ".join(name for stream in streams for name in stream.names(i))
+            images = ", ".join(name for sampler in samplers for name in sampler.names(i))
             raise UserError(
                 f"step {i}: a loss is not finite: {named}; its images: {images}. No checkpoint was "
                 f"written; look at them and at {self.loss_csv}, or lower --learning-rate in a new "
@@ -177,7 +180,7 @@ class Run:
         self.log(f"saved {self.last}")
 
     def save_and_validate(self) -> None:
-        """What is due every --save-pred-every steps and at the end; its time counts for no step."""
+        """Checkpoint and validation, every --save-pred-every steps and at the end; not timed as a step."""
         self.save()
         self.end_if_signalled()
         if self.val is not None:
@@ -188,7 +191,8 @@ class Run:
 
     def validate(self) -> None:
         """Evaluate G on the val set and keep it if it is the best."""
-        each = self.end_if_signalled if parallel.processes() == 1 else None  # must not leave the others waiting
+        # With several processes, the one that ended would leave the others waiting.
+        each = self.end_if_signalled if parallel.processes() == 1 else None
         args = self.args
         confusion = evaluate(self.step_cell.net_G, self.val, "sum", args.batch_size, args.num_workers, each)
         self.step_cell.set_train()
@@ -198,8 +202,8 @@ class Run:
         text = f"{mean_name(self.means[0])} {score:.2f}, best before {self.best:.2f}{more}"
         self.log(f"validation after {self.done} steps: {text}")
         if np.isnan(score):
-            self.log("no class of the val set has a label: no best checkpoint of it; mend the labels or "
-                     "--not-val")  # fmt: skip
+            self.log("no class of the val set has a label: no best checkpoint of it; correct the labels "
+                     "or use --not-val")  # fmt: skip
         if score > self.best:  # not if it is NaN
             if self.is_main:
                 path = self.folder / run_folder.BEST
@@ -214,7 +218,7 @@ class Run:
             self.bar.close()
             hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
             self.log(f"{self.done} steps are done; resume with: {hint}")
-            parallel.barrier()  # until rank 0 has said so: msrun ends all with the first
+            parallel.barrier()  # until rank 0 has logged it: msrun ends all with the first
             interrupt.exit_for_signal()
 
     def end_if_failed(self, error: UserError | None, first: int) -> None:

@@ -1,7 +1,8 @@
 """The folder of a run: options.json, GTA5_<steps>.ckpt, GTA5_best.ckpt, loss.csv, miou.csv, Train_log.log.
 
-The tables and the log are appended to, a whole line at a time; every other file is written beside its place,
-flushed to disk and renamed. So a run that is killed at any moment can be resumed from its newest checkpoint.
+The tables and the log are appended to, a complete line at a time; every other file is written next to its
+place, flushed to disk and renamed. So a run that is killed at any moment can be resumed from its newest
+checkpoint.
 """
 
 import csv
@@ -56,7 +57,7 @@ def lock_results_dir(folder: str | Path) -> None:
 
 
 def archive_old_results(*results: Path) -> None:
-    """Rename earlier results, and say so; all processes go on once that is done."""
+    """Rename earlier results and report it; all processes continue once that is done."""
     if parallel.rank() == 0:
         results[0].parent.mkdir(parents=True, exist_ok=True)  # if it cannot be, better now than at the end
         if old := rotate_existing(*results):
@@ -185,14 +186,14 @@ def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str
 
 
 def rows(path: Path, first: float = math.inf) -> list[list[str]]:
-    """The whole rows of a table that belong to steps before `first`."""
+    """Return the complete rows of a table that belong to steps before `first`."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
     numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?))*")
-    whole = [row for row in table if len(row) == len(table[0]) and numbers.fullmatch(",".join(row))]
-    return [row for row in whole if int(row[0]) < first]
+    complete = [row for row in table if len(row) == len(table[0]) and numbers.fullmatch(",".join(row))]
+    return [row for row in complete if int(row[0]) < first]
 
 
 def start_table(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]:
@@ -209,7 +210,7 @@ def best_of(scores: list[list[str]]) -> list[str] | None:
 
 
 def append(path: Path, row: list) -> None:
-    """Add one row to a table; the file is opened again, so that an error is told once, and here."""
+    """Add one row to a table; the file is opened again, so that an error is reported once, and here."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(row)
 

@@ -39,7 +39,7 @@ Place = Callable[[str, int], tuple[int, int] | None]  # (key, bytes per item) ->
 
 
 def load(path: str | os.PathLike) -> object:
-    """What `torch.load(path)` returns, with NumPy arrays for tensors and parameters.
+    """Return what `torch.load(path)` returns, with NumPy arrays for tensors and parameters.
 
     dict, OrderedDict, list, tuple, numbers, text, bytes and None come back as they are, `torch.Size` as a
     tuple, `torch.device` and `torch.dtype` as text. An array has its tensor's dtype (integers, bool, floats,
@@ -170,7 +170,7 @@ def _tensor(storage: np.ndarray, offset: Any, size: Any, stride: Any, spend: Spe
 
 
 def _call(name: str, args: Any, spend: Spend) -> object:
-    """What an allowed callable returns; None for tensors of the first pass over a legacy file."""
+    """Return what an allowed callable returns; None for tensors of the first pass over a legacy file."""
     if type(args) is tuple and name == "collections.OrderedDict":  # Python 2 gives it the items, 3 does not
         pairs = args[0] if args else []
         spend(100 * len(pairs))

@@ -49,7 +49,7 @@ def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height
     """A figure of images, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
 
     Each image is shown `height` pixels high. The last column is `heatmap` of values from 0 to `top`, as the
-    colour bar beside it says.
+    colour bar next to it says.
     """
     gap, head, bar = 6, 28, 64
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
@@ -73,7 +73,7 @@ def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height
 
 
 def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
-    """The colours of `heatmap`, values from `top` down to 0, with three of them written beside; 64 wide."""
+    """The colours of `heatmap`, values from `top` down to 0, three of them written next to it; 64 wide."""
     draw, font, (x, y) = ImageDraw.Draw(figure), ImageFont.load_default(size=16), place
     ramp = heatmap(np.linspace(1, 0, height)[:, None].repeat(14, 1))
     figure.paste(Image.fromarray(ramp), place)
@@ -89,7 +89,7 @@ def legend(
     width: int,
     height: int,
 ) -> None:
-    """Names beside their colours, row by row, in columns of `width` and rows of `height` pixels."""
+    """Names next to their colours, row by row, in columns of `width` and rows of `height` pixels."""
     font, swatch = ImageFont.load_default(size=16), height - 8
     for k, (name, colour) in enumerate(entries.items()):
         x, y = place[0] + k % columns * width, place[1] + k // columns * height + 4
@@ -98,13 +98,13 @@ def legend(
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """trainIds twice (H, W), 255 in the truth = ignored -> RGB uint8 (H, W, 3) in the colours of ERRORS."""
+    """trainIds (H, W) twice, 255 = ignored -> RGB uint8 (H, W, 3) in the colours of ERRORS."""
     kind = np.where(truth == IGNORE_LABEL, 2, prediction != truth)
     return np.array(list(ERRORS.values()), np.uint8)[kind]
 
 
 def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
-    """A figure about one image: itself, prediction and truth; errors, alignment map and what colours mean.
+    """A figure about one image: itself, prediction, ground truth, errors, alignment map and a legend.
 
     `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w), the size at which all are shown.
     """
