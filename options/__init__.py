@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Callable
 
 
 def size(text: str) -> tuple[int, int]:
@@ -30,6 +31,7 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
             raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
         return value
 
+    parse.metavar = "N" if kind is int else "X"  # in --help
     return parse
 
 
@@ -42,6 +44,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
         )
+
+    @property
+    def options(self) -> dict[str, argparse.Action]:
+        """Return the options by name, without --help; of two for one name the first."""
+        return {option.dest: option for option in reversed(self._actions) if option.dest != "help"}
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
@@ -59,33 +66,38 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
+def adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., None]:
+    """Return `add_argument` of a group of `parser`, which also takes the rules of an option:
+
+    resume: "fixed" (--continue-train restores it, another value is an error), "mutable" (restored, may
+    change), "list" (a file that may move, but whose content has to stay) or "new" (not restored).
+    path: it names a file or folder. demo: --demo takes it. no_effect_with: those values of --method.
+    """
+    add_argument = parser.add_argument_group(group).add_argument
+
+    def add(*flags, resume="fixed", path=False, demo=False, no_effect_with=(), **settings) -> None:
+        if hasattr(settings.get("type"), "metavar"):
+            settings.setdefault("metavar", settings["type"].metavar)
+        option = add_argument(*flags, **settings)
+        option.resume, option.path, option.demo = resume, path, demo
+        option.no_effect_with = no_effect_with
+
+    return add
+
+
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--device",
-        choices=("auto", "ascend", "gpu", "cpu"),
-        default="auto",
-        help="auto: Ascend when there is one, else CPU; gpu: untested; CUDA 11, x86 (default: auto)",
-    )
-    group.add_argument("--device-id", type=number(int, 0), default=0, help="card number (default: 0)")
-    group.add_argument(
-        "--mode",
-        choices=("graph", "pynative"),
-        default="graph",
-        help="MindSpore's execution mode (default: graph)",
-    )
-    group.add_argument(
-        "--jit-level",
-        choices=("O0", "O1"),
-        help="of MindSpore's compiler (default: O0)",
-    )
-    group.add_argument(
-        "--conv-precision",
-        choices=("default", "float32"),
-        default="default",
-        help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has float16 alone (default: "
-        "default, the device's own)",
-    )
-    group.add_argument(
-        "--num-workers", type=number(int, 1), default=4, help="threads that read images (default: 4)"
-    )
+    """Options of all scripts; --device-id, --jit-level and the others decide nothing about the results."""
+    add = adder(parser, "machine")
+    add("--device", choices=("auto", "ascend", "gpu", "cpu"), default="auto", resume="new", demo=True,
+        help="auto: Ascend if there is one, else CPU; gpu: untested; CUDA 11, x86 (default: auto)")
+    add("--device-id", type=number(int, 0), default=0, resume="new", demo=True,
+        help="number of the NPU (default: 0)")
+    add("--mode", choices=("graph", "pynative"), default="graph", resume="mutable", demo=True,
+        help="MindSpore's execution mode (default: graph)")
+    add("--jit-level", choices=("O0", "O1"), resume="mutable", demo=True,
+        help="optimisation level of MindSpore's compiler (default: O0)")
+    add("--conv-precision", choices=("default", "float32"), default="default", resume="mutable", demo=True,
+        help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has only float16 "
+        "(default: default, the device's own)")
+    add("--num-workers", type=number(int, 1), default=4, resume="mutable", demo=True,
+        help="threads that read images (default: 4)")

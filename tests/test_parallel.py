@@ -113,7 +113,7 @@ def two_processes(data, tmp_path_factory):
 def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
     folder, output = two_processes
     assert_same(two_at_once, folder)
-    assert "2 of each a step (batch size 1 x iter size 1 x 2 processes)" in output
+    assert "2 of each per step (batch size 1 x iter size 1 x 2 processes)" in output
     assert output.count("saved ") == 3
     mine, theirs = (float(rows_of(f / "miou.csv")[2]["mIoU"]) for f in (folder, two_at_once))
     assert mine == pytest.approx(theirs, abs=0.05)

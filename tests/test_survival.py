@@ -419,7 +419,7 @@ def test_without_validation_old_scores_make_room_and_it_can_come_back(reference,
     shutil.copytree(reference, folder)
     run(TRAIN, "--continue-train", folder / "GTA5_4.ckpt", "--not-val", "--num-steps-stop", 5)
     assert [row["step"] for row in rows_of(folder / "miou.csv")] == ["1", "2", "3", "4"]
-    run(TRAIN, "--continue-train", folder, "--no-not-val", "--num-steps-stop", 6)
+    run(TRAIN, "--continue-train", folder, "--val", "--num-steps-stop", 6)
     same_end(reference, folder)
 
 
