@@ -25,7 +25,7 @@ from dataset.image_folder import ImageFolder
 from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
 from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
-from utils import checkpoint, parallel, run_folder
+from utils import checkpoint, parallel, run_folder, tables
 from utils.errors import UserError, run_script
 from utils.evaluation import adapt_bn, evaluate, label_map, predictor, with_logits
 from utils.files import atomic, read_json, rotate_existing, write_json
@@ -147,14 +147,14 @@ def evaluate_folder(args) -> None:
         known = read_json(about)
         files = known.pop("files", None) if isinstance(known, dict) else None
         files = files if isinstance(files, dict) else {}  # of the rows: which file they were of
-        done = {int(row[0]) for row in run_folder.rows(table)}
+        done = {int(row[0]) for row in tables.rows(table)}
         replaced = any(str(n) in files and files[str(n)] != stamp(found[n]) for n in done & found.keys())
         if known != settings or replaced:
             if old := rotate_existing(table, about):
                 print(f"earlier results, of other options or files, are now {', '.join(map(str, old))}")
             files, done = {}, set()
             write_json(about, {**settings, "files": files})
-        run_folder.start_table(table, ("step", mean_name(args.classes), *CLASS_NAMES))
+        tables.start(table, ("step", mean_name(args.classes), *CLASS_NAMES))
         todo = sorted(found.keys() - done)
         print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them in {table} already")
 
@@ -180,11 +180,11 @@ def evaluate_folder(args) -> None:
             files[str(steps)] = status
             write_json(about, {**settings, "files": files})  # before the row, which may not come
             row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
-            run_folder.append(table, row)
+            tables.append(table, row)
         parallel.say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
     if not is_main:
         return
-    if not (rows := run_folder.rows(table)):
+    if not (rows := tables.rows(table)):
         raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
     print(f"{steps_table(rows)}\nwritten: {table}")
 
@@ -210,7 +210,7 @@ def settings_of(args, data: cityscapesDataSet) -> dict:
 
 def steps_table(rows: list[list[str]]) -> str:
     """The rows of miou.csv by steps, in percent, the best marked."""
-    best = run_folder.best_of(rows)
+    best = tables.best(rows)
     lines = [f"{'step':>9}{'mIoU':>7} " + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES)]
     for row in sorted(rows, key=lambda row: int(row[0])):
         ious = "".join(f"{'–':>6}" if v == "nan" else f"{float(v):6.1f}" for v in row[2:])

@@ -24,17 +24,17 @@ from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from dataset.transform import IGNORE_LABEL
 from model.CLAN_D import discriminator
-from model.CLAN_G import freeze_bn_affine, generator
+from model.CLAN_G import CLASSIFIERS, freeze_bn_affine, generator
 from utils import checkpoint, parallel
 from utils.convolution import use_low_memory_grad
 from utils.errors import UserError, run_script
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
-from utils.run import LOSSES, Run
+from utils.run import Run
 from utils.softmax import softmax
+from utils.tables import LOSSES
 from utils.upsample import CPUUpsample, Up
 
 SOURCE, TARGET = 0.0, 1.0  # what D is to answer
-CLASSIFIERS = ("net_G.layer5", "net_G.layer6")  # C1 and C2
 
 
 class CLANStep(nn.Cell):
@@ -70,7 +70,7 @@ class CLANStep(nn.Cell):
         repeat_updates = args.repeat_backbone_updates
         self.updates = tuple(updates_per_step(w.name) if repeat_updates else 1 for w in self.weights_G)
         mult = args.classifier_lr_mult
-        self.lr_mult = tuple(mult if w.name.startswith(CLASSIFIERS) else 1.0 for w in self.weights_G)
+        self.lr_mult = tuple(mult if is_classifier(w.name) else 1.0 for w in self.weights_G)
         self.momentum, self.weight_decay = args.momentum, args.weight_decay
         self.moments = self.weights_G.clone("optimizer_G.moments", init="zeros")
         self.apply_momentum = ops.ApplyMomentum()
@@ -250,7 +250,12 @@ def updates_per_step(name: str) -> int:
     """Return how often the released code lists a weight of G in its optimiser, and so updates it per step."""
     if ".downsample." in name:
         return 4
-    return 1 if name.startswith(("net_G.conv1", "net_G.bn1", *CLASSIFIERS)) else 3
+    return 1 if name.startswith(("net_G.conv1", "net_G.bn1")) or is_classifier(name) else 3
+
+
+def is_classifier(name: str) -> bool:
+    """Return whether a weight of G belongs to C1 or C2."""
+    return name.removeprefix("net_G.").startswith(CLASSIFIERS)
 
 
 def schedule(base_lr: float, args) -> np.ndarray:

@@ -10,6 +10,7 @@ from utils.convolution import Convolution
 from utils.device import on_npu
 
 NUM_CLASSES = 19
+CLASSIFIERS = ("layer5.", "layer6.")  # the parameters of C1 and of C2 begin so
 
 
 def conv(c_in: int, c_out: int, kernel: int, init: Initializer, stride: int = 1, dilation: int = 1):

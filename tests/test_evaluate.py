@@ -35,7 +35,7 @@ def trained(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words(data):
+def argv(data):
     return ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu"]
 
 
@@ -75,7 +75,7 @@ def as_pth(content: dict) -> bytes:
     return zipped(body + b"u", b"".join(v.astype("<f4").tobytes() for v in values.values()))
 
 
-def test_a_folder_of_checkpoints_is_scored_in_order(trained, argv, scored, saved, tmp_path):
+def test_a_folder_of_checkpoints_is_evaluated_in_order(trained, argv, scored, saved, tmp_path):
     folder, output = scored
     rows = rows_of(folder / "miou.csv")
     assert list(rows[0]) == ["step", "mIoU", *CLASS_NAMES]
@@ -132,8 +132,8 @@ def test_a_checkpoint_in_the_place_of_another_is_evaluated_again(trained, argv, 
     assert "2 of them in" in run(*command).stdout
 
 
-def test_damaged_checkpoints_are_passed_over(trained, argv, scored, tmp_path):
-    """Cut short, or without C2. The authors' .pth counts, their D and what has no number do not."""
+def test_damaged_checkpoints_are_skipped(trained, argv, scored, tmp_path):
+    """Truncated, or without C2. The authors' .pth counts, their D and what has no number do not."""
     source, rows = tmp_path / "mixed", rows_of(scored[0] / "miou.csv")
     source.mkdir()
     raw = (trained / "GTA5_2.ckpt").read_bytes()
@@ -143,7 +143,7 @@ def test_damaged_checkpoints_are_passed_over(trained, argv, scored, tmp_path):
     without = {name: v for name, v in content.items() if ".layer6." not in name}
     (source / "GTA5_40.pth").write_bytes(as_pth(without))
     shutil.copy(trained / "GTA5_3.ckpt", source / "GTA5_100.ckpt")
-    (source / "GTA5_100.pth").write_bytes(b"the .ckpt beside it is taken")
+    (source / "GTA5_100.pth").write_bytes(b"the .ckpt of that step is taken")
     for name in ("GTA5_30_D.pth", "GTA5_best.ckpt", "GTA5_7.ckpt.part"):
         (source / name).write_bytes(b"not numbered")
     command = [EVALUATE, "--restore-from", source, *argv, "--save-path", tmp_path / "result"]
@@ -207,7 +207,7 @@ def test_every_image_counts_alike_in_batch_statistics(trained, data, monkeypatch
 
     sums = []  # what each of four processes has to add
     monkeypatch.setattr(parallel, "processes", lambda: 4)
-    monkeypatch.setattr(parallel, "total", lambda values: sums.append(values) or values)
+    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: sums.append(values) or values)
     for rank in range(4):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         adapt_bn(net_G, five, 9, 2)
@@ -260,8 +260,8 @@ def test_panels_show_what_was_predicted(trained, saved, data):
     net_G, seen = network(trained), set()
     for i, path in zip((0, 2), paths):
         figure = np.asarray(Image.open(path)).astype(int)
-        assert figure.shape == (2 * 28 + 240 + 22 * 11 + 12, 3 * 486 + 6, 3)
-        cells = [figure[y : y + 240, x : x + 480] for y in (28, 296) for x in (6, 492, 978)]
+        assert figure.shape == (28 + 246 + 3 * 28 + 6, 5 * 486 + 6 + 64, 3)
+        cells = [figure[28:268, x : x + 480] for x in range(6, 2436, 486)]
         x, truth = city[i]
         ids = np.asarray(Image.open(saved / "labelIds" / f"{city.names[i]}_labelIds.png"))
         prediction = LABEL_TO_TRAIN[ids]
@@ -274,7 +274,7 @@ def test_panels_show_what_was_predicted(trained, saved, data):
         assert abs(cells[0].mean((0, 1)) - np.asarray(open_image(city.images[i])).mean((0, 1))).max() < 2
         M = alignment_map(*(up(c, (240, 480)) for c in net_G(Tensor(x[None])))).asnumpy()[0, 0]
         assert abs(cells[4] - heatmap(M / np.quantile(M, 0.995)).astype(int)).max() <= 2
-        legend = {tuple(colour) for colour in cells[5].reshape(-1, 3)}
+        legend = {tuple(colour) for colour in figure[274:].reshape(-1, 3)}
         assert legend >= {*CLASSES.values(), *ERRORS.values()}
     assert len(seen) > 2
 

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from dataset.transform import open_image, read_list, to_input, to_trainIds
 from options.train_options import get_arguments
 from tests.golden import synthetic_image
-from utils import checkpoint, run_folder
+from utils import checkpoint, tables
 from utils.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -221,7 +221,7 @@ def test_any_list_file(tmp_path_factory, data):
 @given(st.binary(max_size=300) | st.text("0123456789,.\nmIoUe-\"\0", max_size=300).map(str.encode))
 def test_any_table(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "loss.csv"
-    for row in read_within_bounds(lambda p: run_folder.rows(p, 10), path, data):
+    for row in read_within_bounds(lambda p: tables.rows(p, 10), path, data):
         assert int(row[0]) < 10 and [float(value) for value in row]
 
 

@@ -33,9 +33,9 @@ from tests.scripts import (
     train_words,
 )
 from utils import checkpoint
+from utils.tables import LOSSES
 
 FROZEN = "tests/frozen.py"
-LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lambda-adv", 0.1]
 
 

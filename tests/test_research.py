@@ -68,8 +68,6 @@ def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_pa
     assert "nowhere: no such folder" in module("utils.curves", tmp_path / "nowhere", code=2).stderr
     (tmp_path / "matplotlib.py").write_text("raise ImportError")  # found first
     assert "pip install matplotlib" in module("utils.curves", reference, cwd=tmp_path, code=2).stderr
-    (tmp_path / "loss.csv").write_text("step,loss_seg\n0,1\n1,x\n")
-    assert "loss.csv: damaged" in module("utils.curves", tmp_path, code=2).stderr
 
 
 @pytest.mark.parametrize("adapt_bn", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""What a run survives: kills, signals, full disks, damaged files, bad numbers. Nothing here is mocked."""
+"""Survival of a run: kills, signals, full disks, damaged files, bad numbers. Nothing here is mocked."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ from dataset.demo_scenes import write_demo_data
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests.scripts import EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
-from utils import checkpoint, run_folder
+from utils import checkpoint, run_folder, tables
 from utils.errors import UserError
 
 
@@ -70,7 +70,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None
 
 
 def ended(process: subprocess.Popen, number: signal.Signals) -> str:
-    """What a process that got a signal still says; it has to end by itself, with the customary code."""
+    """Return what a process prints after a signal; it has to end by itself, with the customary code."""
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + number and "Traceback" not in output, output
     return output
@@ -84,7 +84,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize("steps", [4, *(pytest.param(n, marks=slow) for n in (1, 2, 3, 5, 6))])
-def test_goes_on_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tmp_path, steps):
+def test_resumes_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tmp_path, steps):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
     done = run(TRAIN, "--continue-train", folder / f"GTA5_{steps}.ckpt")
@@ -97,7 +97,7 @@ def test_goes_on_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tm
         assert aside >= {f"GTA5_{n}.ckpt" for n in range(steps + 1, STEPS + 1)} | {"loss.csv", "miou.csv"}
 
 
-def test_goes_on_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
+def test_resumes_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     (tmp_path / "b" / ".adopt.tmp").mkdir(parents=True)  # of a process that was killed
     argv = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
@@ -153,7 +153,7 @@ def test_a_folder_belongs_to_one_process(data, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", *(pytest.param(kind, marks=slow) for kind in ("cut", "empty"))])
-def test_damaged_checkpoints_are_passed_over(reference, tmp_path, damage):
+def test_damaged_checkpoints_are_skipped(reference, tmp_path, damage):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
     for name in ("GTA5_6.ckpt", "GTA5_5.ckpt"):
@@ -215,7 +215,7 @@ def stop_while_it_writes(process: subprocess.Popen, folder: Path) -> None:
 
 @slow
 def test_killed_at_random_moments(reference, data, tmp_path):
-    """20 times kill -9, from start-up to the last validation; each time the folder can be gone on with."""
+    """20 times kill -9, from start-up to the last validation; each time the run can be resumed."""
     rng, folder, kills, writing = random.Random(4), tmp_path / "run", 0, 0
     first = train_words(data, folder, *RUN)
     while kills < 20 or writing < 2:
@@ -285,7 +285,7 @@ def test_a_signal_ends_a_validation_at_once(data, many, tmp_path, number):
 
 
 def read_now(terminal: int) -> str:
-    """What was written to a terminal since the last time."""
+    """Return what was written to a terminal since the last time."""
     text = b""
     while select.select([terminal], [], [], 0)[0]:
         text += os.read(terminal, 4096)
@@ -293,7 +293,7 @@ def read_now(terminal: int) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
-def test_a_signal_ends_the_drawing_of_the_demo(tmp_path, number):
+def test_a_signal_ends_the_rendering_of_the_demo(tmp_path, number):
     process = start("--demo", cwd=tmp_path)
     wait_for(lambda: list(tmp_path.rglob("*.png")), process)
     process.send_signal(number)
@@ -472,7 +472,7 @@ def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(referenc
     mindspore.save_checkpoint(entries, str(folder / "GTA5_6.ckpt"), append_dict=about, crc_check=True)
     header, *rows = (folder / "miou.csv").read_text().splitlines(keepends=True)
     rows = [re.sub(r"^(\d),[^,]*", r"\1,nan", row) for row in rows[:5]]
-    assert run_folder.best_of([row.split(",") for row in rows]) is None
+    assert tables.best([row.split(",") for row in rows]) is None
     (folder / "miou.csv").write_text("".join([header, *rows]))
     (folder / "GTA5_best.ckpt").unlink()
     done = run(TRAIN, "--continue-train", folder, "--data-dir-target", data / "City")
@@ -483,7 +483,7 @@ def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(referenc
     assert best["step"] == 6 and best["best_mIoU"] == np.float32(last["mIoU"])
 
 
-def test_a_run_goes_on_from_any_folder_while_its_lists_say_the_same(data, tmp_path, monkeypatch):
+def test_a_run_resumes_from_any_folder_while_its_lists_say_the_same(data, tmp_path, monkeypatch):
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()
     away.mkdir()
@@ -526,7 +526,7 @@ def test_each_list_is_compared_with_that_of_the_run(tmp_path, name, data):
     run_folder.check_lists(tmp_path, Namespace(**{**vars(args), name: None}), {**names, data: 3})
 
 
-def test_goes_on_in_the_folder_that_one_stands_in(reference, tmp_path):
+def test_resumes_in_the_folder_that_one_stands_in(reference, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
     number = folder.stat().st_ino

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
+from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
 from utils.errors import UserError
 from utils.files import atomic
@@ -31,7 +32,6 @@ BN_NAMES = {
     "running_var": "moving_variance",
 }
 BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
-CLASSIFIERS = ("layer5.", "layer6.")
 LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
 

@@ -13,8 +13,10 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from options import Parser
+from utils import tables
 from utils.errors import UserError, run_script
 from utils.files import atomic, read_json
+from utils.tables import LOSSES
 
 # The authors' validation mIoU after every 2,000 steps up to 100,000 (released code, one run).
 AUTHORS = np.array([
@@ -26,21 +28,13 @@ AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
 # What makes the steps of a run and theirs comparable.
 THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
           "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip
-LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
 LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "lr"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
 
 
 def columns(path: Path) -> dict[str, np.ndarray]:
-    """The whole rows of a table by column, float64 (steps,); {} if none. UserError if damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
-        values = np.array(table[1:], float)
-    except ValueError:  # ragged, not a number, not a text
-        raise UserError(f"{path}: damaged; --continue-train on its folder mends it") from None
-    return dict(zip(table[0], values.T)) if len(values) else {}
+    """Return the complete rows of a table by column, float64 (steps,); {} if there is none."""
+    header, rows = tables.read(path)
+    return dict(zip(header, np.array(rows, float).T)) if rows else {}
 
 
 def is_like_theirs(folder: Path) -> bool:

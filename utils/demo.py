@@ -27,7 +27,7 @@ from utils.files import atomic, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, mean_iou, number_or_none
 from utils.upsample import up
-from utils.visual import colourise, heatmap, panels
+from utils.visual import CLASSES, colourise, heatmap, panels
 
 SIZE = (192, 96)
 COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "192,96", "--batch-size", "2",
@@ -129,7 +129,7 @@ def comparison(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor])
     rows = [[np.asarray(Image.open(val.images[i])), *(colourise(p[n]) for p in prediction),
              colourise(val[i][1]), heatmap(M[n] / top)] for n, i in enumerate(SHOWN)]
     captions = ["target image", "source only", "CLAN", "ground truth", "alignment map M (CLAN)"]
-    return panels(rows, captions, top)
+    return panels(rows, captions, top, 160, CLASSES)
 
 
 def table(result: dict) -> str:

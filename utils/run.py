@@ -15,14 +15,13 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.pipeline import names_crc32
 from dataset.transform import CLASS_NAMES
 from options.train_options import absolute_paths
-from utils import checkpoint, device, interrupt, parallel, run_folder
+from utils import checkpoint, device, interrupt, parallel, run_folder, tables
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.files import flush
 from utils.flops import step_flop
 from utils.metrics import class_iou, mean_iou, mean_name
-
-LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")
+from utils.tables import LOSSES
 
 
 class Run:
@@ -111,9 +110,9 @@ class Run:
         about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
         options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
         run_folder.write_options(folder, options, self.done)
-        run_folder.start_table(self.loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), self.done)
+        tables.start(self.loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), self.done)
         header = ("step", *map(mean_name, self.means), *CLASS_NAMES)
-        rows = run_folder.start_table(self.miou_csv, header, self.done + 1)
+        rows = tables.start(self.miou_csv, header, self.done + 1)
         self.validated = [row[0] for row in rows]
         self.best = max([float(row[1]) for row in rows if row[1] != "nan"], default=self.best)
         self.best = self.best if (folder / run_folder.BEST).exists() else 0.0
@@ -155,7 +154,7 @@ class Run:
             )
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
         if self.is_main:
-            run_folder.append(self.loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr, lr_D, seconds))])
+            tables.append(self.loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr, lr_D, seconds))])
         sizes = [x.shape[:1:-1] for x in (batch[0], batch[2])]
         flop = self.flop_of(*sizes)
         names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
@@ -210,7 +209,7 @@ class Run:
                 checkpoint.save(path, self.step_cell, args.model, self.done, score)
             self.best = score
         if self.is_main:
-            run_folder.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
+            tables.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
 
     def end_if_signalled(self, *_) -> None:
         """Exit with the signal's code if one waits in any process; the log says how to resume."""

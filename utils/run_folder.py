@@ -5,9 +5,7 @@ place, flushed to disk and renamed. So a run that is killed at any moment can be
 checkpoint.
 """
 
-import csv
 import json
-import math
 import os
 import re
 import shutil
@@ -17,7 +15,7 @@ from shlex import quote
 
 import numpy as np
 
-from utils import checkpoint, parallel
+from utils import checkpoint, parallel, tables
 from utils.errors import UserError
 from utils.files import atomic, read_json, rotate_existing, write_json
 
@@ -176,43 +174,13 @@ def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str
                 shutil.copy2(folder / name, place)
         for path in aside:
             path.replace(place / path.name)
-    row = best_of(rows(folder / "miou.csv", first + 1))
+    row = tables.best(tables.rows(folder / "miou.csv", first + 1))
     if row and not best.exists():
         candidates = origin / BEST, origin / f"GTA5_{row[0]}.ckpt"
         known = [path for path in candidates if checkpoint.step_of(path) == int(row[0])]
         for path in known[:1]:
             copy(path, best)
     return [f"moved to {place}: {', '.join(path.name for path in aside)}"] if aside else []
-
-
-def rows(path: Path, first: float = math.inf) -> list[list[str]]:
-    """Return the complete rows of a table that belong to steps before `first`."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")]
-    numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?))*")
-    complete = [row for row in table if len(row) == len(table[0]) and numbers.fullmatch(",".join(row))]
-    return [row for row in complete if int(row[0]) < first]
-
-
-def start_table(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]:
-    """(Re)write a table with its header and the rows of steps before `first`, which are returned."""
-    kept = rows(path, first)
-    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *kept])
-    return kept
-
-
-def best_of(scores: list[list[str]]) -> list[str] | None:
-    """The row of miou.csv with the highest mean; None if none has a mean."""
-    return max((row for row in scores if row[1] != "nan"), key=lambda row: float(row[1]), default=None)
-
-
-def append(path: Path, row: list) -> None:
-    """Add one row to a table; the file is opened again, so that an error is reported once, and here."""
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(row)
 
 
 def write_options(folder: Path, options: dict, first: int) -> None:

@@ -45,20 +45,19 @@ def heatmap(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)], -1).astype(np.uint8)
 
 
-def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height: int = 160) -> Image.Image:
-    """A figure of images, uint8 RGB each, under one caption a column, with a legend of the 19 classes below.
+def panels(
+    rows: list[list[np.ndarray]], captions: list[str], top: float, height: int, entries: dict[str, tuple]
+) -> Image.Image:
+    """Return a figure of images, uint8 RGB each, under one caption per column, above a legend of `entries`.
 
     Each image is shown `height` pixels high. The last column is `heatmap` of values from 0 to `top`, as the
     colour bar next to it says.
     """
-    gap, head, bar = 6, 28, 64
+    gap, head, bar, columns = 6, 28, 64, 8
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
     figure_width = gap + len(captions) * (width + gap) + bar
-    columns = 7
-    legend_rows = -(-len(CLASS_NAMES) // columns)
-    figure = Image.new(
-        "RGB", (figure_width, head + len(rows) * (height + gap) + legend_rows * 28 + gap), "white"
-    )
+    below = -(-len(entries) // columns) * 28
+    figure = Image.new("RGB", (figure_width, head + len(rows) * (height + gap) + below + gap), "white")
     draw, font = ImageDraw.Draw(figure), ImageFont.load_default(size=16)
     for c, caption in enumerate(captions):
         draw.text((gap + c * (width + gap) + width / 2, head / 2), caption, "black", font, anchor="mm")
@@ -68,7 +67,11 @@ def panels(rows: list[list[np.ndarray]], captions: list[str], top: float, height
             figure.paste(image, (gap + c * (width + gap), head + r * (height + gap)))
     bottom = head + len(rows) * (height + gap) - gap
     colour_bar(figure, (figure_width - bar, head), bottom - head, top)
-    legend(draw, CLASSES, (gap, bottom + gap), columns, (figure_width - gap) // columns, 28)
+    for k, (name, colour) in enumerate(entries.items()):
+        x = gap + k % columns * ((figure_width - gap) // columns)
+        y = bottom + gap + k // columns * 28 + 4
+        draw.rectangle((x, y, x + 20, y + 20), colour, "black")
+        draw.text((x + 26, y + 10), name, "black", font, anchor="lm")
     return figure
 
 
@@ -81,22 +84,6 @@ def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: fl
         draw.text((x + 18, at), f"{value:.2g}", "black", font, anchor=anchor)
 
 
-def legend(
-    draw: ImageDraw.ImageDraw,
-    entries: dict[str, tuple],
-    place: tuple[int, int],
-    columns: int,
-    width: int,
-    height: int,
-) -> None:
-    """Names next to their colours, row by row, in columns of `width` and rows of `height` pixels."""
-    font, swatch = ImageFont.load_default(size=16), height - 8
-    for k, (name, colour) in enumerate(entries.items()):
-        x, y = place[0] + k % columns * width, place[1] + k // columns * height + 4
-        draw.rectangle((x, y, x + swatch, y + swatch), colour, "black")
-        draw.text((x + swatch + 6, y + swatch / 2), name, "black", font, anchor="lm")
-
-
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """trainIds (H, W) twice, 255 = ignored -> RGB uint8 (H, W, 3) in the colours of ERRORS."""
     kind = np.where(truth == IGNORE_LABEL, 2, prediction != truth)
@@ -104,33 +91,19 @@ def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
-    """A figure about one image: itself, prediction, ground truth, errors, alignment map and a legend.
+    """Return a figure about one image: itself, prediction, ground truth, errors, alignment map and a legend.
 
-    `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w), the size at which all are shown.
+    `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w).
     """
-    (height, width), gap, head, row = M.shape, 6, 28, 22
     top = max(float(np.quantile(M, 0.995)), 1e-6)
     cells = {
-        "image": image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC),
-        "prediction": Image.fromarray(colourise(prediction)),
-        "ground truth": Image.fromarray(colourise(truth)),
-        "errors": Image.fromarray(error_map(prediction, truth)),
-        "alignment map M": Image.fromarray(heatmap(M / top)),
+        "image": np.asarray(image.convert("RGB").resize(M.shape[::-1], Image.Resampling.BICUBIC)),
+        "prediction": colourise(prediction),
+        "ground truth": colourise(truth),
+        "errors": error_map(prediction, truth),
+        "alignment map M": heatmap(M / top),
     }
-    entries = [*CLASSES.items(), *ERRORS.items()]
-    half = len(entries) // 2
-    below = max(height, half * row + gap)  # the second row has the legend
-    figure = Image.new("RGB", (3 * (width + gap) + gap, 2 * head + height + below + gap), "white")
-    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(size=16)
-    for k, (caption, image) in enumerate(cells.items()):
-        x, y = gap + k % 3 * (width + gap), k // 3 * (head + height)
-        draw.text((x + width / 2, y + head / 2), caption, "black", font, anchor="mm")
-        figure.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y + head))
-    x, y = 2 * (width + gap) + gap, 2 * head + height
-    colour_bar(figure, (x, y), height, top)
-    pairs = dict(entry for pair in zip(entries[:half], entries[half:]) for entry in pair)  # column by column
-    legend(draw, pairs, (x + 100, y - 4), 2, (width - 100) // 2, row)
-    return figure
+    return panels([list(cells.values())], list(cells), top, M.shape[0], {**CLASSES, **ERRORS})
 
 
 def bars(
