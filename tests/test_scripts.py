@@ -11,6 +11,7 @@ from PIL import Image
 
 from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
 from options import evaluate_options
+from options.train_options import build_parser, get_arguments
 from tests.golden import official_iou, write_city, write_gta5
 from tests.scripts import EVALUATE, ROOT, RUN, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
@@ -75,6 +76,14 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
 )
 def test_bad_options_are_named_in_one_line(argv, named):
     assert named in refused(*argv)
+
+
+def test_every_option_stands_in_a_group_and_says_whether_it_may_change_on_resuming():
+    parser = build_parser()
+    assert [option.dest for option in parser._optionals._group_actions] == ["help"]
+    assert {option.resume for option in parser.options.values()} == {"fixed", "mutable", "list", "new"}
+    assert get_arguments(["--resume", "nowhere"]).continue_train == "nowhere"
+    assert get_arguments(["--not-val"]).not_val and not get_arguments(["--not-val", "--val"]).not_val
 
 
 def test_mistakes_are_one_line_of_the_script_too():
