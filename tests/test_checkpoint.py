@@ -121,7 +121,7 @@ def test_the_other_suffix_is_found(tmp_path, monkeypatch):
 def test_a_run_that_goes_on_lets_go_of_the_old_checkpoint(reference, tmp_path, monkeypatch):
     """Its content, 400 MB of the full network, is not needed once the weights have their values."""
     content, alive = [], []
-    restore, rewind = checkpoint.restore, run_folder.truncate_run
+    restore, truncate = checkpoint.restore, run_folder.truncate_run
 
     def watch(tensors, *rest):
         content.extend(weakref.ref(v) for v in tensors.values() if isinstance(v, np.ndarray))
@@ -129,10 +129,10 @@ def test_a_run_that_goes_on_lets_go_of_the_old_checkpoint(reference, tmp_path, m
 
     def look(*rest):
         alive.extend(v for v in content if v() is not None)
-        return rewind(*rest)
+        return truncate(*rest)
 
     monkeypatch.setattr(checkpoint, "restore", watch)
-    monkeypatch.setattr(run_folder, "rewind", look)
+    monkeypatch.setattr(run_folder, "truncate_run", look)
     shutil.copytree(reference, tmp_path / "run")
     train(get_arguments(["--continue-train", str(tmp_path / "run"), "--device", "cpu"]))
     assert len(content) > 100 and not alive
