@@ -1,5 +1,6 @@
 """The gradients that save memory are the usual ones; what a training step takes."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -124,8 +125,8 @@ def test_peak_memory():
     assert float(done.stdout.split()[-2]) < 3.0, done.stdout
 
 
-def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int]]:
-    """(steps done, MiB of memory, open files) each second of a run with all that long runs have."""
+def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int, float]]:
+    """Return (steps, MiB of memory, open files, CPU seconds) each second of a run with all that they have."""
     argv = train_words(data, folder, "--num-steps", steps, "--save-pred-every", steps // 20)
     argv += ["--recipe", "released", "--keep-checkpoints", "2"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -136,7 +137,9 @@ def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int]]
         with suppress(OSError):  # not there yet, or ended meanwhile
             rows = (folder / "loss.csv").read_text("utf-8").count("\n") - 1
             pages = int((status / "statm").read_text("utf-8").split()[1])
-            seen.append((rows, pages * resource.getpagesize() >> 20, len(list((status / "fd").iterdir()))))
+            ticks = sum(map(int, (status / "stat").read_text("utf-8").rsplit(")")[1].split()[11:13]))
+            files, cpu = len(list((status / "fd").iterdir())), ticks / os.sysconf("SC_CLK_TCK")
+            seen.append((rows, pages * resource.getpagesize() >> 20, files, cpu))
     assert process.returncode == 0
     return seen
 
@@ -144,12 +147,14 @@ def long_run(data: Path, folder: Path, steps: int) -> list[tuple[int, int, int]]
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_a_long_run_needs_no_more_than_a_short_one(data, tmp_path):
-    """Memory and open files do not grow with the number of steps, once all sizes have occurred."""
+    """Memory, open files and CPU seconds per step do not grow, once all image sizes have occurred."""
     seen = long_run(data, tmp_path / "run", 300)
     early = [row for row in seen if 120 <= row[0] < 200]
     late = [row for row in seen if row[0] >= 200]
-    before, after = ([np.median(column) for column in list(zip(*rows))[1:]] for rows in (early, late))
+    before, after = ([np.median(column) for column in list(zip(*rows))[1:3]] for rows in (early, late))
     assert after[0] <= 1.1 * before[0] and after[1] <= before[1] + 2, (before, after)
+    per_step = [(rows[-1][3] - rows[0][3]) / (rows[-1][0] - rows[0][0]) for rows in (early, late)]
+    assert per_step[1] <= 1.5 * per_step[0], per_step
 
 
 def main(w_s: int, h_s: int, w_t: int, h_t: int) -> None:
