@@ -11,7 +11,7 @@ from pathlib import Path
 
 from utils import device, interrupt
 
-workaround = device.prepare_environment()  # before mindspore is imported
+environment_note = device.prepare_environment()  # before mindspore is imported
 if args:
     interrupt.block()  # Ctrl-C and SIGTERM wait for the end of an image
 
@@ -36,8 +36,8 @@ from utils.visual import PANEL_WIDTH, panel, save_prediction
 
 
 def main(args) -> None:
-    if workaround:
-        print(workaround)
+    if environment_note:
+        print(environment_note)
     if args.export and device.launched():
         raise UserError("--export is for one process: start it without msrun")
     if Path(args.restore_from).is_dir():
@@ -56,13 +56,13 @@ def main(args) -> None:
     run_folder.lock_results_dir(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
-    parallel.say(checkpoint.load(net_G, content, path, "net_G"))
+    parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G"))
 
     if args.adapt_bn:
         train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         count = min(args.adapt_bn, len(train))
-        parallel.say(f"BN statistics re-estimated on {count} unlabelled train images")
+        parallel.print_rank0(f"BN statistics re-estimated on {count} unlabelled train images")
     if args.predict:
         predict(args, net_G, data)
     elif args.export:
@@ -87,7 +87,7 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
     panels = evenly_spaced_indices(len(data), args.panels) if args.save else ()
     with_panel = {data.names[i]: i for i in panels}
-    # All kinds: images must not lie next to results that are not theirs.
+    # All kinds, so that outputs of two evaluations do not mix.
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def each(name: str, trainIds: np.ndarray) -> None:
@@ -170,7 +170,7 @@ def evaluate_folder(args) -> None:
         except (UserError, OSError) as error:
             problem = str(error)
         if parallel.any_rank(problem):
-            parallel.say(f"skipped {problem or f'{path}: another process could not read it'}")
+            parallel.print_rank0(f"skipped {problem or f'{path}: another process could not read it'}")
             continue
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
@@ -181,7 +181,8 @@ def evaluate_folder(args) -> None:
             write_json(about, {**settings, "files": files})  # before the row, which may not come
             row = [steps, *(f"{v:.9g}" for v in (mean_iou(confusion, args.classes), *class_iou(confusion)))]
             tables.append(table, row)
-        parallel.say(f"{path.name}: {mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}")
+        mean = f"{mean_name(args.classes)} {mean_iou(confusion, args.classes):.2f}"
+        parallel.print_rank0(f"{path.name}: {mean}")
     if not is_main:
         return
     if not (rows := tables.rows(table)):
@@ -190,7 +191,7 @@ def evaluate_folder(args) -> None:
 
 
 def stamp(path: Path) -> list[int]:
-    """Size and time of a file, which change when another takes its place."""
+    """Return size and time of a file, which identify its version."""
     status = path.stat()  # once: asked twice, the answers could be of two files
     return [status.st_size, status.st_mtime_ns]
 
@@ -225,7 +226,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     """
     folder = Path(args.save_path) / "predict"
     run_folder.archive_old_results(folder)
-    mine, hidden, skipped = parallel.share(len(data)), parallel.rank() > 0 or None, []
+    mine, hidden, skipped = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None, []
 
     def read(i: int) -> tuple[int, np.ndarray] | UserError:
         try:
@@ -252,7 +253,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):
         kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
-        parallel.say(f"{len(data) - count} images, written: {kinds}")
+        parallel.print_rank0(f"{len(data) - count} images, written: {kinds}")
     parallel.barrier()  # until rank 0 has reported it: msrun ends all with the first
     if count:
         named = f": {few(skipped)}" if skipped else ""  # of several processes each names its own

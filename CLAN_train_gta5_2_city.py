@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils import device, interrupt
 
-workaround = device.prepare_environment()  # before mindspore is imported
+environment_note = device.prepare_environment()  # before mindspore is imported
 if args:
     interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
 
@@ -34,7 +34,7 @@ from utils.softmax import softmax
 from utils.tables import LOSSES
 from utils.upsample import CPUUpsample, Up
 
-SOURCE, TARGET = 0.0, 1.0  # what D is to answer
+SOURCE, TARGET = 0.0, 1.0  # domain labels of the discriminator
 
 
 class CLANStep(nn.Cell):
@@ -45,8 +45,9 @@ class CLANStep(nn.Cell):
     """
 
     def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
-        super().__init__(auto_prefix=False)
-        Upsample = CPUUpsample if prepare_networks(args, net_G, net_D) else Up
+        super().__init__(auto_prefix=False)  # the parameters keep their names
+        low_memory = prepare_networks(args, net_G, net_D)
+        Upsample = CPUUpsample if low_memory else Up
         self.net_G, self.net_D = net_G, net_D
         self.up_source = Upsample(args.input_size[::-1])  # (height, width)
         self.up_target = Upsample(args.input_size_target[::-1])
@@ -60,13 +61,14 @@ class CLANStep(nn.Cell):
         self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
         self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
         self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
-        # The passes add their gradients up in here, as PyTorch does in `.grad`. As inputs and outputs they
-        # would take their memory once for each graph, which keeps its last inputs.
+        # Gradient accumulators, like PyTorch's `.grad`. As inputs and outputs of the graphs, each graph would
+        # keep a copy of its own.
         self.grads_G = self.weights_G.clone("sum", init="zeros")
         self.grads_D = self.weights_D.clone("sum", init="zeros")
         self.map = ops.HyperMap()
 
-        # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D.
+        # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D, which indexes
+        # its learning rates with a step counter that checkpoints hold.
         repeat_updates = args.repeat_backbone_updates
         self.updates = tuple(updates_per_step(w.name) if repeat_updates else 1 for w in self.weights_G)
         mult = args.classifier_lr_mult
@@ -88,20 +90,29 @@ class CLANStep(nn.Cell):
     # ---------------------------------------------------------------------------------------------- losses
 
     def source_loss(self, x, y, labelled):
-        """L_seg of both classifiers. G sees each image once: D's pass reuses the logits."""
+        """L_seg(C1) + L_seg(C2) of x (N, 3, H, W) float32 and y (N, H, W) int32.
+
+        Returns the scaled loss for the gradient, the loss and softmax(p1 + p2) (N, 19, H, W). G sees each
+        image once: the D pass reuses these probabilities.
+        """
         p1, p2 = self.net_G(x)
         p1, p2 = self.up_source(p1), self.up_source(p2)
         loss = seg_loss(p1, y, self.focal, labelled) + seg_loss(p2, y, self.focal, labelled)
         return self.scaled(loss), loss, softmax(p1 + p2)
 
     def target_loss(self, x, damp, base, local):
-        """damp (lambda_adv L_adv + 2 lambda_weight L_weight); each pixel of L_adv weighs base + local M."""
+        """damp (lambda_adv L_adv + 2 lambda_weight L_weight) of x (N, 3, H, W).
+
+        A pixel of L_adv has the weight base + local M. t1, t2: logits of C1 and C2; q: probabilities;
+        o: D's logits at image size; M: alignment map. Returns the scaled loss, both terms, q (N, 19, H, W)
+        and the pixel weights, (N, 1, H, W) or a scalar.
+        """
         t1, t2 = self.net_G(x)
         t1, t2 = self.up_target(t1), self.up_target(t2)
         q = softmax(t1 + t2)
         weight, loss_weight = base, damp * 0.0
         if self.method == "clan":
-            # Where C1 and C2 disagree, the class is not aligned yet: its adversarial loss counts more.
+            # Where C1 and C2 disagree, the class is not aligned yet: its adversarial loss is weighted more.
             M = alignment_map(t1, t2)
             weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
@@ -111,25 +122,30 @@ class CLANStep(nn.Cell):
         return self.scaled(loss_adv + loss_weight, self.target_scale), loss_adv, loss_weight, q, weight
 
     def D_loss(self, q_s, q_t, weight):
-        """D tells the domains apart, on detached predictions and with the same weight per pixel."""
+        """Binary cross-entropy of D on source and target, with the pixel weights of the target pass.
+
+        q_s, q_t and weight are inputs of this graph, hence detached from G.
+        """
         loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
         loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
         return self.scaled(loss_s + loss_t), loss_s, loss_t
 
     # -------------------------------------------------------------------------------------------- one step
 
-    def step(self, batches, damp: float, base: float, local: float, lr: float, labelled=None) -> np.ndarray:
+    def step(
+        self, step_batches, damp: float, base: float, local: float, lr: float, labelled=None
+    ) -> np.ndarray:
         """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
 
-        batches: --iter-size tuples of x_s, x_t (N, 3, H, W) float32 and, between them, y_s (N, H, W) int32.
+        step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s.
         damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr: the backbone's.
         labelled: the mean number of labelled pixels in all batches of the step, if it has more than one, so
         that L_seg is a mean over the pixels of the step.
         """
         damp, base, local, lr = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr))
         labelled = None if labelled is None else Tensor(labelled, mindspore.float32)
-        losses = []
-        for x_s, y_s, x_t in batches:
+        losses = []  # in the order of LOSSES
+        for x_s, y_s, x_t in step_batches:
             loss_seg, q_s = self.source_pass(x_s, y_s, labelled)
             values = (loss_seg,)
             if self.method != "source":
@@ -185,17 +201,16 @@ class CLANStep(nn.Cell):
         return True
 
     def momentum_update(self, lr, w, v, g, lr_mult, updates):
-        """SGD with momentum as PyTorch 1.0 runs it, for each entry of the optimiser's list in turn.
+        """SGD with momentum of PyTorch 1.0, applied `updates` times.
 
-        It adds the weight decay to the gradient in place: a weight listed n times keeps that of its earlier
-        entries.
+        PyTorch adds the weight decay to the gradient in place, so with several updates it accumulates.
         """
         for _ in range(updates):
             g = g + self.weight_decay * w
             self.apply_momentum(w, v, lr_mult * lr, g, self.momentum)  # v = momentum v + g; w = w - lr v
         return True
 
-    # ------------------------- mixed precision, several batches and processes: may be skipped at first
+    # ------------------------- mixed precision, several batches and processes: optional on a first reading
 
     def set_up_scaling(self, args) -> None:
         """Set up gradient accumulation, data parallel training and loss scaling; see `update`."""
@@ -205,13 +220,13 @@ class CLANStep(nn.Cell):
             self.mean = nn.DistributedGradReducer(weights, True, self.processes)
             self.all_reduce = ops.AllReduce()
         self.scaler, self.target_scale = None, 1.0
-        # At --amp-level O2 and O3, and on a 910A always, whose convolutions know no float32.
+        # At --amp-level O2 and O3, and on a 910A always, which has no float32 convolutions.
         if "float16" in device.precision(args.amp_level, args.conv_precision).values():
             # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs
             # more, as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
             self.scaler = amp.DynamicLossScaler(2.0**12, 2, 2000)
             self.target_scale = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
-            # Of this cell too, so that checkpoints have them.
+            # Registered here so that they are saved in checkpoints.
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
 
@@ -226,7 +241,7 @@ class CLANStep(nn.Cell):
 
 
 def prepare_networks(args, net_G, net_D) -> bool:
-    """Apply what the options say of trainable weights, precision and memory, and the names in checkpoints.
+    """Apply the options for trainable weights, precision and memory; prefix the parameter names.
 
     Returns whether gradients are computed in the CPU's memory-efficient form.
     """
@@ -277,31 +292,31 @@ def loss_factors(i: int, args) -> tuple[float, float, float]:
 def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     # ------------------------------------------------------------------- the run: new, or one to resume
-    reports = [workaround] if workaround else []
-    run = Run(args, reports)
+    run = Run(args)
+    run.reports += [environment_note] if environment_note else []
 
     # -------------------------------------------------------------------------------------------- data
     source, target, val = datasets(args, run.per_step)
-    reports += source.reports
+    run.reports += source.reports
 
     # ------------------------------------------------------------------- networks, schedules, the step
     mindspore.set_seed(args.random_seed)
     net_G, net_D = generator(args.model), discriminator(args.model)
     if not run.last:
-        reports += load_initial_weights(args, net_G, net_D)
+        run.reports += load_initial_weights(args, net_G, net_D)
     lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
     step_cell = CLANStep(args, net_G, net_D, lr_D)
     run.start(step_cell, source, target, val)
 
     # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
     first, stop, sets = run.done, args.num_steps_stop, (source, target) if target else (source,)
-    augment, rank = (args.random_mirror, args.random_scale), (parallel.rank(), parallel.processes())
+    augment, share = (args.random_mirror, args.random_scale), (parallel.rank(), parallel.processes())
     samplers = [
-        DomainSampler(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *rank)
-        for domain, data in enumerate(sets)
+        DomainSampler(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *share)
+        for domain, data in enumerate(sets)  # 0: source, 1: target
     ]
     sources, *targets = [batches(sampler, args.batch_size, args.num_workers) for sampler in samplers]
-    targets = targets[0] if target else repeat((Tensor(0.0),))
+    targets = targets[0] if target else repeat((Tensor(0.0),))  # --method source uses no target images
 
     # ---------------------------------------------------------------------------------------- the loop
     run.begin()
@@ -328,7 +343,7 @@ def datasets(args, per_step: int) -> tuple:
     target, val, city = None, None, args.data_dir_target
     if args.method != "source":
         target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
-    if not args.not_val:  # the target's labels are read for validation alone
+    if not args.not_val:  # the target's labels are read only for validation
         val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
     for data, name in ((source, "source"), (target, "target")):
         if data is not None and per_step > len(data):
@@ -341,8 +356,8 @@ def datasets(args, per_step: int) -> tuple:
 
 
 def load_initial_weights(args, net_G, net_D) -> list[str]:
-    """Load --restore-from into G and --restore-from-D into D; a line for the log for each."""
-    reports, start = [], args.restore_from or default_start(args)
+    """Load --restore-from into G and --restore-from-D into D; returns one log line per network."""
+    reports, start = [], args.restore_from or default_initial_weights(args)
     for net, name, path in ((net_G, "net_G", start), (net_D, "net_D", args.restore_from_D or "none")):
         if path != "none":
             path = checkpoint.find(path)
@@ -364,7 +379,7 @@ def labelled_per_batch(step_batches: list, args) -> float:
     return max(parallel.all_reduce_sum(np.array(labels)), 1) / (args.iter_size * parallel.processes())
 
 
-def default_start(args) -> str:
+def default_initial_weights(args) -> str:
     """The DeepLab init file (ImageNet + COCO) under its usual names; the small model starts at random."""
     if args.model == "small":
         return "none"
@@ -374,8 +389,8 @@ def default_start(args) -> str:
             if path.is_file():
                 return str(path)
     raise UserError(
-        "no start for G: model/DeepLab_resnet_pretrained_init-f81d91e8.ckpt or .pth is not there; README "
-        "says where to get it, --restore-from FILE takes another, --restore-from none starts at random"
+        "no initial weights for G: model/DeepLab_resnet_pretrained_init-f81d91e8.ckpt or .pth is not there; "
+        "README says where to get it, --restore-from FILE takes another, --restore-from none starts at random"
     )
 
 

@@ -69,6 +69,6 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
     raise UserError(
         f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "
         f"{root / 'data' / 'leftimg8bit' / set} (--data-dir-target in training, --data-dir in evaluation); "
-        "it can be had at https://www.cityscapes-dataset.com/ — or try CLAN_train_gta5_2_city.py --demo, "
+        "download: https://www.cityscapes-dataset.com/ — or try CLAN_train_gta5_2_city.py --demo, "
         "which needs no data"
     )

@@ -18,7 +18,7 @@ from dataset.transform import (
 from utils.errors import UserError
 
 HOME = "https://download.visinf.tu-darmstadt.de/data/from_games/"
-FEW = 0.01  # of the pairs of a list that may be absent
+MAX_ABSENT = 0.01  # of the pairs of a list
 
 
 class GTA5DataSet:
@@ -45,7 +45,7 @@ class GTA5DataSet:
         if not images.is_dir() or not labels.is_dir():
             raise UserError(
                 f"GTA5 not found: no folders {images} and {labels} (--data-dir); "
-                f"it can be had at {HOME} — or try --demo, which needs no data"
+                f"download: {HOME} — or try --demo, which needs no data"
             )
         found = png_files(images)
         if split:
@@ -89,7 +89,7 @@ class GTA5DataSet:
         """trainIds (H, W) of item i at `size`, nearest."""
         ids = open_image(self.labels[i])
         if image_size != ids.size and not self._warned:
-            self._warned = True  # the data set has a few such pairs: both are resized, so the pair is of use
+            self._warned = True  # the data set has a few such pairs: both are resized, so the pair is usable
             warnings.warn(
                 f"{self.labels[i]}: the label's size differs from the image's; both are resized "
                 "(further cases are not reported)",
@@ -99,13 +99,13 @@ class GTA5DataSet:
 
 
 def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
-    """The names with neither image nor label; none if they are more than 1 %: a folder is incomplete then.
+    """The names with neither image nor label; none if more than 1 %: the data set is incomplete then.
 
     GTA5 as it is downloaded lacks 25 numbers that its own split.mat and the authors' lists name.
     """
     no_image, no_label = (set(missing_files([f / name for name in names])) for f in (images, labels))
     absent = [name for name in names if images / name in no_image and labels / name in no_label]
-    return absent if len(absent) <= FEW * len(names) else []
+    return absent if len(absent) <= MAX_ABSENT * len(names) else []
 
 
 def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:
@@ -136,7 +136,7 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
     names = [f"{number:05d}.png" for number in np.unique(values).astype(np.int64)]
     there = set(found)
     missing = [name for name in names if name not in there]
-    if len(missing) > FEW * len(names):
+    if len(missing) > MAX_ABSENT * len(names):
         raise UserError(
             f"{path}: {len(missing)} of {len(names)} {key} have no image in {where}: {few(missing)}"
         )

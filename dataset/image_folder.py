@@ -15,7 +15,7 @@ class ImageFolder:
     """`path`, or all .png, .jpg and .jpeg below it, sorted; items are inputs, `image(i)` is item i itself.
 
     input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
-    is read when it is needed: of photographs few can be held. Both are turned upright (EXIF).
+    is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. Hidden files and
     earlier results in `results`/predict, predict_1, … are skipped. UserError if there is no image.
     """

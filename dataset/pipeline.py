@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class DomainSampler:
-    """The images of steps start, …, stop - 1 of an endless walk through `data`, shuffled again each epoch.
+    """The images of steps start, …, stop - 1 of infinite sampling of `data`, reshuffled every epoch.
 
     A step has `per_step` images, of which process `rank` gets its share. Order and augmentation are
     functions of (seed, position) alone, so that a run can be resumed at any step with the images it would
@@ -77,9 +77,9 @@ def read_ahead(
 ) -> Iterator[T]:
     """Yield read(i) for every index, in order; `workers` threads read what comes next.
 
-    At most workers + max(workers, batch_size) items are in work or waiting, whatever their size: a full-size
+    At most workers + max(workers, batch_size) items are in flight or queued, whatever their size: a full-size
     pair of GTA5 takes 15 MB, and MindSpore's own reader would hold 140 of them. An error of read(i) is raised
-    when it is the turn of i.
+    when item i is due.
     """
     limit, waiting = workers + max(workers, batch_size), deque()
     pool = ThreadPoolExecutor(min(workers, os.cpu_count()))

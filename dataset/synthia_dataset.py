@@ -37,7 +37,7 @@ class SYNTHIADataSet(GTA5DataSet):
         path = self.labels[i]
         trainIds = Image.fromarray(SYNTHIA_TO_TRAIN[class_ids(path)])
         if image_size != trainIds.size:
-            raise UserError(f"{path}: its size is not its image's; copy both again from the data set")
+            raise UserError(f"{path}: its size differs from its image's; copy both again from the data set")
         return np.asarray(trainIds.resize(self.size, Image.Resampling.NEAREST))
 
 

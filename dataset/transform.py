@@ -1,4 +1,4 @@
-"""From files to arrays: what the networks see (specified by the authors' code), read with Pillow."""
+"""Loading and preprocessing of images and labels, as the authors' code does it, with Pillow."""
 
 import io
 import json
@@ -20,7 +20,7 @@ CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are reported ov
 }
 IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
 IGNORE_LABEL = 255
-MAX_PIXELS = 2**26  # 30 times an image of Cityscapes
+MAX_PIXELS = 2**26  # 32 images of Cityscapes
 
 TURNS = dict(enumerate((  # EXIF orientation -> what makes it upright
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
@@ -45,7 +45,7 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         # Of Pillow's formats only these two: others start programs or hold many images.
-        # From memory: a file that is read in parts makes room for any length that its header names.
+        # From memory: read in parts, a file would allocate whatever length its header claims.
         image = Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
@@ -112,11 +112,11 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
     if not names:
         raise UserError(f"{path or where}: no images in it")
     stems = Counter(Path(name).stem for name in names)
-    double = [name for name in names if stems[Path(name).stem] > 1]
-    if double:
+    duplicates = [name for name in names if stems[Path(name).stem] > 1]
+    if duplicates:
         raise UserError(
-            f"{path or where}: {len(double)} of {len(names)} images share a name with another: "
-            + few(sorted(double, key=lambda name: Path(name).stem), 4)
+            f"{path or where}: {len(duplicates)} of {len(names)} images share a name with another: "
+            + few(sorted(duplicates, key=lambda name: Path(name).stem), 4)
         )
     return names
 

@@ -9,7 +9,7 @@ class FCDiscriminator(nn.Cell):
     """Probabilities (N, num_classes, H, W) -> one logit per 32x32 cell, (N, 1, H // 32, W // 32); 0 = source.
 
     Five 4x4 convolutions of stride 2 with bias, leaky ReLU 0.2 between them. MindSpore's own initial values
-    for nn.Conv2d are the ones asked for: U(+-1/sqrt(fan_in)) for weights and biases.
+    for nn.Conv2d match the reference's: U(+-1/sqrt(fan_in)) for weights and biases.
     """
 
     def __init__(self, num_classes: int = NUM_CLASSES, ndf: int = 64):

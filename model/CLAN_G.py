@@ -8,6 +8,7 @@ from mindspore.common.initializer import HeNormal, Initializer, Normal
 
 from utils.convolution import Convolution
 from utils.device import on_npu
+from utils.errors import UserError
 
 NUM_CLASSES = 19
 CLASSIFIERS = ("layer5.", "layer6.")  # the parameters of C1 and of C2 begin so
@@ -66,7 +67,7 @@ class Bottleneck(nn.Cell):
 
 
 class Classifier_Module(nn.Cell):
-    """The weights of one classifier: four dilated 3x3 convolutions with bias, whose sum is its logits."""
+    """Parameters of one classifier, four dilated 3x3 convolutions with bias; Res_Deeplab applies them."""
 
     def __init__(self, c_in: int, num_classes: int, dilations: tuple[int, ...]):
         super().__init__()
@@ -113,7 +114,7 @@ class Res_Deeplab(nn.Cell):
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.features(x)
-        # C1 and C2 look at the same features with the same dilations: one convolution serves both.
+        # C1 and C2 use the same features with the same dilations: one convolution serves both.
         logits = 0.0
         for c1, c2, both in zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.both):
             weight = ops.concat((c1.weight, c2.weight))
@@ -123,7 +124,9 @@ class Res_Deeplab(nn.Cell):
 
 
 def generator(model: str) -> Res_Deeplab:
-    """`resnet101`: the paper's network, 45.3 M parameters. `small`: one block a layer, 0.9 M, for demos."""
+    """Return `resnet101`, the paper's network, 45.3 M parameters, or `small`, one block per layer, 0.9 M."""
+    if model not in ("resnet101", "small"):  # of a checkpoint that another version wrote
+        raise UserError(f"no network is called {model!r}; there are resnet101 and small")
     if model == "small":
         return Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
                            init=HeNormal(mode="fan_out", nonlinearity="relu"))

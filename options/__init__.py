@@ -1,4 +1,4 @@
-"""Command-line options of the two scripts, and what both parse alike."""
+"""Command-line options of the two scripts, and their shared parsing code."""
 
 import argparse
 import difflib
@@ -66,12 +66,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
-def adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., None]:
+def group_adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., None]:
     """Return `add_argument` of a group of `parser`, which also takes the rules of an option:
 
     resume: "fixed" (--continue-train restores it, another value is an error), "mutable" (restored, may
     change), "list" (a file that may move, but whose content has to stay) or "new" (not restored).
-    path: it names a file or folder. demo: --demo takes it. no_effect_with: those values of --method.
+    path: it names a file or folder. demo: --demo takes it. no_effect_with: those values of --method; its
+    default has to be None or its own, not one that is derived later.
     """
     add_argument = parser.add_argument_group(group).add_argument
 
@@ -86,8 +87,8 @@ def adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., None]:
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Options of all scripts; --device-id, --jit-level and the others decide nothing about the results."""
-    add = adder(parser, "machine")
+    """Options of all scripts; --device-id, --jit-level and the others do not change the method."""
+    add = group_adder(parser, "machine")
     add("--device", choices=("auto", "ascend", "gpu", "cpu"), default="auto", resume="new", demo=True,
         help="auto: Ascend if there is one, else CPU; gpu: untested; CUDA 11, x86 (default: auto)")
     add("--device-id", type=number(int, 0), default=0, resume="new", demo=True,

@@ -2,28 +2,28 @@
 import argparse
 from pathlib import Path
 
-from options import Parser, add_machine_options, adder, number, size
+from options import Parser, add_machine_options, group_adder, number, size
 
 
 def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of the evaluation script."""
     parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
-    add = adder(parser, "checkpoint and data")
+    add = group_adder(parser, "checkpoint and data")
     add("--restore-from", metavar="PATH", required=True,
         help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate every "
         "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
-        help="auto: the checkpoint knows; a .pth is taken for resnet101 (default: auto)")
+        help="auto: read from the checkpoint; a .pth is taken for resnet101 (default: auto)")
     add("--data-dir", default="./data/Cityscapes", metavar="DIR",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
-    add("--set", default="val", metavar="NAME", help="part of Cityscapes to evaluate on (default: val)")
+    add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on (default: val)")
     add("--data-list", metavar="FILE",
         help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
         help="evaluate on the images that --demo of the training script generated for this --random-seed "
         "(default: 1234), in ./data/demo")
 
-    add = adder(parser, "evaluation")
+    add = group_adder(parser, "evaluation")
     add("--input-size", type=size, default=(1024, 512), metavar="W,H",
         help="images as the network sees them, pixels (default: 1024,512)")
     add("--classifier", choices=("sum", "1", "2"), default="sum",
@@ -31,12 +31,12 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classes", type=int, choices=(19, 16, 13), default=19,
         help="classes to print and average over; 16: without terrain, truck, train, 13: also without wall, "
         "fence, pole, as usual from SYNTHIA; result.json has all three means (default: 19)")
-    add("--batch-size", type=number(int, 1), default=1, help="images at a time (default: 1)")
+    add("--batch-size", type=number(int, 1), default=1, help="images per batch (default: 1)")
     add("--adapt-bn", type=number(int, 0), default=0,
         help="first re-estimate BN statistics on N unlabelled images of the train "
         "set, in batches of --batch-size (default: 0, the checkpoint's)")
 
-    add = adder(parser, "results")
+    add = group_adder(parser, "results")
     add("--save-path", default="./result/cityscapes", metavar="DIR",
         help="all results (default: ./result/cityscapes)")
     add("--save", action="store_true", help="write the predictions as images, and panels of some")

@@ -6,7 +6,7 @@ import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from options import Parser, add_machine_options, adder, number, size
+from options import Parser, add_machine_options, group_adder, number, size
 from utils.device import process_count
 
 # Where the paper's text and the authors' released code differ; the published 43.2 mIoU comes from the code.
@@ -26,7 +26,7 @@ NO_MAP = {"no_effect_with": ("source", "tan")}
 
 
 def add_data_options(parser: Parser) -> None:
-    add = adder(parser, "data")
+    add = group_adder(parser, "data")
     add("--source", choices=tuple(SOURCES), default="gta5", help="labelled images; sets --data-dir, "
         "--input-size and --lambda-local (default: gta5)")
     add("--data-dir", metavar="DIR", resume="mutable", path=True,
@@ -41,7 +41,7 @@ def add_data_options(parser: Parser) -> None:
     add("--gta5-split", metavar="FILE", resume="list", path=True, help="GTA5's split.mat, for --gta5-subset")
     add("--gta5-subset", choices=("train", "val", "all"), default="all",
         help="part of GTA5 to train on; all needs no --gta5-split (default: all)")
-    add("--set", default="train", metavar="NAME", help="part of Cityscapes to adapt to (default: train)")
+    add("--set", default="train", metavar="NAME", help="split of Cityscapes to adapt to (default: train)")
     add("--input-size", type=size, metavar="W,H", help="source images, pixels (default: 1280,720; "
         "of SYNTHIA 1280,760)")
     add("--input-size-target", type=size, metavar="W,H", help="target images, pixels (default: 1024,512)")
@@ -52,7 +52,7 @@ def add_data_options(parser: Parser) -> None:
 
 
 def add_method_options(parser: Parser) -> None:
-    add = adder(parser, "method")
+    add = group_adder(parser, "method")
     add("--method", choices=("clan", "tan", "source"), default="clan",
         help="clan; tan: vanilla adversarial training; source: no adaptation (default: clan)")
     add("--recipe", choices=tuple(RECIPES), default="default",
@@ -68,7 +68,7 @@ def add_method_options(parser: Parser) -> None:
     add("--lambda-local", type=NOT_NEGATIVE, **NO_MAP,
         help="factor of the alignment map (default: 40; from SYNTHIA 10)")
     add("--epsilon", type=NOT_NEGATIVE, default=0.4, **NO_MAP,
-        help="adversarial weight of an aligned pixel (default: 0.4)")
+        help="adversarial weight of an aligned pixel, M = 0 (default: 0.4)")
     add("--preheat-steps", type=number(int, 0),
         help="steps of learning-rate warm-up and of unweighted adversarial loss (default: "
         "num-steps-stop / 20)")
@@ -77,14 +77,16 @@ def add_method_options(parser: Parser) -> None:
 
 
 def add_optimisation_options(parser: Parser) -> None:
-    add = adder(parser, "optimisation")
-    add("--learning-rate", type=POSITIVE, default=2.5e-4, help="of G's backbone (default: 2.5e-4)")
+    add = group_adder(parser, "optimisation")
+    add("--learning-rate", type=POSITIVE, default=2.5e-4,
+        help="learning rate of G's backbone (default: 2.5e-4)")
     add("--classifier-lr-mult", type=POSITIVE, default=10.0,
-        help="learning rate of the classifiers over the backbone's (default: 10)")
-    add("--learning-rate-D", type=POSITIVE, default=1e-4, **NO_D, help="of D (default: 1e-4)")
-    add("--momentum", type=number(float, 0, 1), default=0.9, help="of G's optimiser (default: 0.9)")
-    add("--weight-decay", type=NOT_NEGATIVE, default=5e-4, help="of G (default: 5e-4)")
-    add("--power", type=NOT_NEGATIVE, default=0.9, help="of the decay of both learning rates (default: 0.9)")
+        help="ratio of the classifiers' learning rate to the backbone's (default: 10)")
+    add("--learning-rate-D", type=POSITIVE, default=1e-4, **NO_D, help="learning rate of D (default: 1e-4)")
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="momentum of G's optimiser (default: 0.9)")
+    add("--weight-decay", type=NOT_NEGATIVE, default=5e-4, help="weight decay of G (default: 5e-4)")
+    add("--power", type=NOT_NEGATIVE, default=0.9,
+        help="exponent of the decay of both learning rates (default: 0.9)")
     add("--batch-size", type=number(int, 1), default=1, resume="mutable",
         help="images of each domain in a batch; if memory is short, 1 and a larger --iter-size (default: 1)")
     add("--iter-size", type=number(int, 1), default=1, resume="mutable",
@@ -94,11 +96,11 @@ def add_optimisation_options(parser: Parser) -> None:
     add("--num-steps-stop", type=number(int, 1), resume="mutable",
         help="stop after this step (default: num-steps)")
     add("--random-seed", type=number(int, 0, 2**31 - 1), default=1234, demo=True,
-        help="of initial weights, order and augmentation (default: 1234)")
+        help="seed of initial weights, order and augmentation (default: 1234)")
 
 
 def add_checkpoint_options(parser: Parser) -> None:
-    add = adder(parser, "network and checkpoints")
+    add = group_adder(parser, "network and checkpoints")
     add("--model", choices=("resnet101", "small"), default="resnet101",
         help="resnet101: the paper's; small: 0.9 M parameters (default: resnet101)")
     add("--train-bn-affine", action=BooleanOptionalAction, default=False,
@@ -107,9 +109,9 @@ def add_checkpoint_options(parser: Parser) -> None:
         help="initial weights of G, .ckpt or .pth, or 'none' (default: "
         "./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
-    add("--continue-train", "--resume", metavar="CKPT", resume="mutable", path=True,
-        help="resume from this checkpoint, or from the newest in this folder; other options default to those "
-        "of its run")
+    add("--continue-train", "--resume", metavar="CKPT", resume="new", path=True,
+        help="resume from this checkpoint, or from the newest in this folder; options that are not given "
+        "keep the run's values")
     add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True,
         help="files of the run (default: ./checkpoint; with --demo "
         "./checkpoint/demo; with --continue-train that run's)")
@@ -119,18 +121,21 @@ def add_checkpoint_options(parser: Parser) -> None:
         help="delete all but the K newest GTA5_<steps>.ckpt, never GTA5_best.ckpt (default: keep all)")
     add("--not-val", action="store_true", resume="mutable", help="no validation at checkpoints")
     add("--val", dest="not_val", action="store_false", default=False, resume="mutable",
-        help="validate at every checkpoint (default); to resume with validation a run without")
+        help="validate at every checkpoint (default); to re-enable validation on resuming")
 
 
 def add_memory_options(parser: Parser) -> None:
-    add = adder(parser, "precision and memory")
+    add = group_adder(parser, "precision and memory")
     add("--amp-level", choices=("O0", "O2", "O3"), default="O0",
         help="mixed precision. O2: G in float16, O3: G and D, apart from batch norm and losses (default: O0)")
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable",
         help="less memory, more time: compute activations again for their gradients (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
         help="memory-efficient gradients of convolutions (default: for resnet101 on the CPU)")
-    add = adder(parser, "demo")
+
+
+def add_demo_options(parser: Parser) -> None:
+    add = group_adder(parser, "demo")
     add("--demo", action="store_true", demo=True,
         help="self-contained demonstration on generated images; of the other options it takes "
         "--num-steps, --random-seed, --snapshot-dir and the machine's")
@@ -145,6 +150,7 @@ def build_parser() -> Parser:
     add_checkpoint_options(parser)
     add_memory_options(parser)
     add_machine_options(parser)
+    add_demo_options(parser)
     return parser
 
 
@@ -244,11 +250,11 @@ def merge_resume_options(
             replayed.append(flag if isinstance(value, bool) else f"{option.option_strings[0]}={text}")
     before = parser.parse_args(replayed)
     args = parser.parse_args(replayed + (sys.argv[1:] if argv is None else argv))
-    for name in saved:
-        option, given, there = parser.options[name], getattr(args, name), getattr(before, name)
+    for name, option in parser.options.items():  # one that an older run lacks has its default
+        given, there = getattr(args, name), getattr(before, name)
         if option.path and given and there:  # one file has many spellings
             given, there = os.path.realpath(given), os.path.realpath(there)
-        may_change = option.resume == "mutable" or (option.resume == "list" and lists_may_move)
+        may_change = option.resume in ("mutable", "new") or (option.resume == "list" and lists_may_move)
         if given != there and not may_change:
             parser.error(f"{option.option_strings[0]} {given} contradicts the run of {args.continue_train}: "
                          f"there it is {there}")

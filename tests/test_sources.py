@@ -97,7 +97,7 @@ def test_synthia_errors_name_the_file(synthia, tmp_path):
     with pytest.raises(UserError, match="LABELS/0000001.png: not a readable image"):
         list(batches(data, 1, 2, [2, 1]))
     write_label(folder / NAMES[1], np.zeros((38, 128), np.uint16), np.zeros((38, 128), np.uint16))
-    with pytest.raises(UserError, match="LABELS/0000001.png: its size is not its image's"):
+    with pytest.raises(UserError, match="LABELS/0000001.png: its size differs from its image's"):
         data[1]
     with Image.open(folder / NAMES[0]) as image:  # 8 bits, as Pillow would save it again
         image.convert("RGB").save(folder / NAMES[0])

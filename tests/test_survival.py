@@ -431,6 +431,13 @@ def test_old_checkpoints_are_pruned_but_never_the_best(data, tmp_path):
     assert names == ["GTA5_5.ckpt", "GTA5_6.ckpt", "GTA5_best.ckpt"]
 
 
+def test_a_table_of_other_columns_is_not_lost(tmp_path):
+    (tmp_path / "loss.csv").write_text("step,loss\n0,1.5\n")
+    with pytest.raises(UserError, match="loss.csv: has other columns"):
+        tables.start(tmp_path / "loss.csv", ("step", "loss", "new"), 1)
+    assert (tmp_path / "loss.csv").read_text() == "step,loss\n0,1.5\n"
+
+
 def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
     assert "--batch-size 4 x --iter-size 1 x 1 processes), more than the 3 of the target" in message
@@ -446,6 +453,9 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     options = json.loads((reference / "options.json").read_text())
     (folder / "options.json").write_text(json.dumps({**options, "batch_size": -3}))
     assert "argument --batch-size: -3 is out of range" in refused("--continue-train", folder)
+    del options["epsilon"]  # an older version had no such option: the run has its default
+    (folder / "options.json").write_text(json.dumps(options))
+    assert "--epsilon 0.9 contradicts" in refused("--continue-train", folder, "--epsilon", "0.9")
     (folder / "options.json").write_text(json.dumps({**options, "device_id": 3}))  # of another machine
     assert get_arguments(["--continue-train", str(folder)]).device_id == 0
 

@@ -15,8 +15,8 @@ checkpoint; 1 is as far as different classes are apart on average.
 
 Features are those before the classifiers, at stride 8, with batch norm in evaluation mode; labels are
 downsampled to them, nearest, corners on corners, as predictions are upsampled. Only sums are kept, in
-float64, so memory does not grow with the number of images. With --adapt-bn each domain passes with
-statistics of its own train images, as the evaluation script's option does for the target.
+float64, so memory does not grow with the number of images. With --adapt-bn each domain uses
+BN statistics re-estimated on its own train images, as the evaluation script's option does for the target.
 """
 
 from utils import device, interrupt  # isort: skip
@@ -51,7 +51,7 @@ WHEN, DOMAINS = ("before", "after"), ("source", "target")
 
 
 class Features(nn.Cell):
-    """Images (N, 3, H, W) -> what C1 and C2 look at, (N, C, h, w) float32."""
+    """Images (N, 3, H, W) -> features before the classifiers, (N, C, h, w) float32."""
 
     def __init__(self, net_G: Res_Deeplab):
         super().__init__(auto_prefix=False)  # the parameters keep their names
@@ -183,9 +183,9 @@ def get_arguments() -> argparse.Namespace:
     add("--data-dir", default="./data/GTA5", help="GTA5 (default: ./data/GTA5)")
     add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes (default: ./data/Cityscapes)")
     add("--set", default="val", help="part of Cityscapes, with labels (default: val)")
-    add("--data-list", metavar="FILE", help="one image a line, relative to images/ (default: all)")
+    add("--data-list", metavar="FILE", help="one image per line, relative to images/ (default: all)")
     add("--data-list-target", metavar="FILE",
-        help="one image a line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
+        help="one image per line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
     add("--input-size", type=size, default=(1280, 720), metavar="W,H", help="pixels (default: 1280,720)")
     add("--input-size-target", type=size, default=(1024, 512), metavar="W,H", help="(default: 1024,512)")
     add("--count", type=number(int, 1), help="images of each domain, evenly spaced (default: all)")

@@ -120,7 +120,7 @@ def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str
     own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
     if own:
         return own, []
-    # A single classifier (the DeepLab init's) would make C1 start elsewhere than C2: both start afresh.
+    # A single classifier (the DeepLab init's) would initialise C1 differently from C2: neither takes it.
     one_classifier = net == "net_G" and not any("layer6." in name for name in content)
     tensors, left_out = {}, []
     for name, value in content.items():
@@ -188,7 +188,7 @@ def fingerprint(step_cell: nn.Cell, step: int) -> int:
 def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
     """Write all parameters of a training step, networks and optimisers, to `path` (.ckpt), atomically.
 
-    UserError if a value is not finite: such a checkpoint would be of no use, and look as good as any.
+    UserError if a value is not finite: such a checkpoint would be unusable but look valid.
     """
     entries = [{"name": p.name, "data": p} for p in state(step_cell)]
     broken = [e["name"] for e in entries if not np.isfinite(e["data"].asnumpy()).all()]
@@ -198,7 +198,7 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
         )
     about = {"model": model, "step": step, "best_mIoU": best_mIoU}
     with atomic(path) as temporary:
-        logging.disable(logging.CRITICAL)  # the error says it all
+        logging.disable(logging.CRITICAL)  # it logs the error that it raises, too
         try:
             mindspore.save_checkpoint(entries, str(temporary), append_dict=about, crc_check=True)
         finally:

@@ -59,7 +59,7 @@ class Unfolded(Convolution):
 
     def bprop(self, x, weight, out, dout):
         (n, c, h, w), k, size = x.shape, weight.shape[0], self.kernel * self.kernel
-        x = ops.depend(x, dout)  # unfold it now, not in the forward pass: it would wait in memory
+        x = ops.depend(x, dout)  # unfold it now, not in the forward pass: it would stay allocated
         dout = self.reshape(dout, (n, k, -1))
         unfolded = self.reshape(self.unfold(x), (n, c * size, -1))
         dw = self.reshape(self.sum(self.product_bt(dout, unfolded), 0), weight.shape)
@@ -69,7 +69,7 @@ class Unfolded(Convolution):
 
 
 class SameSize(Unfolded):
-    """For output of the input's size. Unfolding `dout` alone gives both gradients.
+    """Convolutions that keep the size. Unfolding `dout` alone gives both gradients.
 
     It is much the smaller one where 2048 channels become 38, and nothing is folded. Both need the taps of the
     kernel in the opposite order and another place: a product with the exchange matrix does both, exactly.
@@ -82,7 +82,7 @@ class SameSize(Unfolded):
 
     def bprop(self, x, weight, out, dout):
         (n, c, h, w), k, size = x.shape, weight.shape[0], self.kernel * self.kernel
-        weight = ops.depend(weight, dout)  # turn it now, not in the forward pass: it would wait in memory
+        weight = ops.depend(weight, dout)  # turn it now, not in the forward pass: it would stay allocated
         exchange = self.tile(self.exchange, (k, 1, 1))
         unfolded = self.reshape(self.unfold(dout), (n, k * size, h * w))
         dw = self.sum(self.product_bt(unfolded, self.reshape(x, (n, c, h * w))), 0)

@@ -1,4 +1,4 @@
-"""The one place that decides on the device, the mode and the CPU's convolution workaround.
+"""Selection of the device, the mode and the CPU's convolution workaround.
 
 Call `prepare_environment()` before mindspore is imported; this module itself imports it only when asked to.
 """
@@ -87,7 +87,7 @@ def setup(
     if launched():  # None: msrun's processes agree on it
         device_id = None if "MS_ROLE" in os.environ else int(os.environ.get("DEVICE_ID", 0))
     if name == "Ascend" and not ascend().is_pkg_support_device(name):
-        reason = ascend().load_plugin_error() or "this MindSpore has no part for it"
+        reason = ascend().load_plugin_error() or "this MindSpore was built without it"
         scripts = sorted(Path("/usr/local/Ascend").glob("*/set_env.sh"))
         script = scripts[0] if scripts else "/usr/local/Ascend/ascend-toolkit/set_env.sh"
         raise UserError(unusable(device, reason, f"first: source {script} (README, \"Requirements\"); "))
@@ -104,12 +104,12 @@ def setup(
         # O1 compiles longer and is no faster on the CPU; Ascend keeps its own default.
         mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
     if launched():
-        join()
+        init_communication()
     return name
 
 
-def join() -> None:
-    """Meet the other processes of the job; UserError if there is none, or for the scheduler if one ended."""
+def init_communication() -> None:
+    """Join the other processes of the job; UserError if there is none, or for the scheduler if one ended."""
     import mindspore
 
     try:
@@ -147,7 +147,7 @@ def one_line(text: str) -> str:
 def chip() -> str:
     """Return the NPU's name in MindSpore: ascend910 (a 910A), ascend910b, …; "" on other devices.
 
-    In a DryRun, MindSpore 2.8 and later do not tell it either.
+    In a DryRun, MindSpore 2.8 and later do not report it either.
     """
     return ascend().get_ascend_soc_version() if on_npu() else ""
 
@@ -160,7 +160,7 @@ def float32_convolutions(name: str) -> None:
         raise UserError("--conv-precision float32 is for Ascend and the CPU")
     if chip() in FLOAT16_CHIPS:
         raise UserError(
-            f"--conv-precision float32: this NPU ({chip()}) has float16 convolutions alone; make it "
+            f"--conv-precision float32: this NPU ({chip()}) has only float16 convolutions; use "
             "--conv-precision default"
         )
     if name == "Ascend":

@@ -1,4 +1,4 @@
-"""Mistakes that the person at the keyboard can mend, and how the scripts end with them."""
+"""Users' mistakes, and how the scripts report them."""
 
 import argparse
 import errno
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: the message is one line, without a traceback, and the exit code 2."""
+    """A user's mistake: the message is one line, without a traceback, and the exit code 2."""
 
 
 def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
@@ -17,7 +17,7 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         main(args)
     except (UserError, OSError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; make room: what was written before is complete; resume a training with --continue-train"
+        hint = "; free disk space: files already written are complete; resume with --continue-train"
         print(f"{Path(sys.argv[0]).name}: error: {error}{hint if full else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

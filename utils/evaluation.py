@@ -67,7 +67,7 @@ def evaluate(
     Several processes share the images; all of them get the whole matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    mine, hidden = parallel.share(len(data)), parallel.rank() > 0 or None
+    mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
     with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, label), logits in with_logits(net_G, items, classifier, batch_size):
@@ -107,7 +107,7 @@ def adapt_bn(
     statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
     indices = evenly_spaced_indices(len(data), count)  # over all cities
     cuts = range(0, len(indices), batch_size)
-    mine = [i for k in parallel.share(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
+    mine = [i for k in parallel.indices_of_rank(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
     total = np.zeros(sum(p.size for p in statistics))
     net_G.set_train(True)
     for images, *_ in batches(data, batch_size, workers, mine):

@@ -45,5 +45,5 @@ def iou_table(confusion: np.ndarray, classes: int = 19) -> str:
 
 
 def number_or_none(x: float) -> float | None:
-    """JSON knows no NaN."""
+    """Return None for NaN, which JSON cannot represent."""
     return None if np.isnan(x) else float(x)

@@ -36,7 +36,7 @@ def command() -> str:
     return f"msrun --worker_num={count} --local_worker_num={count} --join=True {script}"
 
 
-def share(count: int) -> range:
+def indices_of_rank(count: int) -> range:
     """Return the indices of the images that this process takes of `count`."""
     return range(rank(), count, processes())
 
@@ -90,7 +90,7 @@ def average(parameters: list[Parameter]) -> None:
         ops.assign(p, Tensor(part.reshape(p.shape)))
 
 
-def say(text: str) -> None:
+def print_rank0(text: str) -> None:
     """Print in rank 0 only."""
     if rank() == 0:
         print(text, flush=True)

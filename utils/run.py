@@ -32,12 +32,10 @@ class Run:
     process has to make the same calls; rank 0 writes.
     """
 
-    def __init__(self, args: Namespace, reports: list[str]):
-        """Find the checkpoint to resume from; UserError if --snapshot-dir holds another run.
-
-        `reports`: lines for the log, which it gets once the folder is ready.
-        """
-        self.args, self.reports, self.folder = args, reports, Path(args.snapshot_dir)
+    def __init__(self, args: Namespace):
+        """Find the checkpoint to resume from; UserError if --snapshot-dir holds another run."""
+        self.args, self.folder = args, Path(args.snapshot_dir)
+        self.reports: list[str] = []  # lines for the log, written once the folder is ready
         self.is_main = parallel.rank() == 0
         self.per_step = args.batch_size * args.iter_size * parallel.processes()
         self.precision = device.precision(args.amp_level, args.conv_precision)
@@ -49,9 +47,9 @@ class Run:
         if args.continue_train:
             found = run_folder.find_resumable(args.continue_train)
             self.origin, self.last, self.content, self.damaged = found
-            reports += [f"skipped {reason}" for reason in self.damaged.values()]
+            self.reports += [f"skipped {reason}" for reason in self.damaged.values()]
             scratch = f"{self.origin}: no readable checkpoint, starting from scratch"
-            reports.append(f"resuming from {self.last}" if self.last else scratch)
+            self.reports.append(f"resuming from {self.last}" if self.last else scratch)
         if self.is_main and self.origin != self.folder.resolve():
             run_folder.check_new(self.folder)
 
@@ -99,7 +97,7 @@ class Run:
         self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
 
     def _prepare_folder(self, checksums: dict[str, int]) -> None:
-        """Files of the run. What lies after the steps that are done makes room: it will be written again."""
+        """Files of the run. Entries after the last completed step are moved aside and written again."""
         folder, args = self.folder, self.args
         self.lock = self.lock or run_folder.lock_run_dir(folder)
         if self.origin != folder.resolve():
@@ -126,7 +124,7 @@ class Run:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def begin(self) -> None:
-        """Before the first step: the validation that a run lacks which was stopped right before it."""
+        """Before the first step: the validation that was pending when the run stopped."""
         self.end_if_signalled()
         self.step_cell.set_train()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
@@ -173,7 +171,7 @@ class Run:
         statistics = [p for p in self.step_cell.net_G.get_parameters() if ".moving_" in p.name]
         parallel.average(statistics)
         if self.is_main:
-            flush(self.loss_csv)  # what a checkpoint counts on is on disk before it
+            flush(self.loss_csv)  # tables are on disk before the checkpoint that refers to them
             flush(self.miou_csv)
             checkpoint.save(self.last, self.step_cell, self.args.model, self.done, self.best)
         self.log(f"saved {self.last}")
@@ -223,7 +221,7 @@ class Run:
     def end_if_failed(self, error: UserError | None, first: int) -> None:
         """Before a step: end in all processes if one could not read its images, or a signal waits.
 
-        What was done since step `first`, where this process began, is saved: it costs no step.
+        What was done since step `first`, where this process began, is saved, so that no step is lost.
         """
         if not parallel.any_rank(error or interrupt.pending_signal()):
             return

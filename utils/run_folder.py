@@ -134,10 +134,10 @@ def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> N
 
 
 def fork_run(origin: Path, folder: Path, last: str) -> None:
-    """Begin `folder`, which is there and empty, with copies of a run's checkpoint `last`, tables and options.
+    """Begin `folder`, existing and empty, with copies of a run's checkpoint `last`, tables and options.
 
-    The folder itself stays: it may be the one that we stand in, or a mount. Its files come at once, at the
-    end, options.json and checkpoint first: after a kill in between the run can be continued there.
+    The folder itself is not replaced: it may be the working directory or a mount. Its files are moved in at
+    the end, options.json and checkpoint first: after a kill in between the run can be continued there.
     """
     temporary = folder / ".adopt.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
@@ -154,8 +154,8 @@ def fork_run(origin: Path, folder: Path, last: str) -> None:
 def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
     """Take a run back to its first steps: move what is newer or damaged into FOLDER/after_<first>.
 
-    Returns a line for the log, if there was any. A best checkpoint that is newer gives way to the one before
-    it, if `origin` (the folder itself, or the one it began from) still has it.
+    Returns a line for the log, if there was any. A newer best checkpoint is replaced by the one before it,
+    if `origin` (the folder itself, or the one it began from) still has it.
     """
     for path in folder.iterdir():  # of a process that was killed while writing
         if re.fullmatch(r"\.(GTA5_\w+|options|loss|miou)\.tmp(\.\w+)?", path.name):

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+from utils.errors import UserError
 from utils.files import atomic
 
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")  # columns of loss.csv
@@ -26,7 +27,13 @@ def rows(path: Path, first: float = math.inf) -> list[list[str]]:
 
 
 def start(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]:
-    """(Re)write a table with its header and the rows of steps before `first`, which are returned."""
+    """(Re)write a table with its header and the rows of steps before `first`, which are returned.
+
+    UserError if the table has other columns.
+    """
+    old = read(path)[0]
+    if old and old != list(header):  # its rows would no longer be read
+        raise UserError(f"{path}: has other columns than this version writes; choose a new --snapshot-dir")
     kept = rows(path, first)
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *kept])

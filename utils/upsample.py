@@ -1,4 +1,4 @@
-"""Bilinear upsampling with aligned corners, the one that everything here uses."""
+"""Bilinear upsampling with aligned corners, shared by losses, evaluation and figures."""
 
 import mindspore
 import numpy as np
@@ -11,7 +11,7 @@ def up(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Up(nn.Cell):
-    """`up` to one size."""
+    """Cell form of `up` for a fixed size."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
@@ -22,18 +22,18 @@ class Up(nn.Cell):
 
 
 class CPUUpsample(Up):
-    """With its gradient as two matrix products: MindSpore's own takes 6 times its forward on the CPU."""
+    """`Up` with its gradient as two matrix products; MindSpore's own takes 6 times the forward on the CPU."""
 
     def bprop(self, x, out, dout):
         (n, c, h, w), (H, W) = x.shape, self.size
-        d = ops.matmul(dout.reshape(n * c * H, W), weights(w, W))
+        d = ops.matmul(dout.reshape(n * c * H, W), interpolation_matrix(w, W))
         d = d.reshape(n * c, H, w).transpose(1, 0, 2).reshape(H, n * c * w)  # one product for all planes
-        d = ops.matmul(weights(h, H).T, d).reshape(h, n * c, w)
+        d = ops.matmul(interpolation_matrix(h, H).T, d).reshape(h, n * c, w)
         return (d.transpose(1, 0, 2).reshape(n, c, h, w),)
 
 
 @ops.constexpr
-def weights(n: int, N: int) -> Tensor:
-    """(N, n): what each of n points gives to each of N, positions in float32 as in the operator."""
+def interpolation_matrix(n: int, N: int) -> Tensor:
+    """(N, n) weights of n points in each of N, positions in float32 as in the operator."""
     at = np.arange(N, dtype=np.float32) * np.float32((n - 1) / max(N - 1, 1))
     return Tensor(np.maximum(1 - abs(at[:, None] - np.arange(n, dtype=np.float32)), 0).astype(np.float32))
