@@ -21,9 +21,10 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.image_folder import ImageFolder
+from dataset.classes import CLASS_NAMES, CLASS_SETS
+from dataset.image_folder import ImageFolder, plain_folder
 from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
-from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, few, open_image
+from dataset.transform import IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder, tables
 from utils.errors import UserError, run_script
@@ -48,7 +49,7 @@ def main(args) -> None:
         print(f"{args.restore_from} is not there; using {path}")
     data = None
     if args.predict:
-        data = ImageFolder(args.predict, args.input_size, args.save_path)
+        data = ImageFolder(args.predict, args.input_size)
     elif not args.export:
         data = labelled_data(args)
     content = checkpoint.read(path)
@@ -56,13 +57,16 @@ def main(args) -> None:
     run_folder.lock_results_dir(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
-    parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G"))
+    parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G", complete=True))
 
     if args.adapt_bn:
-        train = cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+        folder = data if args.data_dir == args.predict else None
+        folder = folder or plain_folder(args.data_dir, args.input_size, "--data-dir")
+        train = folder or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        count = min(args.adapt_bn, len(train))
-        parallel.print_rank0(f"BN statistics re-estimated on {count} unlabelled train images")
+        kind, count = "" if folder else " train", min(args.adapt_bn, len(train))
+        images = f"{count} unlabelled{kind} images of {args.data_dir}"
+        parallel.print_rank0(f"BN statistics re-estimated on {images}")
     if args.predict:
         predict(args, net_G, data)
     elif args.export:
@@ -230,7 +234,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     def read(i: int) -> tuple[int, np.ndarray] | UserError:
         try:
-            return i, data[i]
+            return i, *data[i]
         except UserError as error:
             return error
 

@@ -19,10 +19,11 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import IGNORE_LABEL
 from dataset.gta5_dataset import GTA5DataSet
+from dataset.image_folder import plain_folder
 from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
-from dataset.transform import IGNORE_LABEL
 from model.CLAN_D import discriminator
 from model.CLAN_G import CLASSIFIERS, freeze_bn_affine, generator
 from utils import checkpoint, parallel
@@ -298,6 +299,8 @@ def train(args) -> Path:
     # -------------------------------------------------------------------------------------------- data
     source, target, val = datasets(args, run.per_step)
     run.reports += source.reports
+    if val is None and not args.not_val:
+        run.reports.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
 
     # ------------------------------------------------------------------- networks, schedules, the step
     mindspore.set_seed(args.random_seed)
@@ -334,16 +337,19 @@ def train(args) -> Path:
 
 
 def datasets(args, per_step: int) -> tuple:
-    """Source, target (None with --method source) and val set (None with --not-val)."""
+    """Source, target (None with --method source) and val set (None with --not-val or without labels)."""
     if args.source == "gta5":
         split = args.gta5_split, args.gta5_subset
         source = GTA5DataSet(args.data_dir, args.data_list, args.input_size, *split)
     else:
         source = SYNTHIADataSet(args.data_dir, args.data_list, args.input_size)
     target, val, city = None, None, args.data_dir_target
+    folder = plain_folder(city, args.input_size_target, "--data-dir-target")
+    if folder and (args.set != "train" or args.data_list_target):
+        raise UserError(f"{city} is a plain folder: --set and --data-list-target are for Cityscapes")
     if args.method != "source":
-        target = cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
-    if not args.not_val:  # the target's labels are read only for validation
+        target = folder or cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
+    if not args.not_val and not folder:  # the target's labels are read only for validation
         val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
     for data, name in ((source, "source"), (target, "target")):
         if data is not None and per_step > len(data):

@@ -7,6 +7,8 @@ import numpy as np
 from dataset.transform import check_files, open_image, png_files, read_list, to_input, to_trainIds
 from utils.errors import UserError
 
+TREES = ("leftImg8bit", "leftimg8bit", "data/leftImg8bit", "data/leftimg8bit")  # where images may lie
+
 
 class cityscapesDataSet:
     """leftImg8bit/SET/CITY/*_leftImg8bit.png below `root` or `root`/data; items are (image,) or
@@ -59,7 +61,7 @@ class cityscapesDataSet:
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:
     """The image and the label folder of one set, in the official tree or the one with data/leftimg8bit."""
-    places = [base / name for base in (root, root / "data") for name in ("leftImg8bit", "leftimg8bit")]
+    places = [root / name for name in TREES]
     for place in places:
         if (place / set).is_dir():
             return place / set, place.parent / "gtFine" / set

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.cityscapes_dataset import TREES
 from dataset.transform import open_image, to_input
 from utils.errors import UserError
 
@@ -12,24 +13,24 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ImageFolder:
-    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are inputs, `image(i)` is item i itself.
+    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are (input,), `image(i)` is the image.
 
     input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
     is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. Hidden files and
-    earlier results in `results`/predict, predict_1, … are skipped. UserError if there is no image.
+    earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image.
     """
 
-    def __init__(self, path: str, size: tuple[int, int], results: str):
+    def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
         root, self.size = Path(path), size
         if not root.exists():
-            raise UserError(f"--predict {path}: no such file or folder")
+            raise UserError(f"{option} {path}: no such file or folder")
         self.images = [root]
         if root.is_dir():
-            found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            self.images = sorted(p for p in found if p.name[0] != "." and not is_result(p, results))
+            found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+            self.images = sorted(p for p in found if p.is_file() and not is_result(p.relative_to(root)))
         if not self.images:
-            raise UserError(f"--predict {path}: no image ({', '.join(SUFFIXES)}) in it")
+            raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
         files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.images]
         names = [str(file.with_suffix("")) for file in files]
         self.names = names if len(set(names)) == len(names) else [str(file) for file in files]
@@ -37,17 +38,35 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        return to_input(open_image(self.images[i], upright=True), self.size)
+    def __getitem__(self, i: int) -> tuple[np.ndarray]:
+        return self.read(i)
+
+    def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray]:
+        """Item i, resized by `scale` and mirrored as those of the other data sets."""
+        width, height = self.size
+        x = to_input(open_image(self.images[i], upright=True), (int(width * scale), int(height * scale)))
+        return (np.ascontiguousarray(x[:, :, ::-1]) if mirror else x,)
 
     def image(self, i: int) -> np.ndarray:
         return np.asarray(open_image(self.images[i], upright=True).convert("RGB"))
 
 
-def is_result(path: Path, results: str) -> bool:
-    """Return whether a file is a result of --predict that lies in the folder `results`."""
-    place = Path(results).resolve()
-    return any(
-        re.fullmatch(r"predict(_\d+)?", parent.name) and parent.parent == place
-        for parent in path.resolve().parents
-    )
+def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder | None:
+    """The images below `path`; None if it is a tree of Cityscapes, or nothing is there.
+
+    UserError for a folder above such a tree: its labels would be taken for images.
+    """
+    root = Path(path)
+    if not root.exists() or any((root / tree).is_dir() for tree in TREES):
+        return None
+    data = ImageFolder(path, size, option)
+    trees = {Path(tree).name for tree in TREES} | {"gtFine"}
+    if inside := [p for p in data.images if trees & set(p.relative_to(root).parts)]:
+        raise UserError(f"{option} {path}: neither Cityscapes nor a plain folder: {inside[0]} is in it")
+    return data
+
+
+def is_result(path: Path) -> bool:
+    """Return whether a file was written by --predict (utils/visual.py), which no one wants to adapt to."""
+    pattern = r"(.*/)?predict(_\d+)?/(labelIds|color|overlay)/.*_\3\.png"
+    return re.fullmatch(pattern, path.as_posix()) is not None

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.transform import IGNORE_LABEL, open_image, png_files, read_list
+from dataset.transform import open_image, png_files, read_list
 from utils.errors import UserError
 
 SYNTHIA_TO_TRAIN = np.full(2**16, IGNORE_LABEL, np.uint8)  # SYNTHIA's id -> trainId, as AdaptSegNet has it
-SYNTHIA_TO_TRAIN[[3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11]] = range(19)
+for _id, _train_id in INFO.get("synthia2train", []):
+    SYNTHIA_TO_TRAIN[_id] = _train_id
 
 
 class SYNTHIADataSet(GTA5DataSet):
@@ -29,6 +31,8 @@ class SYNTHIADataSet(GTA5DataSet):
                 "SYNTHIA-RAND-CITYSCAPES of https://synthia-dataset.net/downloads/ — or try --demo, which "
                 "needs no data"
             )
+        if not INFO.get("synthia2train"):
+            raise UserError(f'{INFO_PATH}: --source synthia needs "synthia2train", pairs [id, trainId]')
         names = read_list(list_path, png_files(images), images)
         self._set_files("SYNTHIA", images, labels, names)
         png_reader()

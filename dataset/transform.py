@@ -1,25 +1,17 @@
 """Loading and preprocessing of images and labels, as the authors' code does it, with Pillow."""
 
 import io
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dataset.classes import IGNORE_LABEL, INFO
 from utils.errors import UserError
 
-INFO = json.loads((Path(__file__).parent / "cityscapes_list" / "info.json").read_text(encoding="utf-8"))
-CLASS_NAMES: list[str] = INFO["label"]
 PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
-CLASS_SETS = {  # trainIds by their number; results from SYNTHIA are reported over 16 and over 13 classes
-    19: list(range(19)),
-    16: [i for i in range(19) if i not in (9, 14, 16)],  # without terrain, truck, train
-    13: [i for i in range(19) if i not in (3, 4, 5, 9, 14, 16)],  # also without wall, fence, pole
-}
 IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
-IGNORE_LABEL = 255
 MAX_PIXELS = 2**26  # 32 images of Cityscapes
 
 TURNS = dict(enumerate((  # EXIF orientation -> what makes it upright
@@ -29,7 +21,7 @@ TURNS = dict(enumerate((  # EXIF orientation -> what makes it upright
 
 LABEL_TO_TRAIN = np.full(256, IGNORE_LABEL, np.uint8)  # raw id (labelIds) -> trainId
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # and back; 255 -> 0, "unlabelled"
-for _id, _train_id in INFO["label2train"]:
+for _id, _train_id in reversed(INFO["label2train"]):  # of several ids of a class the first is its own
     if _train_id != IGNORE_LABEL:
         LABEL_TO_TRAIN[_id] = _train_id
         TRAIN_TO_LABEL[_train_id] = _id

@@ -6,11 +6,11 @@ checkpoints map one to one; see utils/checkpoint.py.
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Initializer, Normal
 
+from dataset.classes import NUM_CLASSES
 from utils.convolution import Convolution
 from utils.device import on_npu
 from utils.errors import UserError
 
-NUM_CLASSES = 19
 CLASSIFIERS = ("layer5.", "layer6.")  # the parameters of C1 and of C2 begin so
 
 

@@ -2,6 +2,7 @@
 import argparse
 from pathlib import Path
 
+from dataset.classes import CLASS_SETS, NUM_CLASSES
 from options import Parser, add_machine_options, group_adder, number, size
 
 
@@ -14,8 +15,9 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: read from the checkpoint; a .pth is taken for resnet101 (default: auto)")
-    add("--data-dir", default="./data/Cityscapes", metavar="DIR",
-        help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
+    add("--data-dir", metavar="DIR",
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}; for --adapt-bn also a plain folder of "
+        "images (default: ./data/Cityscapes; with --predict what is predicted)")
     add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on (default: val)")
     add("--data-list", metavar="FILE",
         help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
@@ -28,13 +30,13 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="images as the network sees them, pixels (default: 1024,512)")
     add("--classifier", choices=("sum", "1", "2"), default="sum",
         help="logits of C1 + C2, or of one of them (default: sum)")
-    add("--classes", type=int, choices=(19, 16, 13), default=19,
-        help="classes to print and average over; 16: without terrain, truck, train, 13: also without wall, "
-        "fence, pole, as usual from SYNTHIA; result.json has all three means (default: 19)")
+    add("--classes", type=int, choices=tuple(CLASS_SETS), default=NUM_CLASSES,
+        help="classes to print and average over: all, or a subset of dataset/cityscapes_list/info.json, as "
+        f"usual from SYNTHIA; result.json has all these means (default: {NUM_CLASSES})")
     add("--batch-size", type=number(int, 1), default=1, help="images per batch (default: 1)")
     add("--adapt-bn", type=number(int, 0), default=0,
-        help="first re-estimate BN statistics on N unlabelled images of the train "
-        "set, in batches of --batch-size (default: 0, the checkpoint's)")
+        help="first re-estimate BN statistics on N unlabelled images of the train set, or of a "
+        "plain folder, in batches of --batch-size (default: 0, the checkpoint's)")
 
     add = group_adder(parser, "results")
     add("--save-path", default="./result/cityscapes", metavar="DIR",
@@ -54,6 +56,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
         args = parser.parse_args(argv)
     check(parser, args)
+    if args.data_dir is None:
+        args.data_dir = args.predict if args.predict and args.adapt_bn else "./data/Cityscapes"
     args.panels = 20 if args.panels is None else args.panels
     return args
 

@@ -33,7 +33,8 @@ def add_data_options(parser: Parser) -> None:
         help="GTA5: images/ and labels/ (default: ./data/GTA5); "
         "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (default: ./data/SYNTHIA)")
     add("--data-dir-target", default="./data/Cityscapes", metavar="DIR", resume="mutable", path=True,
-        help="Cityscapes, official tree or data/{gtFine,leftimg8bit} (default: ./data/Cityscapes)")
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or any folder of images, searched "
+        "recursively; without labels there is no validation (default: ./data/Cityscapes)")
     add("--data-list", metavar="FILE", resume="list", path=True,
         help="one image per line, relative to images/ or RGB/ (default: all images found, sorted)")
     add("--data-list-target", metavar="FILE", resume="list", path=True, **NO_D,

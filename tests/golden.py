@@ -326,7 +326,7 @@ def official_iou(city: Path, result: Path) -> tuple[np.ndarray, float]:
     os.environ["CITYSCAPES_DATASET"] = str(city)  # it insists on one, without using it here
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 
-    from dataset.transform import CLASS_NAMES
+    from dataset.classes import CLASS_NAMES
 
     settings = argparse.Namespace(**vars(official.args))
     settings.quiet, settings.JSONOutput, settings.evalInstLevelScore = True, False, False

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import CLASS_NAMES
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import DomainSampler, batches
-from dataset.transform import CLASS_NAMES, IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
+from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from tests.golden import write_city, write_gta5
 from tests.scripts import ROOT, python
 from utils.errors import UserError

@@ -13,7 +13,8 @@ from PIL import ExifTags, Image
 
 import CLAN_evaluate_city
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.transform import CLASS_NAMES, LABEL_TO_TRAIN, open_image, to_input
+from dataset.classes import CLASS_NAMES
+from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
 from tests.golden import write_city
 from tests.scripts import EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, run_parallel, train_words

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.transform import CLASS_NAMES
+from dataset.classes import CLASS_NAMES
 from tests.scripts import module
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.transform import CLASS_NAMES, PALETTE, TRAIN_TO_LABEL
+from dataset.classes import CLASS_NAMES
+from dataset.transform import PALETTE, TRAIN_TO_LABEL
 from options import evaluate_options
 from options.train_options import build_parser, get_arguments
 from tests.golden import official_iou, write_city, write_gta5

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from dataset.classes import CLASS_NAMES, CLASS_SETS
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import batches
 from dataset.synthia_dataset import SYNTHIA_TO_TRAIN, SYNTHIADataSet, class_ids
-from dataset.transform import CLASS_NAMES, CLASS_SETS, IMG_MEAN, LABEL_TO_TRAIN
+from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
 from options.train_options import get_arguments
 from tests.golden import synthetic_image, write_gta5
 from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words

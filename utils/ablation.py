@@ -1,6 +1,9 @@
 """Ablation of CLAN on the demo's domains over seeds, with its baselines.
 
     python -m utils.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
+    python -m utils.ablation --camvid DIR --idd DIR --tune ...
+
+The second line runs the baselines and CLAN on photographs: from CamVid to IDD-Lite, both converted once.
 
 Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source images; evaluated
 on the target's val set with re-estimated and with running BN statistics. --tune first chooses lambda_adv
@@ -14,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from utils import device, interrupt  # isort: skip
@@ -23,14 +26,16 @@ device.prepare_environment()  # before mindspore is imported
 if __name__ == "__main__":
     interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
 
+from dataset.camvid_idd import convert
 from dataset.demo_scenes import demo_files, write_demo_data
 from options import Parser, number
 from utils import run_folder
-from utils.demo import CLAN, SIZE, STAGE_A, STAGE_B, build_argv, evaluate_checkpoint
+from utils.demo import CLAN, STAGE_A, STAGE_B, build_argv, evaluate_checkpoint
 from utils.errors import UserError, run_script
 from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import bars
 
+TRAIN = Path(__file__).parent.parent / "CLAN_train_gta5_2_city.py"
 TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
 GRID, TUNING_SEEDS = ("0.3", "1", "3"), (101, 102)
 PARTS = {  # what becomes of CLAN when a part is taken away or changed
@@ -46,6 +51,8 @@ PARTS = {  # what becomes of CLAN when a part is taken away or changed
     "epsilon_1": ["--epsilon", "1"],  # 0.4 is "clan"
 }
 ROWS = ("source", "control", "tan", *PARTS, "oracle")
+REAL_ROWS = ("source", "control", "tan", "clan", "oracle")
+REAL_DATA, REAL_SIZE = "./data/camvid-idd", ["--input-size", "192,136", "--input-size-target", "192,136"]
 BASES = {"source": "source", "control": "control", "tan": "TAN", "clan": "CLAN"}  # to which rows are compared
 STATISTICS = {"re-estimated BN statistics": "mIoU", "running BN statistics": "mIoU_running"}
 LABELS = {
@@ -80,21 +87,22 @@ def read_result(folder: Path, command: list[str] | None = None) -> dict | None:
     return result if command is None or key(result.get("command", [])) == key(command) else None
 
 
-def train_and_score(command: list[str]) -> None:
-    """One run: the training script's train() with the words of a command line, then both scores."""
-    from CLAN_train_gta5_2_city import train
+def evaluate_run(command: list[str]) -> None:
+    """Evaluate the last checkpoint of a training, which `command` started, and write its result.json."""
     from dataset.cityscapes_dataset import cityscapesDataSet
     from model.CLAN_G import generator
     from options.train_options import get_arguments
     from utils import device
 
-    args, started = get_arguments(command), time.time()
+    args = get_arguments(command)
+    folder = Path(args.snapshot_dir)
+    started, path = (folder / "options.json").stat().st_mtime, folder / f"GTA5_{args.num_steps_stop}.ckpt"
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
-    path = train(args)
-    val = cityscapesDataSet(args.data_dir_target, "val", size=SIZE, labels=True)
-    unlabelled = cityscapesDataSet(args.data_dir_target, "train", size=SIZE)
+    city, size = args.data_dir_target, args.input_size_target
+    val = cityscapesDataSet(city, "val", size=size, labels=True)
+    unlabelled = cityscapesDataSet(city, "train", size=size)
     result = evaluate_checkpoint(generator("small"), path, val, unlabelled)
-    write_json(Path(args.snapshot_dir) / "result.json", {
+    write_json(folder / "result.json", {
         **result, "seconds": round(time.time() - started, 1), "command": command,
         "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip
 
@@ -130,15 +138,19 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
     if lock is not None:
         os.close(lock)
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
-    child = [sys.executable, "-m", "utils.ablation", "--one", *command]
+    code = 0
     with open(folder / "output.log", "w", encoding="utf-8") as log:
-        log.write(f"python CLAN_train_gta5_2_city.py {' '.join(command)}\n")
+        log.write(f"python {TRAIN.name} {' '.join(command)}\n")
         log.flush()
-        process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        while process.poll() is None and not interrupt.pending_signal():
-            time.sleep(0.2)
-        process.terminate()  # nothing, if it has ended
-        code = process.wait()
+        for program in ([TRAIN], ["-m", "utils.ablation", "--evaluate"]):
+            child = [sys.executable, *program, *command]
+            process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            while process.poll() is None and not interrupt.pending_signal():
+                time.sleep(0.2)
+            process.terminate()  # nothing, if it has ended
+            code = code or process.wait()
+            if code or interrupt.pending_signal():
+                break
     if interrupt.pending_signal():
         return "stopped"
     if code or not (result := read_result(folder)):
@@ -146,49 +158,61 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
     return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {result['seconds']:.0f} s"
 
 
-def do_all(folder: Path, seeds: tuple, rows: dict[str, list[str]], steps: int, jobs: int) -> dict:
-    """Stage A of every seed, then the rows (name: options); returns {(seed, row): result}."""
-    data = {seed: draw(seed) for seed in seeds}
+def do_all(args, seeds: tuple, rows: dict[str, list[str]]) -> dict:
+    """Stage A of every seed and, from it, the rows (name: options); returns {(seed, row): result}.
 
-    def all_of(tasks: dict[tuple, tuple[Path, list[str]]]) -> None:
-        pool = ThreadPoolExecutor(jobs)
-        try:
-            futures = {pool.submit(do, *task, jobs): name for name, task in tasks.items()}
-            for n, future in enumerate(as_completed(futures), 1):
-                interrupt.exit_if_pending()
-                seed, row = futures[future]
-                print(f"{n}/{len(tasks)}  seed {seed}, {row}: {future.result()}", flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def task(seed: int, row: str, steps: int, options: list[str]) -> tuple[Path, list[str]]:
-        place = folder / f"seed{seed}" / row
-        source = "Oracle" if row == "oracle" else "GTA5"
-        return place, build_argv(data[seed], place, steps, seed, [*options, "--device", "cpu"], source)
-
-    starts = {(seed, "stage_a"): task(seed, "stage_a", steps * 5 // 2, STAGE_A) for seed in seeds}
-    all_of(starts)
+    Seeds are completed one after the other; stage A of the next is under way meanwhile.
+    """
+    first, more = args.steps * 5 // 2, ["--device", "cpu"]
+    if args.camvid:
+        first, more = args.steps * 25 // 8, [*REAL_SIZE, *more]
     tasks = {}
     for seed in seeds:
-        start = ["--restore-from", str(folder / f"seed{seed}" / "stage_a" / f"GTA5_{steps * 5 // 2}.ckpt")]
-        for row, options in rows.items():
-            tasks[seed, row] = task(seed, row, steps, [*STAGE_B, *options, *start])
-    all_of(tasks)
+        data = convert(args.camvid, args.idd, REAL_DATA) if args.camvid else draw(seed)
+        folder = Path(args.folder) / f"seed{seed}"
+        start = ["--restore-from", str(folder / "stage_a" / f"GTA5_{first}.ckpt")]
+        every = {"stage_a": STAGE_A, **{row: [*STAGE_B, *options, *start] for row, options in rows.items()}}
+        for row, options in every.items():
+            steps, source = first if row == "stage_a" else args.steps, "Oracle" if row == "oracle" else "GTA5"
+            command = build_argv(data, folder / row, steps, seed, [*options, *more], source)
+            if args.camvid and row == "stage_a":
+                command += ["--preheat-steps", str(args.steps // 4)]
+            tasks[seed, row] = folder / row, command
+
+    def one(task: tuple[Path, list[str]], start: Future | None) -> str:
+        if start:
+            start.result()  # its error, if it failed; the pool began with it
+        return do(*task, args.jobs)
+
+    def turn(name: tuple) -> tuple:
+        is_start = name[1] == "stage_a"
+        return seeds.index(name[0]) - is_start, not is_start
+
+    pool, futures = ThreadPoolExecutor(args.jobs), {}
+    try:
+        for name in sorted(tasks, key=turn):
+            futures[name] = pool.submit(one, tasks[name], futures.get((name[0], "stage_a")))
+        names = {future: name for name, future in futures.items()}
+        for n, future in enumerate(as_completed(names), 1):
+            interrupt.exit_if_pending()
+            seed, row = names[future]
+            print(f"{n}/{len(tasks)}  seed {seed}, {row}: {future.result()}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return {name: read_result(place) for name, (place, _) in tasks.items()}
 
 
-def tune(folder: Path, steps: int, jobs: int) -> dict[str, str]:
-    """lambda_adv of TAN and CLAN with the best mean mIoU over the tuning seeds, from the same grid."""
+def tune(args) -> None:
+    """Choose lambda_adv of TAN and CLAN by the mean mIoU over the tuning seeds, from the same grid."""
     names = {(method, value): f"{method}_adv_{value}" for method in ("tan", "clan") for value in GRID}
     rows = {name: options_of(method, {method: value}) for (method, value), name in names.items()}
-    results = do_all(folder, TUNING_SEEDS, rows, steps, jobs)
+    results = do_all(args, TUNING_SEEDS, rows)
     means = {pair: statistics.fmean(results[seed, name]["mIoU"] for seed in TUNING_SEEDS)
              for pair, name in names.items()}  # fmt: skip
     chosen = {method: max(GRID, key=lambda value: means[method, value]) for method in ("tan", "clan")}
-    write_json(folder / "tuned.json", {
-        "steps": steps, "seeds": TUNING_SEEDS, "lambda_adv": chosen,
+    write_json(Path(args.folder) / "tuned.json", {
+        "steps": args.steps, "seeds": TUNING_SEEDS, "lambda_adv": chosen,
         "mIoU": {method: {value: means[method, value] for value in GRID} for method in chosen}})  # fmt: skip
-    return chosen
 
 
 def tuned(folder: Path, steps: int) -> tuple[dict[str, str], str]:
@@ -246,19 +270,20 @@ def table(figures: dict, note: str) -> str:
 
 
 def main(args) -> None:
-    if args.one:
-        return train_and_score(args.one)
+    if args.evaluate:
+        return evaluate_run(args.evaluate)
     folder = Path(args.folder)
     lock = run_folder.lock_run_dir(folder)
     if args.tune:
-        tune(folder, args.steps, args.jobs)
+        tune(args)
     adv, sentence = tuned(folder, args.steps)
     rows = {row: options_of(row, adv) for row in args.rows}
-    results = do_all(folder, args.seeds, rows, args.steps, args.jobs)
+    results = do_all(args, args.seeds, rows)
     threads = {result["threads"] or "all" for result in results.values()}
     figures = summary(results, args.rows, args.seeds)
     seeds = ", ".join(map(str, args.seeds))
-    note = (f"{args.steps} steps; mean (standard deviation) over seeds {seeds}, points of mIoU on"
+    pair = "CamVid to IDD-Lite, " if args.camvid else ""
+    note = (f"{pair}{args.steps} steps; mean (standard deviation) over seeds {seeds}, points of mIoU on"
             f" the target's val set; differences are paired by seed. {sentence} "
             f"OMP threads of a run: {', '.join(sorted(threads))}.")  # fmt: skip
     text = table(figures, note)
@@ -281,17 +306,25 @@ def get_arguments():
     add("--tune", action="store_true", help=f"first choose lambda_adv of TAN and CLAN from {', '.join(GRID)} "
         f"on seeds {', '.join(map(str, TUNING_SEEDS))}; kept for later in FOLDER/tuned.json")  # fmt: skip
     add("--seeds", default="1,2,3,4,5", help="with commas (default: 1,2,3,4,5)")
-    add("--rows", default=",".join(ROWS), help=f"with commas (default: all: {', '.join(ROWS)})")
-    add("--steps", type=number(int, 1), default=500,
-        help="of stage B; A takes 2.5 times as many (default: 500)")  # fmt: skip
+    add("--camvid", metavar="DIR", help="CamVid in SegNet's version, {train,val,test} with {...}annot")
+    add("--idd", metavar="DIR", help="IDD-Lite, leftImg8bit and gtFine; both are converted to "
+        f"{REAL_DATA}, unless it exists")  # fmt: skip
+    add("--rows", help=f"with commas, of {', '.join(ROWS)} (default: all; with --camvid "
+        f"{', '.join(REAL_ROWS)})")  # fmt: skip
+    add("--steps", type=number(int, 1), help="of stage B; A takes 2.5 times as many, with --camvid 3.125 "
+        "(default: 500, with --camvid 800)")  # fmt: skip
     add("--jobs", type=number(int, 1), default=1,
         help="runs at a time; above 1 each has one thread (default: 1)")  # fmt: skip
-    add("--folder", default="./checkpoint/ablation", help="of all runs (default: ./checkpoint/ablation)")
+    add("--folder", help="of all runs (default: ./checkpoint/ablation, or camvid-idd there)")
     add("--markdown", metavar="FILE", help="also write the table there")
     add("--chart", metavar="FILE", help="also draw it there, .png")
-    one = sys.argv[2:] if sys.argv[1:2] == ["--one"] else None  # a child of this script
+    one = sys.argv[2:] if sys.argv[1:2] == ["--evaluate"] else None  # a child of this script
     args = parser.parse_args([] if one else None)
-    args.one, args.rows = one, args.rows.split(",")
+    if bool(args.camvid) != bool(args.idd):
+        parser.error("--camvid and --idd belong together: name the folders of both data sets")
+    args.steps = args.steps or (800 if args.camvid else 500)
+    args.folder = args.folder or f"./checkpoint/{'camvid-idd' if args.camvid else 'ablation'}"
+    args.evaluate, args.rows = one, args.rows.split(",") if args.rows else REAL_ROWS if args.camvid else ROWS
     for row in args.rows:
         if row not in ROWS:
             parser.error(f"--rows {row}: no such row; there are {', '.join(ROWS)}")

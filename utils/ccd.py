@@ -35,9 +35,9 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import CLASS_NAMES
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import batches, evenly_spaced_indices
-from dataset.transform import CLASS_NAMES
 from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, run_folder
@@ -87,7 +87,7 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
 
 
 def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centres (19, C) of both domains -> distance of each class (19,), and the scale of the relative one.
+    """Centres (n, C) of both domains -> distance of each class (n,), and the scale of the relative one.
 
     NaN for a class that lacks one of the two. UserError if fewer than two classes have both, or if all
     centres are one point.
@@ -105,12 +105,12 @@ def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float
 
 
 def with_mean(values: np.ndarray) -> np.ndarray:
-    """(19, …) -> (20, …): below the classes the mean over those that have a value."""
+    """(n, …) -> (n + 1, …): below the classes the mean over those that have a value."""
     return np.concatenate((values, np.nanmean(values, 0, keepdims=True)))
 
 
 def table(distance: np.ndarray, relative: np.ndarray) -> str:
-    """A line for each class and one for their mean, of (19, 2) values; a dash for a class without any."""
+    """A line for each class and one for their mean, of (n, 2) values; a dash for a class without any."""
     lines = [f"{'':<14}{'distance':>30}{'relative':>30}"]
     lines += [f"{'':<14}" + 2 * "".join(f"{word:>10}" for word in (*WHEN, "change"))]
     for name, *pairs in zip((*CLASS_NAMES, "mean"), with_mean(distance), with_mean(relative)):
@@ -120,7 +120,7 @@ def table(distance: np.ndarray, relative: np.ndarray) -> str:
 
 
 def chart(title: str, values: np.ndarray) -> Image.Image:
-    """Bars, before and after, of (19, 2) values and their mean; short: aligned."""
+    """Bars, before and after, of (n, 2) values and their mean; short: aligned."""
     rows = zip((*CLASS_NAMES, "mean"), with_mean(values))
     shown = [(name, pair) for name, pair in rows if not np.isnan(pair).any()]
     series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}

@@ -1,7 +1,7 @@
 """Checkpoints: our own single file, and the names that other people's files use for the same tensors.
 
-Our .ckpt holds net_G.*, net_D.*, the state of both optimisers and, as text, the network's name, the step and
-the best mIoU, so that reading one needs no further option; MindSpore's checksum ends it.
+Our .ckpt holds net_G.*, net_D.*, the state of both optimisers and, as text, the network's name, its classes,
+the step and the best mIoU, so that reading one needs no further option; MindSpore's checksum ends it.
 """
 
 import logging
@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
+from dataset.classes import CLASS_NAMES, INFO_PATH
 from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
 from utils.errors import UserError
@@ -115,6 +116,16 @@ def model_of(content: dict) -> str:
     return content.get("model", "resnet101")
 
 
+def check_classes(content: dict, path: str | Path) -> None:
+    """UserError if a checkpoint has other classes than info.json; one of an earlier version names none."""
+    theirs, ours = content.get("classes"), ",".join(CLASS_NAMES)
+    if isinstance(theirs, str) and theirs != ours:
+        raise UserError(
+            f"{path} has {theirs.count(',') + 1} classes ({theirs}), but {INFO_PATH} {len(CLASS_NAMES)} "
+            f"({ours}); take the info.json that it was trained with, or another checkpoint"
+        )
+
+
 def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of one network ("net_G", "net_D") under this project's names, and the names left out."""
     own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
@@ -145,6 +156,7 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     UserError if the backbone of G, or D, is not covered completely: a checkpoint that silently did not load
     is the most common failure with this family of code. With `complete`, G's classifiers must be, too.
     """
+    check_classes(content, path)
     tensors, skipped = tensors_of(content, prefix)
     matched, left = [], []
     for name, parameter in net.parameters_and_names():
@@ -196,7 +208,7 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
         raise UserError(
             f"{path} is not written: after {step} steps {len(broken)} tensors are not finite ({broken[0]}, …)"
         )
-    about = {"model": model, "step": step, "best_mIoU": best_mIoU}
+    about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
     with atomic(path) as temporary:
         logging.disable(logging.CRITICAL)  # it logs the error that it raises, too
         try:
@@ -219,6 +231,7 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
             "PyTorch 1.0, so this run cannot be continued; start a new one from its weights: --restore-from "
             f"{quote(str(path))}" + f" --restore-from-D {quote(str(path))}" * (step_cell.method != "source")
         )
+    check_classes(content, path)
     for p in state(step_cell):
         value = content.get(p.name)
         if value is None and p.name in LOSS_SCALING:

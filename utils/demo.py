@@ -16,8 +16,8 @@ from mindspore import Tensor
 from PIL import Image
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import CLASS_NAMES
 from dataset.demo_scenes import write_demo_data
-from dataset.transform import CLASS_NAMES
 from model.CLAN_G import Res_Deeplab, generator
 from options.train_options import get_arguments
 from utils import checkpoint, device, interrupt

@@ -20,7 +20,7 @@ from utils.upsample import up
 class Predict(nn.Cell):
     """Images (N, 3, h, w) -> trainIds (N, H, W) int32: logits upsampled to (H, W), argmax.
 
-    With size None the logits themselves, float32 (N, 19, h', w'), at the network's own resolution.
+    With size None the logits themselves, float32 (N, C, h', w'), at the network's own resolution.
     """
 
     def __init__(self, net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str = "sum"):
@@ -38,7 +38,7 @@ class Predict(nn.Cell):
 
 
 def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, 19, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
+    """Logits (N, C, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
     return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, size))
 
 

@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, ops
 
-from dataset.transform import IGNORE_LABEL
+from dataset.classes import IGNORE_LABEL
 from utils.softmax import shifted_exp
 
 

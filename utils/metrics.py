@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from dataset.transform import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL
-from model.CLAN_G import NUM_CLASSES
+from dataset.classes import CLASS_NAMES, CLASS_SETS, IGNORE_LABEL, NUM_CLASSES
 
 
 def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Counts (19, 19) int64 of trainIds of the same shape; pixels labelled 255 do not count."""
+    """Counts (C, C) int64 of trainIds of the same shape; pixels labelled 255 do not count."""
     valid = labels != IGNORE_LABEL
     index = NUM_CLASSES * labels[valid].astype(np.int64) + prediction[valid]
     return np.bincount(index, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
@@ -20,7 +19,7 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
     return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
 
 
-def mean_iou(confusion: np.ndarray, classes: int = 19) -> float:
+def mean_iou(confusion: np.ndarray, classes: int = NUM_CLASSES) -> float:
     """The mean over the classes of a set (CLASS_SETS) that have an IoU, in percent; NaN if none has.
 
     A class's IoU does not depend on the set: pixels of other classes count where they are mistaken for it.
@@ -31,10 +30,10 @@ def mean_iou(confusion: np.ndarray, classes: int = 19) -> float:
 
 def mean_name(classes: int) -> str:
     """Return the name of the mean over so many classes in tables and files."""
-    return "mIoU" if classes == 19 else f"mIoU_{classes}"
+    return "mIoU" if classes == NUM_CLASSES else f"mIoU_{classes}"
 
 
-def iou_table(confusion: np.ndarray, classes: int = 19) -> str:
+def iou_table(confusion: np.ndarray, classes: int = NUM_CLASSES) -> str:
     """A line for each class of the set and one for the mean, in percent."""
     iou = class_iou(confusion)
     rows = [

@@ -12,8 +12,9 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import CLASS_NAMES, CLASS_SETS
+from dataset.image_folder import ImageFolder
 from dataset.pipeline import names_crc32
-from dataset.transform import CLASS_NAMES
 from options.train_options import absolute_paths
 from utils import checkpoint, device, interrupt, parallel, run_folder, tables
 from utils.errors import UserError
@@ -69,14 +70,16 @@ class Run:
             )
         if self.done == stop:
             at = ",".join(map(str, args.input_size_target))
-            argv = ["--restore-from", str(self.last), "--data-dir", args.data_dir_target, "--input-size", at]
+            option = "--predict" if isinstance(target, ImageFolder) else "--data-dir"
+            argv = ["--restore-from", str(self.last), option, args.data_dir_target, "--input-size", at]
             command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
             self.reports.append(f"all {stop} steps are done; evaluate with: {command}")
         pair = (("source", source), ("target", target))
         checksums = {name: names_crc32(data) for name, data in pair if data is not None}
         if self.origin:
             run_folder.check_lists(self.origin, args, checksums)
-        self.means = {"gta5": (19,), "synthia": (16, 13)}[args.source]  # the first decides on the best
+        every, *subsets = CLASS_SETS
+        self.means = args.source == "synthia" and subsets or [every]  # the first decides on the best
         self.loss_csv, self.miou_csv = self.folder / "loss.csv", self.folder / "miou.csv"
         self.validated = []
         if self.is_main:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.transform import CLASS_NAMES, IGNORE_LABEL, PALETTE, TRAIN_TO_LABEL
+from dataset.classes import CLASS_NAMES, IGNORE_LABEL
+from dataset.transform import PALETTE, TRAIN_TO_LABEL
 from utils.files import atomic
 
 COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is black

@@ -1,0 +1,85 @@
+"""CamVid (Brostow et al., 2009; SegNet's version) and IDD-Lite as the trees that the readers know."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.transform import check_files, open_image, png_files, read_list
+from utils import interrupt
+from utils.errors import UserError
+
+# Ids of both data sets -> raw ids of Cityscapes: road 7, sidewalk 8, building 11 (whatever is far: vegetation
+# too), fence 13 (whatever stands at the roadside), sky 23, person 24 (riders too), car 26, not labelled 0.
+CAMVID = dict(enumerate((23, 11, 13, 7, 8, 11, 13, 13, 26, 24, 24, 0)))
+IDD = {**dict(enumerate((7, 8, 24, 26, 13, 11, 23))), 255: 0}
+
+
+def convert(camvid: str, idd: str, root: str) -> Path:
+    """Write GTA5/ (all of CamVid), Cityscapes/ and Oracle/ (IDD-Lite's train images in GTA5's layout) to
+    `root`, unless it exists; return that folder. UserError if a folder, an image or a label is not in order.
+    """
+    folder = Path(root)
+    if folder.is_dir():
+        return folder
+    jobs = [*camvid_files(Path(camvid)), *idd_files(Path(idd))]
+    check_files([label for _, label, *_ in jobs], "label")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        draft = Path(scratch) / folder.name
+        for image_path, label_path, ids, *places in tqdm(jobs, desc=f"converting to {folder}", disable=None):
+            interrupt.exit_if_pending()
+            image, label = open_image(image_path), relabel(label_path, ids)
+            if image.size != label.size:
+                raise UserError(f"{label_path}: its size is not that of {image_path}; copy both again")
+            for pair in places:
+                for pixels, name in zip((image, label), pair):
+                    (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                    pixels.save(draft / name)  # PNG: what JPEG has lost stays lost, and no more is
+        draft.rename(folder)
+    return folder
+
+
+def camvid_files(root: Path) -> list[tuple]:
+    """(image, label, ids, (where the image goes, where the label goes)) of all three parts."""
+    images = [path for part in ("train", "val", "test") for path in found(root / part, "*.png", "--camvid")]
+    read_list(None, [path.name for path in images], root)  # UserError if two parts have a name in common
+    return [(path, root / f"{path.parent.name}annot" / path.name, CAMVID,
+             (f"GTA5/images/{path.name}", f"GTA5/labels/{path.name}")) for path in images]  # fmt: skip
+
+
+def idd_files(root: Path) -> list[tuple]:
+    """As `camvid_files`, of train and val; train images go to two places."""
+    jobs = []
+    for part in ("train", "val"):
+        for path in found(root / "leftImg8bit" / part, "*/*_image.jpg", "--idd"):
+            drive, number = path.parent.name, path.stem.removesuffix("_image")
+            city, flat = f"{part}/{drive}/{drive}_{number}", f"{drive}_{number}.png"
+            places = [(f"Cityscapes/leftImg8bit/{city}_leftImg8bit.png",
+                       f"Cityscapes/gtFine/{city}_gtFine_labelIds.png")]  # fmt: skip
+            if part == "train":
+                places.append((f"Oracle/images/{flat}", f"Oracle/labels/{flat}"))
+            jobs.append((path, root / "gtFine" / part / drive / f"{number}_label.png", IDD, *places))
+    return jobs
+
+
+def found(folder: Path, pattern: str, option: str) -> list[Path]:
+    """The images below a folder; UserError if there are none."""
+    names = png_files(folder, pattern)
+    if not names:
+        raise UserError(f"{option}: no {pattern} in {folder}; name the folder that has its parts")
+    return [folder / name for name in names]
+
+
+def relabel(path: Path, ids: dict[int, int]) -> Image.Image:
+    """A label with the raw ids of Cityscapes; UserError if it is not 8-bit grey or has an unknown id."""
+    label = open_image(path)
+    if label.mode != "L":
+        raise UserError(f"{path}: a label of mode {label.mode}; expected 8-bit ids, mode L")
+    pixels, table = np.asarray(label), np.zeros(256, np.uint8)
+    if unknown := sorted(set(np.unique(pixels).tolist()) - ids.keys()):
+        raise UserError(f"{path}: unknown id {unknown[0]}; this data set has {', '.join(map(str, ids))}")
+    table[list(ids)] = list(ids.values())
+    return Image.fromarray(table[pixels])

@@ -1,0 +1,46 @@
+"""The classes of the project: their number, names and sets, as dataset/cityscapes_list/info.json has them."""
+
+import json
+import sys
+from pathlib import Path
+
+from utils.errors import UserError
+
+INFO_PATH = Path(__file__).parent / "cityscapes_list" / "info.json"
+IGNORE_LABEL = 255
+
+
+def read_classes(path: Path) -> dict:
+    """Return the content of info.json, checked: people edit it for classes of their own."""
+
+    def need(fits: bool, what: str) -> None:
+        if not fits:
+            raise UserError(f"{path}: {what}")
+
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        n, names, palette, sets = info["classes"], info["label"], info["palette"], info.get("subsets", [])
+        need(n == len(names) == len(set(names)), f'"classes" is {n}, but "label" has {len(set(names))} names')
+        need(len(palette) == n and all(len(c) == 3 and set(c) <= set(range(256)) for c in palette),
+             f'"palette" has to be {n} colours [R, G, B] from 0 to 255')  # fmt: skip
+        for key, top in (("label2train", 256), ("synthia2train", 2**16)):
+            pairs = info.get(key, []) if key == "synthia2train" else info[key]
+            need(all((0 <= i < top and 0 <= t < n) or t == IGNORE_LABEL for i, t in pairs),
+                 f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')  # fmt: skip
+        need(len({n, *map(len, sets)}) == 1 + len(sets) and set(names).issuperset(sum(sets, [])),
+             '"subsets" has to be lists of names in "label", each of another length')  # fmt: skip
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: cannot read the classes ({type(error).__name__}: {error})") from None
+    return info
+
+
+try:
+    INFO = read_classes(INFO_PATH)
+except UserError as error:  # before any script could report it
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+CLASS_NAMES: list[str] = INFO["label"]
+NUM_CLASSES = len(CLASS_NAMES)
+# trainIds by their number: all, then the subsets over which results from SYNTHIA are reported, 16 and 13.
+CLASS_SETS = {len(names): [CLASS_NAMES.index(name) for name in names]
+              for names in (CLASS_NAMES, *INFO.get("subsets", []))}  # fmt: skip

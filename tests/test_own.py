@@ -1,0 +1,203 @@
+"""One's own target images and classes through the command lines, and the pair of real data sets."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from dataset.camvid_idd import convert
+from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
+from dataset.image_folder import ImageFolder
+from dataset.transform import LABEL_TO_TRAIN
+from tests.scripts import EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
+from utils import checkpoint
+from utils.errors import UserError
+
+RNG = np.random.default_rng(20)
+FAST = ["--num-steps", 2, "--save-pred-every", 1, "--mode", "pynative"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Images of several sizes and depths; two share a name, one is a portrait that lies on its side."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "trip" / "day").mkdir(parents=True)
+    names = ("a.png", "trip/a.jpg", "trip/a.JPEG", "trip/day/b.jpeg")
+    for name, size in zip(names, ((90, 60), (131, 77), (64, 48), (48, 100))):
+        Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8)).save(folder / name)
+    with Image.open(folder / "trip" / "day" / "b.jpeg") as portrait:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        portrait.transpose(Image.Transpose.ROTATE_90).save(folder / "trip" / "day" / "c.png", exif=exif)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(images, data, tmp_path_factory):
+    """A run whose target are these images, and its output."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return folder, run(TRAIN, *train_words(data, folder, "--data-dir-target", images, *FAST)).stdout
+
+
+def test_training_takes_a_plain_folder_as_its_target(adapted, images):
+    folder, output = adapted
+    assert f"no validation: {images} is a plain folder of images" in output and "5 target images" in output
+    assert len(rows_of(folder / "loss.csv")) == 2 and not rows_of(folder / "miou.csv")
+    assert all(float(row["loss_D_t"]) > 0 for row in rows_of(folder / "loss.csv"))
+    done = run(TRAIN, "--continue-train", folder)
+    assert f"CLAN_evaluate_city.py --restore-from {folder / 'GTA5_2.ckpt'} --predict {images}" in done.stdout
+    data = ImageFolder(images, (64, 48))
+    assert data.names == ["a.png", "trip/a.JPEG", "trip/a.jpg", "trip/day/b.jpeg", "trip/day/c.png"]
+    (b,), (c,) = data[3], data[4]  # c is what JPEG made of b, upright
+    assert np.array_equal(b, c) and data.read(3, scale=1.1)[0].shape == (3, 52, 70)
+    assert np.array_equal(data.read(3, mirror=True)[0], b[:, :, ::-1])
+
+
+def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp_path):
+    argv = ["--restore-from", adapted[0] / "GTA5_2.ckpt", "--input-size", "64,48", "--mode", "pynative"]
+    command = [EVALUATE, *argv, "--predict", images, "--save-path", tmp_path / "r", "--batch-size", 2]
+
+    def maps() -> list[np.ndarray]:
+        paths = sorted((tmp_path / "r" / "predict" / "labelIds").rglob("*.png"))
+        return [np.asarray(Image.open(path)) for path in paths]
+
+    run(*command)
+    plain = maps()
+    assert f"re-estimated on 3 unlabelled images of {images}" in run(*command, "--adapt-bn", 3).stdout
+    own = maps()
+    run(*command, "--adapt-bn", 3, "--data-dir", images)
+    assert len(own) == 5 and all(np.array_equal(*pair) for pair in zip(own, maps()))
+    assert any((a != b).any() for a, b in zip(plain, own))
+    more = "--adapt-bn", 3, "--data-dir", data / "City"
+    assert f"3 unlabelled train images of {data / 'City'}" in run(*command, *more).stdout
+    assert "Cityscapes not found" in fails(EVALUATE, *argv, "--data-dir", images)  # scores need labels
+
+
+def test_a_target_folder_that_does_not_fit_is_named(images, data, tmp_path):
+    def message(folder, *more) -> str:
+        return fails(TRAIN, *train_words(data, tmp_path / "run", "--data-dir-target", folder, *FAST, *more))
+
+    (tmp_path / "empty").mkdir()
+    assert "empty: no image (.png, .jpg, .jpeg) in it" in message(tmp_path / "empty")
+    assert "Cityscapes not found" in message(tmp_path / "nowhere")
+    assert "neither Cityscapes nor a plain folder" in message(data)  # the folder above the tree
+    assert "--set and --data-list-target are for Cityscapes" in message(images, "--set", "val")
+    shutil.copytree(images, tmp_path / "own")
+    for name in ("a.png", "trip/a.jpg", "trip/a.JPEG", "trip/day/b.jpeg"):
+        (tmp_path / "own" / name).write_bytes(b"no image")
+    assert "not a readable image" in message(tmp_path / "own")
+
+
+def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_path):
+    """Training, checkpoint, evaluation and predictions follow dataset/cityscapes_list/info.json."""
+    project = tmp_path / "project"
+    for part in ("dataset", "model", "options", "utils"):
+        shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in (TRAIN, EVALUATE):
+        shutil.copy(ROOT / script, project)
+    info, path = json.loads(INFO_PATH.read_text()), project / INFO_PATH.relative_to(ROOT)
+    groups = (0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 6, 6, 6, 6, 6, 6)  # trainId of the 19 -> of the 7
+    names = ["flat", "construction", "object", "nature", "sky", "human", "vehicle"]
+    ids = {i: 255 if t == 255 else groups[t] for i, t in info["label2train"]}
+    seven = {"classes": 7, "label": names, "label2train": list(ids.items()), "palette": info["palette"][:7]}
+    path.write_text(json.dumps(seven))
+
+    def here(*argv, code: int = 0):
+        return python([project / argv[0], *argv[1:]], tmp_path, code, PYTHONPATH="")
+
+    here(TRAIN, *train_words(data, tmp_path / "run", *FAST))
+    last, ckpt = rows_of(tmp_path / "run" / "miou.csv")[-1], tmp_path / "run" / "GTA5_2.ckpt"
+    assert list(last) == ["step", "mIoU", *names]
+    content = checkpoint.read(str(ckpt))
+    assert content["classes"] == ",".join(names) and content["net_D.conv1.weight"].shape[1] == 7
+    argv = ["--input-size", "64,48", "--mode", "pynative", "--save-path", tmp_path / "r"]
+    here(EVALUATE, "--restore-from", ckpt, "--data-dir", data / "City", *argv, "--save")
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert list(result["IoU"]) == names and "mIoU_16" not in result
+    assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
+    here(EVALUATE, "--restore-from", ckpt, *argv, "--predict", images)
+    predicted = np.asarray(Image.open(tmp_path / "r" / "predict" / "labelIds" / "a.png_labelIds.png"))
+    first = [min(i for i, t in ids.items() if t == n) for n in range(7)]  # of the ids of a class the first
+    assert predicted.shape == (60, 90) and set(np.unique(predicted)) <= set(first)
+
+    other = adapted[0] / "GTA5_2.ckpt"
+    message = here(EVALUATE, "--restore-from", other, *argv, "--predict", images, code=2).stderr
+    assert "GTA5_2.ckpt has 19 classes (road,sidewalk" in message
+    assert f"info.json 7 ({','.join(names)})" in message
+    message = fails(TRAIN, *train_words(data, tmp_path / "b", *FAST, "--restore-from", ckpt))
+    assert "has 7 classes (flat,construction" in message and ",".join(CLASS_NAMES) in message
+    assert "--classes" in here(EVALUATE, "--restore-from", ckpt, "--classes", 16, code=2).stderr
+    mistakes = {"palette": [[0, 0, 0]], "label2train": [[7, 7]], "classes": 8, "subsets": [["x"]]}
+    for key, value in mistakes.items():
+        path.write_text(json.dumps({**seven, key: value}))
+        assert f'info.json: "{key}"' in here(TRAIN, "--demo", code=2).stderr
+    path.write_text("{")
+    assert "info.json: cannot read the classes" in here(TRAIN, "--demo", code=2).stderr
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A miniature of both data sets: every id of theirs occurs."""
+
+    def pair(image, label, ids):
+        image, label = tmp_path / image, tmp_path / label
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(0, 256, (6, 8, 3), np.uint8)).save(image)
+        Image.fromarray(np.resize(np.array(ids, np.uint8), (6, 8))).save(label)
+
+    for n, part in enumerate(("train", "val", "test")):
+        pair(f"CamVid/{part}/{n}.png", f"CamVid/{part}annot/{n}.png", range(12))
+    for place in ("train/7", "train/9", "val/8"):
+        ids = [*range(7), 255]
+        pair(f"idd/leftImg8bit/{place}/33_image.jpg", f"idd/gtFine/{place}/33_label.png", ids)
+    return tmp_path
+
+
+def test_the_real_pair_becomes_the_trees_that_the_readers_know(real):
+    folder = convert(real / "CamVid", real / "idd", real / "out")
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    assert files == sorted(
+        [f"GTA5/{kind}/{n}.png" for kind in ("images", "labels") for n in range(3)]
+        + [f"Oracle/{kind}/{name}_33.png" for kind in ("images", "labels") for name in (7, 9)]
+        + [f"Cityscapes/{kind}/{place}/{place[-1]}_33_{end}.png" for place in ("train/7", "train/9", "val/8")
+           for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"))])  # fmt: skip
+    with Image.open(real / "idd/leftImg8bit/val/8/33_image.jpg") as image:
+        there = Image.open(folder / "Cityscapes/leftImg8bit/val/8/8_33_leftImg8bit.png")
+        assert np.array_equal(np.asarray(image), np.asarray(there))
+
+    def classes(path: str, count: int) -> list[str]:
+        ids = LABEL_TO_TRAIN[np.asarray(Image.open(folder / path)).ravel()[:count]]
+        return [None if i == IGNORE_LABEL else CLASS_NAMES[i] for i in ids]
+
+    far = ["sky", "building", "fence", "road", "sidewalk", "building", "fence", "fence", "car", "person"]
+    assert classes("GTA5/labels/0.png", 12) == [*far, "person", None]
+    expected = ["road", "sidewalk", "person", "car", "fence", "building", "sky", None]
+    for path in ("Oracle/labels/7_33.png", "Cityscapes/gtFine/val/8/8_33_gtFine_labelIds.png"):
+        assert classes(path, 8) == expected
+    assert convert("", "", folder) == folder  # once
+
+
+def test_what_is_wrong_in_the_real_pair_is_named(real):
+    def message() -> str:
+        with pytest.raises(UserError) as caught:
+            convert(real / "CamVid", real / "idd", real / "out")
+        assert not (real / "out").exists()
+        return str(caught.value)
+
+    label, other = real / "CamVid/valannot/1.png", real / "idd/gtFine/val/8/33_label.png"
+    with Image.open(label) as good:
+        good.convert("P").save(label)
+        assert f"{label}: a label of mode P" in message()
+        good.resize((4, 3)).save(label)
+        assert f"{label}: its size is not that of" in message()
+        good.save(label)
+    Image.new("L", (8, 6), 7).save(other)
+    assert f"{other}: unknown id 7; this data set has 0, 1, 2, 3, 4, 5, 6, 255" in message()
+    other.unlink()
+    assert f"1 of 6 label files are missing: {other}" in message()
+    shutil.rmtree(real / "CamVid" / "test")
+    assert f"--camvid: no *.png in {real / 'CamVid' / 'test'}" in message()
+    assert "belong together" in module("utils.ablation", "--camvid", real / "CamVid", code=2).stderr
