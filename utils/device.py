@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -215,13 +214,6 @@ def recompute(net_G) -> None:
             for _, cell in block.cells_and_names():
                 if isinstance(cell, nn.BatchNorm2d):
                     cell.bn_train.recompute(False)
-
-
-def compiled(function: Callable, jit_level: str | None) -> Callable:
-    """A method of a cell as one graph, by default at level O0."""
-    import mindspore
-
-    return mindspore.jit(function, jit_level=jit_level or "O0", backend="ms_backend")
 
 
 def on_cpu() -> bool:
