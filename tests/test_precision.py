@@ -40,15 +40,16 @@ def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, 
         groups = {}
         for w, g in zip(weights, sums):
             groups.setdefault(".".join(w.name.split(".")[:2]), []).append(g.asnumpy().ravel().astype(float))
-            g.set_data(mindspore.ops.zeros_like(g))
+            mindspore.ops.assign(g, mindspore.ops.zeros_like(g))
         assert all(g.any() for gs in groups.values() for g in gs), name
         out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
 
-    _, q_s = step.source_pass(x_s, y_s, None)
+    source_pass, target_pass, D_pass, _ = step.graphs
+    _, q_s = source_pass(x_s, y_s, None)
     take("source", step.weights_G, step.grads_G)
-    _, _, q_t, weight = step.target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
+    _, _, q_t, weight = target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
     take("target", step.weights_G, step.grads_G)
-    step.D_pass(q_s, q_t, weight)
+    D_pass(q_s, q_t, weight)
     take("D", step.weights_D, step.grads_D)
     return out
 
