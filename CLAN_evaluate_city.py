@@ -43,7 +43,14 @@ def main(args) -> None:
         raise UserError("--export is for one process: start it without msrun")
     if Path(args.restore_from).is_dir():
         evaluate_folder(args)
-        return
+    else:
+        one_checkpoint(args)
+    if device.simulated():
+        parallel.print_rank0(device.simulation_report())
+
+
+def one_checkpoint(args) -> None:
+    """Evaluate one checkpoint, or predict or export with it."""
     path = checkpoint.find(args.restore_from)
     if path != args.restore_from:
         print(f"{args.restore_from} is not there; using {path}")

@@ -16,7 +16,7 @@ if args:
 
 import mindspore
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, mint, nn, ops
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import IGNORE_LABEL
@@ -77,6 +77,8 @@ class CLANStep(nn.Cell):
         # keep a copy of its own.
         self.grads_G = self.weights_G.clone("sum", init="zeros")
         self.grads_D = self.weights_D.clone("sum", init="zeros")
+        # The first pass of a step of one batch need not add: the sums are never set to zero.
+        self.begin_sum = ops.assign if args.iter_size == 1 else ops.assign_add
         self.map = ops.HyperMap()
 
         # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D, which indexes
@@ -85,9 +87,12 @@ class CLANStep(nn.Cell):
         self.updates = tuple(updates_per_step(w.name) if repeat_updates else 1 for w in self.weights_G)
         mult = args.classifier_lr_mult
         self.lr_mult = tuple(mult if is_classifier(w.name) else 1.0 for w in self.weights_G)
-        self.momentum, self.weight_decay = args.momentum, args.weight_decay
+        self.momentum, self.weight_decay = Tensor(args.momentum, mindspore.float32), args.weight_decay
         self.moments = self.weights_G.clone("optimizer_G.moments", init="zeros")
-        self.apply_momentum = ops.ApplyMomentum()
+        self.sgd = ops.SGD(weight_decay=args.weight_decay)
+        # It wants a flag for every value: 1 where the moment is yet to begin. Ours begin at 0.
+        flags = {w.shape: Tensor(np.zeros(w.shape, np.float32)) for w in self.weights_G}
+        self.flags = tuple(flags[w.shape] for w in self.weights_G)
         if self.method != "source":
             self.optimizer_D = nn.Adam(self.weights_D, lr_D.tolist(), beta1=0.9, beta2=0.99)
             for p in self.optimizer_D.get_parameters():
@@ -171,7 +176,7 @@ class CLANStep(nn.Cell):
 
     def source_pass(self, x, y, labelled):
         (_, loss, q), grads = self.source_grad(x, y, labelled)
-        self.map(ops.assign_add, self.grads_G, self.unscaled(grads))
+        self.map(self.begin_sum, self.grads_G, self.unscaled(grads))
         return loss, q
 
     def target_pass(self, x, damp, base, local):
@@ -181,11 +186,11 @@ class CLANStep(nn.Cell):
 
     def D_pass(self, q_s, q_t, weight):
         (_, loss_s, loss_t), grads = self.D_grad(q_s, q_t, weight)
-        self.map(ops.assign_add, self.grads_D, self.unscaled(grads))
+        self.map(self.begin_sum, self.grads_D, self.unscaled(grads))
         return loss_s, loss_t
 
     def update(self, lr):
-        """Update G and D by the mean gradient of all batches and processes; zero the gradients."""
+        """Update G and D by the mean gradient of all batches and processes; zero the sums of several."""
         sums = self.grads_G + (self.grads_D if self.method != "source" else ())
         grads = sums
         if self.iter_size > 1:
@@ -204,23 +209,28 @@ class CLANStep(nn.Cell):
                 self.optimizer_D(grads[len(self.weights_G) :])
             momentum = ops.partial(self.momentum_update, lr)
             grads_G = grads[: len(self.weights_G)]
-            self.map(momentum, self.weights_G, self.moments, grads_G, self.lr_mult, self.updates)
+            self.map(
+                momentum, self.weights_G, self.moments, self.flags, grads_G, self.lr_mult, self.updates
+            )
         else:
             ops.assign_add(self.skipped, 1)
             if self.method != "source":
                 # Skipped steps count too, so that the learning-rate schedule stays aligned.
                 ops.assign_add(self.optimizer_D.global_step, 1)
-        self.map(ops.assign, sums, self.map(ops.zeros_like, sums))
+        if self.iter_size > 1:
+            self.map(ops.assign, sums, self.map(ops.zeros_like, sums))
         return True
 
-    def momentum_update(self, lr, w, v, g, lr_mult, updates):
+    def momentum_update(self, lr, w, v, flags, g, lr_mult, updates):
         """SGD with momentum of PyTorch 1.0, applied `updates` times.
 
         PyTorch adds the weight decay to the gradient in place, so with several updates it accumulates.
         """
         for _ in range(updates):
-            g = g + self.weight_decay * w
-            self.apply_momentum(w, v, lr_mult * lr, g, self.momentum)  # v = momentum v + g; w = w - lr v
+            decayed = mint.add(g, w, alpha=self.weight_decay)
+            # g = g + weight_decay w; v = momentum v + g; w = w - lr v
+            self.sgd(w, g, lr if lr_mult == 1 else lr_mult * lr, v, self.momentum, flags)
+            g = decayed  # the operator leaves g as it was
         return True
 
     # ------------------------- mixed precision, several batches and processes: optional on a first reading

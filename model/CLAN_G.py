@@ -115,12 +115,10 @@ class Res_Deeplab(nn.Cell):
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.features(x)
         # C1 and C2 use the same features with the same dilations: one convolution serves both.
-        logits = 0.0
-        for c1, c2, both in zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.both):
-            weight = ops.concat((c1.weight, c2.weight))
-            bias = ops.concat((c1.bias, c2.bias))
-            logits += ops.bias_add(both(x, weight), bias)
-        return logits[:, :self.num_classes], logits[:, self.num_classes:]
+        pairs = zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.both)
+        logits = ops.addn([both(x, ops.concat((c1.weight, c2.weight))) for c1, c2, both in pairs])
+        bias = [ops.addn([c.bias for c in C.conv2d_list]) for C in (self.layer5, self.layer6)]
+        return ops.split(ops.bias_add(logits, ops.concat(bias)), self.num_classes, axis=1)
 
 
 def generator(model: str) -> Res_Deeplab:

@@ -72,13 +72,13 @@ def test_adversarial_loss(domain):
 
 
 def test_weight_discrepancy_is_lowest_for_opposite_classifiers():
-    w, b = LOGITS[0], OTHER[0, 0]
+    w, b = LOGITS[:1], OTHER[0, 0, 0]
     pair = (Tensor(w), Tensor(b))
     assert weight_discrepancy(pair, pair).item() == pytest.approx(2)
     assert weight_discrepancy(pair, (Tensor(-w), Tensor(-b))).item() == pytest.approx(0, abs=1e-6)
-    a, c = np.r_[w.ravel(), b.ravel()], np.r_[OTHER[1].ravel(), LOGITS[1, 0].ravel()]
+    a, c = np.r_[w.ravel(), b], np.r_[OTHER[1].ravel(), LOGITS[1, 0, 0]]
     expected = a @ c / np.linalg.norm(a) / np.linalg.norm(c) + 1
-    measured = weight_discrepancy(pair, (Tensor(OTHER[1]), Tensor(LOGITS[1, 0])))
+    measured = weight_discrepancy(pair, (Tensor(OTHER[1:]), Tensor(LOGITS[1, 0, 0])))
     assert measured.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -230,6 +230,25 @@ def on_npu() -> bool:
     return mindspore.get_context("device_target") == "Ascend"
 
 
+def simulated() -> bool:
+    """Return whether this is a DryRun: MindSpore compiles for an NPU, but computes nothing."""
+    return on_npu() and bool(os.environ.get("MS_SIMULATION_LEVEL"))
+
+
+def simulation_report() -> str:
+    """Return what a DryRun is good for: a line with the device memory that it took."""
+    import mindspore
+
+    allocated, reserved = (
+        f"{peak() / 2**20:,.0f} MiB"
+        for peak in (mindspore.runtime.max_memory_allocated, mindspore.runtime.max_memory_reserved)
+    )
+    return (
+        "MS_SIMULATION_LEVEL is set: all values are simulated and no checkpoint is written; peak device "
+        f"memory {allocated}, {reserved} with fragments, and workspace of CANN's operators on top"
+    )
+
+
 def versions() -> dict[str, str]:
     """Python, platform, the five packages and, where they are found, CANN and the NPU's driver."""
     packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")

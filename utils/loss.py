@@ -3,7 +3,9 @@
 from mindspore import Tensor, ops
 
 from dataset.classes import IGNORE_LABEL
-from utils.softmax import shifted_exp
+from utils.softmax import log_softmax_at, unnormalised_softmax
+
+softplus = ops.Softplus()  # log(1 + exp(x)), for x of any size
 
 
 def seg_loss(
@@ -15,17 +17,14 @@ def seg_loss(
     [1e-9, 1 - 1e-9]. A batch without a labelled pixel gives 0. `labelled`: the number of pixels to divide by,
     float32, if not those of this batch alone.
     """
-    is_labelled = labels != IGNORE_LABEL
-    index = ops.select(is_labelled, labels, ops.zeros_like(labels)).expand_dims(1)
-    e, highest = shifted_exp(logits)
-    log_p = ops.gather_elements(logits, 1, index) - highest - ops.log(e.sum(axis=1, keepdims=True))
+    labels = labels.expand_dims(1)
+    log_p = log_softmax_at(logits, labels)  # 0 where there is no label: those pixels add 0 to either loss
     if focal:
         p = ops.clamp(ops.exp(log_p), 1e-9, 1 - 1e-9)
         log_p = (1 - p) * (1 - p) * ops.log(p)
-    count = is_labelled.astype(logits.dtype).expand_dims(1)
     if labelled is None:
-        labelled = ops.maximum(count.sum(), 1.0)
-    return -(log_p * count).sum() / labelled
+        labelled = ops.maximum((labels != IGNORE_LABEL).astype(logits.dtype).sum(), 1.0)
+    return log_p.sum() / -labelled
 
 
 def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
@@ -34,10 +33,9 @@ def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
     0 where C1 and C2 agree. The cosine does not change when a vector is scaled: softmax need not be
     normalised.
     """
-    e1, _ = shifted_exp(logits1)
-    e2, _ = shifted_exp(logits2)
+    e1, e2 = unnormalised_softmax(logits1), unnormalised_softmax(logits2)
     dot = (e1 * e2).sum(axis=1, keepdims=True)
-    return 1 - dot / ops.sqrt((e1 * e1).sum(axis=1, keepdims=True) * (e2 * e2).sum(axis=1, keepdims=True))
+    return 1 - dot * ops.rsqrt((e1 * e1).sum(axis=1, keepdims=True) * (e2 * e2).sum(axis=1, keepdims=True))
 
 
 def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:
@@ -46,15 +44,17 @@ def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:
     `weight` is (N, 1, H, W) or a scalar: 1 for vanilla adversarial training, epsilon + lambda_local * M for
     CLAN.
     """
-    bce = ops.relu(logits) - logits * domain + ops.log(1 + ops.exp(-ops.abs(logits)))
+    bce = softplus(-logits if domain else logits)
     return (weight * bce).mean()
 
 
 def weight_discrepancy(w1: tuple, w2: tuple) -> Tensor:
     """cos(W5, W6) + 1 over all parameters of two classifiers (the paper): 0 when they point apart."""
-    dot, sq1, sq2 = 0.0, 0.0, 0.0
-    for a, b in zip(w1, w2):
-        dot += (a * b).sum()
-        sq1 += (a * a).sum()
-        sq2 += (b * b).sum()
-    return dot / ops.sqrt(sq1 * sq2) + 1
+    v1, v2 = vector(w1), vector(w2)
+    return (v1 * v2).sum() * ops.rsqrt((v1 * v1).sum() * (v2 * v2).sum()) + 1
+
+
+def vector(parameters: tuple) -> Tensor:
+    """Return all values of a classifier's parameters, weights first, as one vector."""
+    weights = ops.concat([p for p in parameters if p.ndim == 4])
+    return ops.concat([weights.reshape(-1), *(p for p in parameters if p.ndim == 1)])

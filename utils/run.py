@@ -145,7 +145,7 @@ class Run:
         i, args = self.done, self.args
         values = list(parallel.all_reduce_sum(losses) / parallel.processes())
         self.done += 1
-        if not np.isfinite(values).all():
+        if not np.isfinite(values).all() and not device.simulated():
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
             images = ", ".join(name for sampler in samplers for name in sampler.names(i))
             raise UserError(
@@ -170,6 +170,8 @@ class Run:
 
     def save(self) -> None:
         """Write GTA5_<steps>.ckpt; it becomes `last`."""
+        if device.simulated():
+            return
         self.last = self.folder / f"GTA5_{self.done}.ckpt"
         statistics = [p for p in self.step_cell.net_G.get_parameters() if ".moving_" in p.name]
         parallel.average(statistics)
@@ -204,7 +206,7 @@ class Run:
         if np.isnan(score):
             self.log("no class of the val set has a label: no best checkpoint of it; correct the labels "
                      "or use --not-val")  # fmt: skip
-        if score > self.best:  # not if it is NaN
+        if score > self.best and not device.simulated():  # not if it is NaN
             if self.is_main:
                 path = self.folder / run_folder.BEST
                 checkpoint.save(path, self.step_cell, args.model, self.done, score)
@@ -236,5 +238,7 @@ class Run:
 
     def close(self) -> None:
         self.bar.close()
+        if device.simulated():
+            self.log(device.simulation_report())
         if self.lock is not None:
             os.close(self.lock)
