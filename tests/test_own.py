@@ -12,7 +12,7 @@ from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
 from dataset.image_folder import ImageFolder
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
-from utils import checkpoint
+from utils import checkpoint, visual
 from utils.errors import UserError
 
 RNG = np.random.default_rng(20)
@@ -22,14 +22,13 @@ FAST = ["--num-steps", 2, "--save-pred-every", 1, "--mode", "pynative"]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Images of several sizes and depths; two share a name, one is a portrait that lies on its side."""
-    folder = tmp_path_factory.mktemp("own")
+    folder, exif = tmp_path_factory.mktemp("own"), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
     (folder / "trip" / "day").mkdir(parents=True)
-    names = ("a.png", "trip/a.jpg", "trip/a.JPEG", "trip/day/b.jpeg")
-    for name, size in zip(names, ((90, 60), (131, 77), (64, 48), (48, 100))):
-        Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8)).save(folder / name)
+    for name, size in (("a.png", (60, 90)), ("trip/a.jpg", (77, 131)), ("trip/day/b.jpeg", (100, 48))):
+        Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(folder / name)
+    shutil.copy(folder / "a.png", folder / "trip" / "a.JPEG")
     with Image.open(folder / "trip" / "day" / "b.jpeg") as portrait:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = 6
         portrait.transpose(Image.Transpose.ROTATE_90).save(folder / "trip" / "day" / "c.png", exif=exif)
     return folder
 
@@ -60,19 +59,17 @@ def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp
     argv = ["--restore-from", adapted[0] / "GTA5_2.ckpt", "--input-size", "64,48", "--mode", "pynative"]
     command = [EVALUATE, *argv, "--predict", images, "--save-path", tmp_path / "r", "--batch-size", 2]
 
-    def maps() -> list[np.ndarray]:
+    def maps(*more) -> tuple[list[np.ndarray], str]:
+        output = run(*command, *more).stdout
         paths = sorted((tmp_path / "r" / "predict" / "labelIds").rglob("*.png"))
-        return [np.asarray(Image.open(path)) for path in paths]
+        return [np.asarray(Image.open(path)) for path in paths], output
 
-    run(*command)
-    plain = maps()
-    assert f"re-estimated on 3 unlabelled images of {images}" in run(*command, "--adapt-bn", 3).stdout
-    own = maps()
-    run(*command, "--adapt-bn", 3, "--data-dir", images)
-    assert len(own) == 5 and all(np.array_equal(*pair) for pair in zip(own, maps()))
+    (plain, _), (own, output) = maps(), maps("--adapt-bn", 3)
+    (again, _), (_, other) = (maps("--adapt-bn", 3, "--data-dir", x) for x in (images, data / "City"))
+    assert f"re-estimated on 3 unlabelled images of {images}" in output
+    assert f"re-estimated on 3 unlabelled train images of {data / 'City'}" in other
+    assert len(own) == 5 and all(np.array_equal(*pair) for pair in zip(own, again))
     assert any((a != b).any() for a, b in zip(plain, own))
-    more = "--adapt-bn", 3, "--data-dir", data / "City"
-    assert f"3 unlabelled train images of {data / 'City'}" in run(*command, *more).stdout
     assert "Cityscapes not found" in fails(EVALUATE, *argv, "--data-dir", images)  # scores need labels
 
 
@@ -119,7 +116,7 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     assert list(result["IoU"]) == names and "mIoU_16" not in result
     assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
     here(EVALUATE, "--restore-from", ckpt, *argv, "--predict", images)
-    predicted = np.asarray(Image.open(tmp_path / "r" / "predict" / "labelIds" / "a.png_labelIds.png"))
+    predicted = np.asarray(Image.open(tmp_path / "r/predict/labelIds/a.png_labelIds.png"))
     first = [min(i for i, t in ids.items() if t == n) for n in range(7)]  # of the ids of a class the first
     assert predicted.shape == (60, 90) and set(np.unique(predicted)) <= set(first)
 
@@ -127,8 +124,6 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     message = here(EVALUATE, "--restore-from", other, *argv, "--predict", images, code=2).stderr
     assert "GTA5_2.ckpt has 19 classes (road,sidewalk" in message
     assert f"info.json 7 ({','.join(names)})" in message
-    message = fails(TRAIN, *train_words(data, tmp_path / "b", *FAST, "--restore-from", ckpt))
-    assert "has 7 classes (flat,construction" in message and ",".join(CLASS_NAMES) in message
     assert "--classes" in here(EVALUATE, "--restore-from", ckpt, "--classes", 16, code=2).stderr
     mistakes = {"palette": [[0, 0, 0]], "label2train": [[7, 7]], "classes": 8, "subsets": [["x"]]}
     for key, value in mistakes.items():
@@ -136,6 +131,16 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
         assert f'info.json: "{key}"' in here(TRAIN, "--demo", code=2).stderr
     path.write_text("{")
     assert "info.json: cannot read the classes" in here(TRAIN, "--demo", code=2).stderr
+
+
+def test_the_legend_of_a_panel_has_every_class(monkeypatch):
+    """Also of an even number of classes, which with the three kinds of errors is odd."""
+    shown, eight = [], {f"class {n}": (n, n, n) for n in range(8)}
+    monkeypatch.setattr(visual, "CLASSES", eight)
+    monkeypatch.setattr(visual, "legend", lambda draw, entries, *place: shown.extend(entries))
+    labels = np.zeros((90, 120), np.uint8)
+    visual.panel(Image.new("RGB", (120, 90)), labels, labels, np.ones((90, 120), np.float32))
+    assert sorted(shown) == sorted([*eight, *visual.ERRORS]) and shown[:2] == ["class 0", "class 6"]
 
 
 @pytest.fixture
@@ -175,9 +180,8 @@ def test_the_real_pair_becomes_the_trees_that_the_readers_know(real):
 
     far = ["sky", "building", "fence", "road", "sidewalk", "building", "fence", "fence", "car", "person"]
     assert classes("GTA5/labels/0.png", 12) == [*far, "person", None]
-    expected = ["road", "sidewalk", "person", "car", "fence", "building", "sky", None]
     for path in ("Oracle/labels/7_33.png", "Cityscapes/gtFine/val/8/8_33_gtFine_labelIds.png"):
-        assert classes(path, 8) == expected
+        assert classes(path, 8) == ["road", "sidewalk", "person", "car", "fence", "building", "sky", None]
     assert convert("", "", folder) == folder  # once
 
 

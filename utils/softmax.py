@@ -1,4 +1,4 @@
-"""Softmax over the class axis, written out for the CPU: MindSpore's own kernels are slow there over axis 1."""
+"""Softmax over the class axis, written out for the CPU: MindSpore's own is slow there over axis 1."""
 
 import numpy as np
 from mindspore import Tensor, ops
