@@ -75,7 +75,7 @@ def test_precision_is_that_of_the_chip(npu, chip, amp_level, conv_precision, val
 
 def test_a_chip_without_float32_convolutions_is_named(npu):
     npu("ascend910")
-    with pytest.raises(UserError, match="ascend910.* has float16 convolutions alone"):
+    with pytest.raises(UserError, match="ascend910.* has only float16 convolutions"):
         device.float32_convolutions("Ascend")
 
 
