@@ -121,7 +121,7 @@ def evaluate_checkpoint(
 def comparison(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor]) -> Image.Image:
     """For a few images: the image, both predictions, the ground truth and CLAN's alignment map.
 
-    `source` and `clan` are the logits of C1 and C2 for the images SHOWN, (N, 19, H, W) each.
+    `source` and `clan` are the logits of C1 and C2 for the images SHOWN, (N, classes, H, W) each.
     """
     M = alignment_map(*clan).asnumpy()[:, 0]
     top = float(np.quantile(M, 0.995))

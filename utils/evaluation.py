@@ -43,7 +43,7 @@ def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def label_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits (1, 19, h, w) of one image -> trainIds (H, W) int32 for size (H, W)."""
+    """Logits (1, classes, h, w) of one image -> trainIds (H, W) int32 for size (H, W)."""
     return best_class(logits, size).asnumpy()[0]
 
 
@@ -61,7 +61,7 @@ def evaluate(
     workers: int = 4,
     each: Callable[[str, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """Confusion matrix (19, 19) int64 of net_G over `data`: rows ground truth, columns prediction.
+    """Confusion matrix (classes, classes) int64 of net_G over `data`: rows ground truth, columns prediction.
 
     `each(name, trainIds)` is called for every image. Memory does not grow with the number of images.
     Several processes share the images; all of them get the whole matrix.
@@ -82,7 +82,7 @@ def evaluate(
 def with_logits(
     net_G: Res_Deeplab, items: Iterator[tuple], classifier: str, batch_size: int
 ) -> Iterator[tuple[tuple, Tensor]]:
-    """Yield each item, (index, input (3, H, W), ...), and its logits (1, 19, h, w), computed in batches.
+    """Yield each item, (index, input (3, H, W), ...), and its logits (1, classes, h, w), computed in batches.
 
     Only the upsampling, outside the network's graph, depends on the size of an image or of its label: one
     compilation serves all of them.
