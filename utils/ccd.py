@@ -69,7 +69,7 @@ def downsample_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Over the images `chosen` of `data`: points of each class (classes,) int64, its centre (classes, C) float64.
+    """Over the images `chosen` of `data`: points per class (classes,) int64, centres (classes, C) float64.
 
     A point is a place of the feature map. The centre of a class without any is NaN.
     """
