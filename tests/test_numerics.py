@@ -9,6 +9,7 @@ from mindspore import Tensor, nn, ops
 from scipy.special import expit, log_softmax
 from scipy.special import softmax as scipy_softmax
 
+import utils.softmax
 from CLAN_train_gta5_2_city import schedule, updates_per_step
 from model.CLAN_D import discriminator
 from model.CLAN_G import PaddedMaxPool, freeze_bn_affine, generator
@@ -44,6 +45,26 @@ def test_focal_loss_is_clamped():
     assert seg_loss(Tensor(LOGITS * 20), Tensor(LABELS), focal=True).item() == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_the_forms_for_an_npu_and_for_the_cpu_agree(monkeypatch):
+    """Values and gradients of what is one kernel on an NPU and written out on the CPU."""
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    weight = Tensor(RNG.normal(0, 1, LOGITS.shape).astype(np.float32))
+    functions = (
+        lambda x: seg_loss(x, Tensor(LABELS)),
+        lambda x: seg_loss(x, Tensor(LABELS), focal=True),
+        lambda x: alignment_map(x, Tensor(OTHER)).sum(),
+        lambda x: (softmax(x) * weight).sum(),
+    )
+    for f in functions:
+        forms = []
+        for on_npu in (True, False):
+            monkeypatch.setattr(utils.softmax, "on_npu", lambda answer=on_npu: answer)
+            forms.append(mindspore.value_and_grad(f)(Tensor(LOGITS)))
+        (a, da), (b, db) = forms
+        assert a.item() == pytest.approx(b.item(), rel=1e-5)
+        assert np.allclose(da.asnumpy(), db.asnumpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("focal", [False, True])
