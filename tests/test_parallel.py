@@ -204,7 +204,7 @@ STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
 
 
 @pytest.mark.parametrize("levels, more", [(("O2", "O3"), []), (("O3",), STRONG)])
-def test_half_precision_stays_close(data, tmp_path, levels, more):
+def test_mixed_precision_stays_close(data, tmp_path, levels, more):
     """With the paper's weights of the losses, and with a discriminator that moves G."""
     for level in ("O0", *levels):
         argv = train_words(data, tmp_path / level, "--num-steps", 10, "--amp-level", level, *more)
@@ -214,7 +214,7 @@ def test_half_precision_stays_close(data, tmp_path, levels, more):
         assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
 
 
-def test_a_step_that_overflows_in_half_precision_is_skipped():
+def test_a_step_that_overflows_in_mixed_precision_is_skipped():
     args = get_arguments(["--model", "small", "--device", "cpu", "--amp-level", "O2", "--recipe", "released",
                           "--input-size", "64,64", "--input-size-target", "64,48"])
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
@@ -258,7 +258,7 @@ def test_recompute_changes_no_result(reference, data, tmp_path):
     assert_same(reference, tmp_path / "again", 1e-5, steps=6)
 
 
-def test_a_run_in_half_precision_in_legs_ends_with_the_same_bits(data, tmp_path):
+def test_a_run_in_mixed_precision_in_segments_ends_with_the_same_bits(data, tmp_path):
     """The scale of the loss, its counter and the count of skipped steps are resumed too."""
     argv = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]
     run(TRAIN, *train_words(data, tmp_path / "run", *argv, "--save-pred-every", 2))

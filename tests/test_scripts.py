@@ -131,7 +131,7 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(reference, data, t
     assert "already holds a run" in fails(TRAIN, *train_words(data, reference, "--num-steps", "6"))
 
 
-def test_a_run_in_legs_ends_with_the_same_bits(reference, data, tmp_path):
+def test_a_run_in_segments_ends_with_the_same_bits(reference, data, tmp_path):
     """Each leg takes over the options of the one before it, and .pth in the seed's spelling means .ckpt."""
     folder, again = reference, tmp_path / "again"
     shutil.copytree(folder, again)

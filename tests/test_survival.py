@@ -477,7 +477,7 @@ def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(referenc
     assert content["best_mIoU"] == np.float32(best["mIoU"])
 
     # As an older version left it, killed before its last validation; now there are labels.
-    about = {"model": "small", "step": 6, "best_mIoU": float("nan")}
+    about = {"model": "small", "classes": content["classes"], "step": 6, "best_mIoU": float("nan")}
     entries = [{"name": name, "data": Tensor(v)} for name, v in content.items() if name not in about]
     mindspore.save_checkpoint(entries, str(folder / "GTA5_6.ckpt"), append_dict=about, crc_check=True)
     header, *rows = (folder / "miou.csv").read_text().splitlines(keepends=True)

@@ -51,14 +51,14 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
     matplotlib.use("Agg")  # no display
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplot_mosaic(LAYOUT, figsize=(11, 13), layout="constrained")
+    layout = LAYOUT if scores or theirs else LAYOUT[:-1]
+    figure, panels = pyplot.subplot_mosaic(layout, figsize=(11, 3.25 * len(layout)), layout="constrained")
     figure.suptitle(title)
     for name, panel in panels.items():
         panel.set(title="learning rates" if name == "lr" else name, xlabel="step")
         panel.grid(alpha=0.3)
-        if not (scores if name == "mIoU" else losses):
-            table = "miou.csv" if name == "mIoU" else "loss.csv"
-            panel.text(0.5, 0.9, f"no rows in {table} yet", ha="center", va="top", transform=panel.transAxes)
+        if not losses and name != "mIoU":
+            panel.text(0.5, 0.9, "no rows in loss.csv yet", ha="center", va="top", transform=panel.transAxes)
     if losses:
         step, window = losses["step"], max(1, len(losses["step"]) // 50)
         for name in LOSSES:
@@ -69,7 +69,8 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
         panels["lr"].plot(step, losses["lr"], color="#1f4e79", label="lr: G's backbone")
         panels["lr"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
         panels["lr"].legend()
-    panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
+    if scores or theirs:
+        panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
     for name in [name for name in scores if name.startswith("mIoU")]:  # from SYNTHIA mIoU_16 and mIoU_13
         label = name.replace("mIoU_", "over classes: ").replace("mIoU", "this run")
         panels["mIoU"].plot(scores["step"], scores[name], "o-", label=label)
@@ -96,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
     for table, content in (("loss.csv", losses), ("miou.csv", scores)):
         if not content:
             state = "has no rows yet" if (folder / table).is_file() else "is missing"
-            print(f"{folder / table} {state}: its panels stay empty")
+            print(f"{folder / table} {state}: its curves are missing")
     figure = draw(losses, scores, theirs, str(folder))
     with atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)

@@ -1,5 +1,6 @@
 """The losses of CLAN (Luo et al., CVPR 2019). Tensors are float32, labels int32; means are over pixels."""
 
+import mindspore
 from mindspore import Tensor, ops
 
 from dataset.classes import IGNORE_LABEL
@@ -56,5 +57,7 @@ def weight_discrepancy(w1: tuple, w2: tuple) -> Tensor:
 
 def vector(parameters: tuple) -> Tensor:
     """Return all values of a classifier's parameters, weights first, as one vector."""
-    weights = ops.concat([p for p in parameters if p.ndim == 4])
-    return ops.concat([weights.reshape(-1), *(p for p in parameters if p.ndim == 1)])
+    weights = ops.concat([p for p in parameters if p.ndim == 4]).reshape(-1)
+    biases = ops.concat([p for p in parameters if p.ndim == 1])
+    # In PyNative mode parameters of a network in mixed precision arrive as float16.
+    return ops.concat([weights.astype(mindspore.float32), biases.astype(mindspore.float32)])
