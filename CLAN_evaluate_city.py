@@ -67,8 +67,8 @@ def one_checkpoint(args) -> None:
     parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G", complete=True))
 
     if args.adapt_bn:
-        folder = data if args.data_dir == args.predict else None
-        folder = folder or plain_folder(args.data_dir, args.input_size, "--data-dir")
+        on_predicted = args.data_dir == args.predict
+        folder = data if on_predicted else plain_folder(args.data_dir, args.input_size, "--data-dir")
         train = folder or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         kind, count = "" if folder else " train", min(args.adapt_bn, len(train))

@@ -316,7 +316,8 @@ def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     # ------------------------------------------------------------------- the run: new, or one to resume
     run = Run(args)
-    run.reports += [environment_note] if environment_note else []
+    if environment_note:
+        run.reports.append(environment_note)
 
     # -------------------------------------------------------------------------------------------- data
     source, target, val = datasets(args, run.per_step)

@@ -1,7 +1,6 @@
 """CamVid (Brostow et al., 2009; SegNet's version) and IDD-Lite as the trees that the readers know."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from dataset.transform import check_files, open_image, png_files, read_list
 from utils import interrupt
 from utils.errors import UserError
+from utils.files import atomic_folder
 
 # Ids of both data sets -> raw ids of Cityscapes: road 7, sidewalk 8, building 11 (whatever is far: vegetation
 # too), fence 13 (whatever stands at the roadside), sky 23, person 24 (riders too), car 26, not labelled 0.
@@ -26,9 +26,7 @@ def convert(camvid: str, idd: str, root: str) -> Path:
         return folder
     jobs = [*camvid_files(Path(camvid)), *idd_files(Path(idd))]
     check_files([label for _, label, *_ in jobs], "label")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        draft = Path(scratch) / folder.name
+    with atomic_folder(folder) as draft:
         for image_path, label_path, ids, *places in tqdm(jobs, desc=f"converting to {folder}", disable=None):
             interrupt.exit_if_pending()
             image, label = open_image(image_path), relabel(label_path, ids)
@@ -38,7 +36,6 @@ def convert(camvid: str, idd: str, root: str) -> Path:
                 for pixels, name in zip((image, label), pair):
                     (draft / name).parent.mkdir(parents=True, exist_ok=True)
                     pixels.save(draft / name)  # PNG: what JPEG has lost stays lost, and no more is
-        draft.rename(folder)
     return folder
 
 

@@ -49,10 +49,7 @@ class cityscapesDataSet:
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, ...]:
         """Item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
-        width, height = self.size
-        image = to_input(open_image(self.images[i]), (int(width * scale), int(height * scale)))
-        if mirror:
-            image = np.ascontiguousarray(image[:, :, ::-1])
+        image = to_input(open_image(self.images[i]), self.size, scale, mirror)
         if self.labels is None:
             return (image,)
         label = to_trainIds(open_image(self.labels[i]))

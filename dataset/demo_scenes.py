@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from dataset.transform import LABEL_TO_TRAIN
 from utils import interrupt
+from utils.files import atomic_folder
 from utils.visual import colourise
 
 Colour = tuple[float, float, float]
@@ -496,9 +496,7 @@ def write_demo_data(
     splits = enumerate((("source", source), ("train", target), ("val", val)))
     jobs = [(split, i * SPLIT_STRIDE, n) for i, (split, count) in splits for n in range(count)]
     palette = colourise(LABEL_TO_TRAIN).ravel().tolist()  # by raw id
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        draft = Path(scratch) / folder.name
+    with atomic_folder(folder) as draft:
         for split, first, n in tqdm(jobs, desc=f"generating {folder}", unit="scene", disable=None):
             interrupt.exit_if_pending()
             domain = "source" if split == "source" else "target"
@@ -508,9 +506,4 @@ def write_demo_data(
             for image, name in zip((rgb, labels), demo_files(split, n), strict=True):
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 image.save(draft / name)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # if it is there, another process was faster
-                raise
     return folder

@@ -77,13 +77,10 @@ class GTA5DataSet:
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
-        width, height = self.size
         image = open_image(self.images[i])
         label = self._label(i, image.size).astype(np.int32)
-        image = to_input(image, (int(width * scale), int(height * scale)))
-        if mirror:
-            image, label = image[:, :, ::-1], label[:, ::-1]
-        return np.ascontiguousarray(image), np.ascontiguousarray(label)
+        label = np.ascontiguousarray(label[:, ::-1]) if mirror else label
+        return to_input(image, self.size, scale, mirror), label
 
     def _label(self, i: int, image_size: tuple[int, int]) -> np.ndarray:
         """trainIds (H, W) of item i at `size`, nearest."""

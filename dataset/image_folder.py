@@ -43,9 +43,7 @@ class ImageFolder:
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray]:
         """Item i, resized by `scale` and mirrored as those of the other data sets."""
-        width, height = self.size
-        x = to_input(open_image(self.images[i], upright=True), (int(width * scale), int(height * scale)))
-        return (np.ascontiguousarray(x[:, :, ::-1]) if mirror else x,)
+        return (to_input(open_image(self.images[i], upright=True), self.size, scale, mirror),)
 
     def image(self, i: int) -> np.ndarray:
         return np.asarray(open_image(self.images[i], upright=True).convert("RGB"))

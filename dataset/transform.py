@@ -65,13 +65,17 @@ def orientation(image: Image.Image) -> object:
         return None
 
 
-def to_input(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """An image -> float32 (3, H, W): bicubic to size (W, H), BGR, minus IMG_MEAN."""
+def to_input(
+    image: Image.Image, size: tuple[int, int], scale: float = 1.0, mirror: bool = False
+) -> np.ndarray:
+    """An image -> float32 (3, H, W): bicubic to `scale` times size (W, H), mirrored, BGR, minus IMG_MEAN."""
     if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
         raise UserError(f"{image.filename}: an image of mode {image.mode}; expected 8-bit RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    bands = rgb.resize(size, Image.Resampling.BICUBIC).split()[::-1]
-    return np.stack([np.asarray(band, np.float32) - mean for band, mean in zip(bands, IMG_MEAN)])
+    scaled = int(size[0] * scale), int(size[1] * scale)
+    bands = rgb.resize(scaled, Image.Resampling.BICUBIC).split()[::-1]
+    x = np.stack([np.asarray(band, np.float32) - mean for band, mean in zip(bands, IMG_MEAN)])
+    return np.ascontiguousarray(x[:, :, ::-1]) if mirror else x
 
 
 def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:

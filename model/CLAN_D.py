@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, mint, nn, ops
 
-from model.CLAN_G import NUM_CLASSES
+from dataset.classes import NUM_CLASSES
 from utils.device import on_npu
 
 

@@ -5,7 +5,7 @@ both recipes and with two weight decays, logits, gradients and weights by their 
 were made on the weights and images that the functions below generate again from names and seeds, so
 that nothing large is stored and PyTorch is not needed.
 
-    python -m tests.golden                     prints the largest differences (README, "How faithful?")
+    python -m tests.golden                     prints the largest differences (README, "Faithfulness")
     python -m tests.golden --amp-level O2      the 8 steps of the default recipe in mixed precision: losses
     python -m tests.golden --device ascend     on an NPU: a verdict on its precision, and how fast a step is
 """
@@ -342,7 +342,7 @@ def official_iou(city: Path, result: Path) -> tuple[np.ndarray, float]:
     return 100 * ious, 100 * scores["averageScoreClasses"]
 
 
-EXPECTED_SECONDS = 0.15  # of a step on an NPU, at the paper's sizes: README, "Speed"
+EXPECTED_SECONDS = 0.15  # of a step on an NPU, at the paper's sizes: README, "Reproduce"
 KINDS = {  # how the comparisons' names begin
     "evaluation": ("mIoU", "IoU", "pixels"),
     "first step: logits, alignment map, D's output": ("C1", "C2", "alignment", "D_out"),

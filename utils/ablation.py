@@ -27,12 +27,14 @@ if __name__ == "__main__":
     interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
 
 from dataset.camvid_idd import convert
+from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.demo_scenes import demo_files, write_demo_data
-from options import Parser, number
+from model.CLAN_G import generator
+from options import Parser, number, train_options
 from utils import run_folder
 from utils.demo import CLAN, STAGE_A, STAGE_B, build_argv, evaluate_checkpoint
 from utils.errors import UserError, run_script
-from utils.files import atomic, read_json, rotate_existing, write_json
+from utils.files import atomic, atomic_folder, read_json, rotate_existing, write_json
 from utils.visual import bars
 
 TRAIN = Path(__file__).parent.parent / "CLAN_train_gta5_2_city.py"
@@ -89,12 +91,7 @@ def read_result(folder: Path, command: list[str] | None = None) -> dict | None:
 
 def evaluate_run(command: list[str]) -> None:
     """Evaluate the last checkpoint of a training, which `command` started, and write its result.json."""
-    from dataset.cityscapes_dataset import cityscapesDataSet
-    from model.CLAN_G import generator
-    from options.train_options import get_arguments
-    from utils import device
-
-    args = get_arguments(command)
+    args = train_options.get_arguments(command)
     folder = Path(args.snapshot_dir)
     started, path = (folder / "options.json").stat().st_mtime, folder / f"GTA5_{args.num_steps_stop}.ckpt"
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
@@ -110,14 +107,14 @@ def evaluate_run(command: list[str]) -> None:
 def draw(seed: int) -> Path:
     """The demo's images of a seed, and Oracle/: the target's labelled train images in GTA5's layout."""
     data = write_demo_data("./data/demo", seed)
-    oracle, temporary = data / "Oracle", data / f".Oracle.{os.getpid()}"
+    oracle = data / "Oracle"
     if not oracle.is_dir():
-        for n in range(len(list((data / "GTA5/images").iterdir()))):
-            for kind, name in zip(("images", "labels"), demo_files("train", n)):
-                to = temporary / kind / f"{n + 1:05d}.png"
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(data / name, to)
-        temporary.rename(oracle)
+        with atomic_folder(oracle) as draft:
+            for n in range(len(list((data / "GTA5/images").iterdir()))):
+                for kind, name in zip(("images", "labels"), demo_files("train", n)):
+                    to = draft / kind / f"{n + 1:05d}.png"
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(data / name, to)
     return data
 
 
@@ -138,7 +135,6 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
     if lock is not None:
         os.close(lock)
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
-    code = 0
     with open(folder / "output.log", "w", encoding="utf-8") as log:
         log.write(f"python {TRAIN.name} {' '.join(command)}\n")
         log.flush()
@@ -148,7 +144,7 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
             while process.poll() is None and not interrupt.pending_signal():
                 time.sleep(0.2)
             process.terminate()  # nothing, if it has ended
-            code = code or process.wait()
+            code = process.wait()
             if code or interrupt.pending_signal():
                 break
     if interrupt.pending_signal():

@@ -35,10 +35,10 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.classes import CLASS_NAMES
+from dataset.classes import CLASS_NAMES, NUM_CLASSES
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import batches, evenly_spaced_indices
-from model.CLAN_G import NUM_CLASSES, Res_Deeplab, generator
+from model.CLAN_G import Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, run_folder
 from utils.errors import UserError, run_script

@@ -89,7 +89,7 @@ def setup(
         reason = ascend().load_plugin_error() or "this MindSpore was built without it"
         scripts = sorted(Path("/usr/local/Ascend").glob("*/set_env.sh"))
         script = scripts[0] if scripts else "/usr/local/Ascend/ascend-toolkit/set_env.sh"
-        raise UserError(unusable(device, reason, f"first: source {script} (README, \"Requirements\"); "))
+        raise UserError(unusable(device, reason, f"first: source {script} (README, \"Environment\"); "))
     try:
         mindspore.set_device(name, None if name == "CPU" else device_id)
         if conv_precision == "float32":

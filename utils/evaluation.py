@@ -10,8 +10,9 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import NUM_CLASSES
 from dataset.pipeline import batch_of, batches, evenly_spaced_indices, read_ahead
-from model.CLAN_G import NUM_CLASSES, Res_Deeplab
+from model.CLAN_G import Res_Deeplab
 from utils import interrupt, parallel
 from utils.metrics import confusion_matrix
 from utils.upsample import up

@@ -31,10 +31,10 @@ def start(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]
 
     UserError if the table has other columns.
     """
-    old = read(path)[0]
+    old, kept = read(path)
     if old and old != list(header):  # its rows would no longer be read
-        raise UserError(f"{path}: has other columns than this version writes; choose a new --snapshot-dir")
-    kept = rows(path, first)
+        raise UserError(f"{path}: has other columns than this version writes; choose a new folder")
+    kept = [row for row in kept if int(row[0]) < first]
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *kept])
     return kept
