@@ -1,6 +1,7 @@
 """Small images for the tests that run the scripts, and one run on them that they share."""
 
 import pytest
+from mindspore.common.api import _CellGraphExecutor
 
 from tests.golden import write_city, write_gta5
 from tests.scripts import RUN, TRAIN, run, train_words
@@ -22,3 +23,17 @@ def reference(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "run"
     run(TRAIN, *train_words(data, folder, *RUN))
     return folder
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The cells that MindSpore compiles during a test, one after the other."""
+    cells, compile_graph = [], _CellGraphExecutor.compile
+
+    def counted(self, cell, *args, **kwargs):
+        phase, new = compile_graph(self, cell, *args, **kwargs)
+        cells.extend([cell] if new else [])
+        return phase, new
+
+    monkeypatch.setattr(_CellGraphExecutor, "compile", counted)
+    return cells
