@@ -109,22 +109,25 @@ class CLANStep(nn.Cell):
     def source_loss(self, x, y, labelled):
         """L_seg(C1) + L_seg(C2) of x (N, 3, H, W) float32 and y (N, H, W) int32.
 
-        Returns the scaled loss for the gradient, the loss and softmax(p1 + p2) (N, 19, H, W). G sees each
-        image once: the D pass reuses these probabilities.
+        labelled: the number of pixels to divide by. Returns the scaled loss for the gradient, the loss and
+        p1 + p2 (N, 19, h, w). G sees each image once: the D pass reuses these logits, which at G's own size
+        do not take memory during the gradients.
         """
         p1, p2 = self.net_G(x)
+        p = p1 + p2
         p1, p2 = self.up_source(p1), self.up_source(p2)
-        loss = seg_loss(p1, y, self.focal, labelled) + seg_loss(p2, y, self.focal, labelled)
-        return self.scaled(loss), loss, softmax(p1 + p2)
+        loss = seg_loss(p1, y, labelled, self.focal) + seg_loss(p2, y, labelled, self.focal)
+        return self.scaled(loss), loss, p
 
     def target_loss(self, x, damp, base, local):
         """damp (lambda_adv L_adv + 2 lambda_weight L_weight) of x (N, 3, H, W).
 
         A pixel of L_adv has the weight base + local M. t1, t2: logits of C1 and C2; q: probabilities;
-        o: D's logits at image size; M: alignment map. Returns the scaled loss, both terms, q (N, 19, H, W)
-        and the pixel weights, (N, 1, H, W) or a scalar.
+        o: D's logits at image size; M: alignment map. Returns the scaled loss, both terms, t1 + t2
+        (N, 19, h, w) and the pixel weights, (N, 1, H, W) or a scalar.
         """
         t1, t2 = self.net_G(x)
+        t = t1 + t2
         t1, t2 = self.up_target(t1), self.up_target(t2)
         q = softmax(t1 + t2)
         weight, loss_weight = base, damp * 0.0
@@ -136,56 +139,53 @@ class CLANStep(nn.Cell):
         # G is trained so that D labels target predictions as source. D's weights get no gradient here.
         o = self.up_target(self.net_D(q))
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)
-        return self.scaled(loss_adv + loss_weight, self.target_scale), loss_adv, loss_weight, q, weight
+        return self.scaled(loss_adv + loss_weight, self.target_scale), loss_adv, loss_weight, t, weight
 
-    def D_loss(self, q_s, q_t, weight):
+    def D_loss(self, p, t, weight):
         """Binary cross-entropy of D on source and target, with the pixel weights of the target pass.
 
-        q_s, q_t and weight are inputs of this graph, hence detached from G.
+        p = p1 + p2, t = t1 + t2 and weight are inputs of this graph, hence detached from G.
         """
+        q_s, q_t = softmax(self.up_source(p)), softmax(self.up_target(t))
         loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
         loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
         return self.scaled(loss_s + loss_t), loss_s, loss_t
 
     # -------------------------------------------------------------------------------------------- one step
 
-    def step(
-        self, step_batches, damp: float, base: float, local: float, lr: float, labelled=None
-    ) -> np.ndarray:
+    def step(self, step_batches, damp: float, base: float, local: float, lr: float) -> np.ndarray:
         """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
 
         step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s.
         damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr: the backbone's.
-        labelled: the mean number of labelled pixels in all batches of the step, if it has more than one, so
-        that L_seg is a mean over the pixels of the step.
         """
         source_pass, target_pass, D_pass, update = self.graphs
         damp, base, local, lr = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr))
-        labelled = None if labelled is None else Tensor(labelled, mindspore.float32)
+        labelled = self.labelled_per_batch(step_batches)
         losses = []  # in the order of LOSSES
         for x_s, y_s, x_t in step_batches:
-            loss_seg, q_s = source_pass(x_s, y_s, labelled)
+            loss_seg, p = source_pass(x_s, y_s, labelled)
             values = (loss_seg,)
             if self.method != "source":
-                loss_adv, loss_weight, q_t, weight = target_pass(x_t, damp, base, local)
-                loss_D_s, loss_D_t = D_pass(q_s, q_t, weight)
+                loss_adv, loss_weight, t, weight = target_pass(x_t, damp, base, local)
+                loss_D_s, loss_D_t = D_pass(p, t, weight)
                 values = (loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t)
             losses.append(ops.stack(values).asnumpy())
         update(lr)
         return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
 
     def source_pass(self, x, y, labelled):
-        (_, loss, q), grads = self.source_grad(x, y, labelled)
+        (_, loss, p), grads = self.source_grad(x, y, labelled)
         self.map(self.begin_sum, self.grads_G, self.unscaled(grads))
-        return loss, q
+        return loss, p
 
     def target_pass(self, x, damp, base, local):
-        (_, loss_adv, loss_weight, q, weight), grads = self.target_grad(x, damp, base, local)
+        (_, loss_adv, loss_weight, t, weight), grads = self.target_grad(x, damp, base, local)
         self.map(ops.assign_add, self.grads_G, self.unscaled(grads, self.target_scale))
-        return loss_adv, loss_weight, q, weight
+        return loss_adv, loss_weight, t, weight
 
-    def D_pass(self, q_s, q_t, weight):
-        (_, loss_s, loss_t), grads = self.D_grad(q_s, q_t, weight)
+    def D_pass(self, p, t, weight):
+        (_, loss_s, loss_t), grads = self.D_grad(p, t, weight)
         self.map(self.begin_sum, self.grads_D, self.unscaled(grads))
         return loss_s, loss_t
 
@@ -252,6 +252,15 @@ class CLANStep(nn.Cell):
             # Registered here so that they are saved in checkpoints.
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
+
+    def labelled_per_batch(self, step_batches: list) -> Tensor:
+        """The mean number of labelled pixels in a batch of a step, over all its batches and processes.
+
+        Divided by it, L_seg is a mean over the pixels of the step, and 0 if none is labelled.
+        """
+        labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
+        mean = max(parallel.all_reduce_sum(np.array(labels)), 1) / (self.iter_size * self.processes)
+        return Tensor(mean, mindspore.float32)
 
     def scaled(self, loss, factor=1.0):
         """Loss scaling for mixed precision: small gradients would underflow in float16."""
@@ -350,8 +359,7 @@ def train(args) -> Path:
         step_batches, error = next_batches(sources, targets, args.iter_size)
         run.end_if_failed(error, first)
         damp, base, local = loss_factors(i, args)
-        labelled = labelled_per_batch(step_batches, args) if run.per_step > args.batch_size else None
-        losses = step_cell.step(step_batches, damp, base, local, lr[i], labelled)
+        losses = step_cell.step(step_batches, damp, base, local, lr[i])
         run.record(losses, lr[i], lr_D[i], step_batches[-1], samplers)
         if run.done % args.save_pred_every == 0 or run.done == stop:
             run.save_and_validate()
@@ -400,12 +408,6 @@ def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list
         return [(*next(sources), *next(targets)) for _ in range(count)], None
     except UserError as error:
         return [], error
-
-
-def labelled_per_batch(step_batches: list, args) -> float:
-    """The mean number of labelled pixels in a batch of this step, over all batches and processes."""
-    labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
-    return max(parallel.all_reduce_sum(np.array(labels)), 1) / (args.iter_size * parallel.processes())
 
 
 def default_initial_weights(args) -> str:

@@ -222,9 +222,9 @@ def first_step(recipe: str) -> dict:
     (x_s, y_s), (x_t, _) = inputs("source", 1914, 1052), inputs("target", 2048, 1024)
     scalars = [Tensor(v, mindspore.float32) for v in (1.0, 1.0, 0.0)]  # damp, base, local of step 0
     source_pass, target_pass, D_pass, _ = step.graphs
-    _, q_s = source_pass(x_s, y_s, None)
+    _, p = source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
     _, _, q, weight = target_pass(x_t, *scalars)
-    D_pass(q_s, q, weight)
+    D_pass(p, q, weight)
     grads = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_G, step.grads_G)}
     (c1_s, c2_s), (c1_t, c2_t) = net_G(x_s), net_G(x_t)
     M = alignment_map(up(c1_t, size["target"][::-1]), up(c2_t, size["target"][::-1]))

@@ -3,28 +3,22 @@
 import mindspore
 from mindspore import Tensor, ops
 
-from dataset.classes import IGNORE_LABEL
 from utils.softmax import log_softmax_at, unnormalised_softmax
 
 softplus = ops.Softplus()  # log(1 + exp(x)), for x of any size
 
 
-def seg_loss(
-    logits: Tensor, labels: Tensor, focal: bool = False, labelled: Tensor | None = None
-) -> Tensor:
+def seg_loss(logits: Tensor, labels: Tensor, labelled: Tensor, focal: bool = False) -> Tensor:
     """Segmentation loss of logits (N, C, H, W) against trainIds (N, H, W); pixels labelled 255 do not count.
 
     Cross-entropy -log p (the paper), or with `focal` the released code's -(1 - p)^2 log p with p in
-    [1e-9, 1 - 1e-9]. A batch without a labelled pixel gives 0. `labelled`: the number of pixels to divide by,
-    float32, if not those of this batch alone.
+    [1e-9, 1 - 1e-9]. labelled: the number of pixels to divide by, a float32 scalar.
     """
     labels = labels.expand_dims(1)
     log_p = log_softmax_at(logits, labels)  # 0 where there is no label: those pixels add 0 to either loss
     if focal:
         p = ops.clamp(ops.exp(log_p), 1e-9, 1 - 1e-9)
         log_p = (1 - p) * (1 - p) * ops.log(p)
-    if labelled is None:
-        labelled = ops.maximum((labels != IGNORE_LABEL).astype(logits.dtype).sum(), 1.0)
     return log_p.sum() / -labelled
 
 
@@ -58,6 +52,6 @@ def weight_discrepancy(w1: tuple, w2: tuple) -> Tensor:
 def vector(parameters: tuple) -> Tensor:
     """Return all values of a classifier's parameters, weights first, as one vector."""
     weights = ops.concat([p for p in parameters if p.ndim == 4]).reshape(-1)
-    biases = ops.concat([p for p in parameters if p.ndim == 1])
+    biases = [p for p in parameters if p.ndim == 1]
     # In PyNative mode parameters of a network in mixed precision arrive as float16.
-    return ops.concat([weights.astype(mindspore.float32), biases.astype(mindspore.float32)])
+    return ops.concat([values.astype(mindspore.float32) for values in (weights, *biases)])
