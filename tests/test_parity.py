@@ -1,11 +1,14 @@
 """This project against the authors' PyTorch code, by the traces in golden/ (see golden.py)."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dataset.transform import LABEL_TO_TRAIN
 from tests import golden
+from tests.scripts import module
 from utils.metrics import class_iou, confusion_matrix, mean_iou
 from utils.visual import save_prediction
 
@@ -29,6 +32,16 @@ def test_first_step(recipe):
 @pytest.mark.parametrize("trace", golden.TRACES)
 def test_eight_steps_of_the_training_script(trace, tmp_path):
     check(golden.compare_train(trace, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_device_gets_a_verdict(tmp_path):
+    """As the first person with an NPU asks for it, but for the sizes of the steps that are timed."""
+    argv = ["--device", "cpu", "--steps", 3, "--sizes", "96,64", "64,48"]
+    lines = module("tests.golden", *argv, cwd=tmp_path).stdout.splitlines()
+    assert "verdict: as expected of float32" in lines
+    speed = r"[\d.]+ s per step at 96,64 \+ 64,48 \(median of 2\), \d+% of it waiting for data"
+    assert re.fullmatch(speed, lines[-1])
 
 
 @pytest.mark.parametrize("absent", [(), (9, 14, 16)])
