@@ -52,8 +52,8 @@ class Graph(nn.Cell):
 class CLANStep(nn.Cell):
     """One training step of CLAN: its losses, their gradients at the weights before the step, the update.
 
-    `step` runs four compiled graphs (source pass, target pass, D pass, update) one after the other: with
-    --random-scale every size of an image then compiles a pass of its own, not every pair of sizes a step.
+    `step` runs five compiled graphs one after the other: source and target pass of G and of D, update. With
+    --random-scale every size of an image then compiles passes of its own, not every pair of sizes a step.
     """
 
     def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
@@ -72,7 +72,8 @@ class CLANStep(nn.Cell):
         self.weights_D = ParameterTuple(net_D.trainable_params())
         self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
         self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
-        self.D_grad = mindspore.value_and_grad(self.D_loss, None, self.weights_D, has_aux=True)
+        self.D_source_grad = mindspore.value_and_grad(self.D_source_loss, None, self.weights_D, has_aux=True)
+        self.D_target_grad = mindspore.value_and_grad(self.D_target_loss, None, self.weights_D, has_aux=True)
         # Gradient accumulators, like PyTorch's `.grad`. As inputs and outputs of the graphs, each graph would
         # keep a copy of its own.
         self.grads_G = self.weights_G.clone("sum", init="zeros")
@@ -100,7 +101,9 @@ class CLANStep(nn.Cell):
                     p.name = f"optimizer_D.{p.name}"
 
         self.set_up_scaling(args)
-        self.graphs = (self.source_pass, self.target_pass, self.D_pass, self.update)
+        self.graphs = (
+            self.source_pass, self.target_pass, self.D_source_pass, self.D_target_pass, self.update
+        )  # fmt: skip
         if args.mode == "graph":
             self.graphs = tuple(map(Graph, self.graphs))
 
@@ -110,8 +113,8 @@ class CLANStep(nn.Cell):
         """L_seg(C1) + L_seg(C2) of x (N, 3, H, W) float32 and y (N, H, W) int32.
 
         labelled: the number of pixels to divide by. Returns the scaled loss for the gradient, the loss and
-        p1 + p2 (N, 19, h, w). G sees each image once: the D pass reuses these logits, which at G's own size
-        do not take memory during the gradients.
+        p1 + p2 (N, 19, h, w). G sees each image once: D's pass reuses these logits, which at G's own size
+        take little memory until then.
         """
         p1, p2 = self.net_G(x)
         p = p1 + p2
@@ -141,15 +144,15 @@ class CLANStep(nn.Cell):
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)
         return self.scaled(loss_adv + loss_weight, self.target_scale), loss_adv, loss_weight, t, weight
 
-    def D_loss(self, p, t, weight):
-        """Binary cross-entropy of D on source and target, with the pixel weights of the target pass.
+    def D_source_loss(self, p):
+        """Binary cross-entropy of D on the source. p = p1 + p2 is an input of the graph: detached from G."""
+        loss = adv_loss(self.up_source(self.net_D(softmax(self.up_source(p)))), SOURCE, Tensor(1.0))
+        return self.scaled(loss), loss
 
-        p = p1 + p2, t = t1 + t2 and weight are inputs of this graph, hence detached from G.
-        """
-        q_s, q_t = softmax(self.up_source(p)), softmax(self.up_target(t))
-        loss_s = adv_loss(self.up_source(self.net_D(q_s)), SOURCE, Tensor(1.0))
-        loss_t = adv_loss(self.up_target(self.net_D(q_t)), TARGET, weight)
-        return self.scaled(loss_s + loss_t), loss_s, loss_t
+    def D_target_loss(self, t, weight):
+        """As D_source_loss on the target, t = t1 + t2, with the pixel weights of the target pass."""
+        loss = adv_loss(self.up_target(self.net_D(softmax(self.up_target(t)))), TARGET, weight)
+        return self.scaled(loss), loss
 
     # -------------------------------------------------------------------------------------------- one step
 
@@ -159,7 +162,7 @@ class CLANStep(nn.Cell):
         step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s.
         damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr: the backbone's.
         """
-        source_pass, target_pass, D_pass, update = self.graphs
+        source_pass, target_pass, D_source_pass, D_target_pass, update = self.graphs
         damp, base, local, lr = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr))
         labelled = self.labelled_per_batch(step_batches)
         losses = []  # in the order of LOSSES
@@ -168,8 +171,7 @@ class CLANStep(nn.Cell):
             values = (loss_seg,)
             if self.method != "source":
                 loss_adv, loss_weight, t, weight = target_pass(x_t, damp, base, local)
-                loss_D_s, loss_D_t = D_pass(p, t, weight)
-                values = (loss_seg, loss_adv, loss_weight, loss_D_s, loss_D_t)
+                values = (loss_seg, loss_adv, loss_weight, D_source_pass(p), D_target_pass(t, weight))
             losses.append(ops.stack(values).asnumpy())
         update(lr)
         return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
@@ -184,10 +186,15 @@ class CLANStep(nn.Cell):
         self.map(ops.assign_add, self.grads_G, self.unscaled(grads, self.target_scale))
         return loss_adv, loss_weight, t, weight
 
-    def D_pass(self, p, t, weight):
-        (_, loss_s, loss_t), grads = self.D_grad(p, t, weight)
+    def D_source_pass(self, p):
+        (_, loss), grads = self.D_source_grad(p)
         self.map(self.begin_sum, self.grads_D, self.unscaled(grads))
-        return loss_s, loss_t
+        return loss
+
+    def D_target_pass(self, t, weight):
+        (_, loss), grads = self.D_target_grad(t, weight)
+        self.map(ops.assign_add, self.grads_D, self.unscaled(grads))
+        return loss
 
     def update(self, lr):
         """Update G and D by the mean gradient of all batches and processes; zero the sums of several."""

@@ -200,6 +200,7 @@ def first_step(recipe: str) -> dict:
     from options.train_options import get_arguments
     from utils import checkpoint
     from utils.loss import alignment_map
+    from utils.softmax import softmax
     from utils.upsample import up
 
     setup = load(recipe)["setup"]
@@ -221,14 +222,16 @@ def first_step(recipe: str) -> dict:
 
     (x_s, y_s), (x_t, _) = inputs("source", 1914, 1052), inputs("target", 2048, 1024)
     scalars = [Tensor(v, mindspore.float32) for v in (1.0, 1.0, 0.0)]  # damp, base, local of step 0
-    source_pass, target_pass, D_pass, _ = step.graphs
+    source_pass, target_pass, D_source_pass, D_target_pass, _ = step.graphs
     _, p = source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
-    _, _, q, weight = target_pass(x_t, *scalars)
-    D_pass(p, q, weight)
+    _, _, t, weight = target_pass(x_t, *scalars)
+    D_source_pass(p)
+    D_target_pass(t, weight)
     grads = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_G, step.grads_G)}
     (c1_s, c2_s), (c1_t, c2_t) = net_G(x_s), net_G(x_t)
     M = alignment_map(up(c1_t, size["target"][::-1]), up(c2_t, size["target"][::-1]))
     arrays = {"C1_source": c1_s, "C2_source": c2_s, "C1_target": c1_t, "C2_target": c2_t, "alignment_map": M}
+    q = softmax(up(t, size["target"][::-1]))
     arrays["D_out_target_upsampled"] = up(net_D(q), size["target"][::-1])
     summary = {
         name: (v.mean(), v.std(ddof=1), abs(v).max()) for name, t in arrays.items() for v in [t.asnumpy()]

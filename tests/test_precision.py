@@ -44,12 +44,13 @@ def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, 
         assert all(g.any() for gs in groups.values() for g in gs), name
         out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
 
-    source_pass, target_pass, D_pass, _ = step.graphs
+    source_pass, target_pass, D_source_pass, D_target_pass, _ = step.graphs
     _, p = source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
     take("source", step.weights_G, step.grads_G)
-    _, _, q_t, weight = target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
+    _, _, t, weight = target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
     take("target", step.weights_G, step.grads_G)
-    D_pass(p, q_t, weight)
+    D_source_pass(p)
+    D_target_pass(t, weight)
     take("D", step.weights_D, step.grads_D)
     return out
 

@@ -159,8 +159,9 @@ def gradients(step: CLANStep, i: int, x_s, y_s, x_t) -> list[list[np.ndarray]]:
     """Of G and of D, as the step's own passes have them."""
     damp, base, local = (Tensor(v, mindspore.float32) for v in loss_factors(i, step.args))
     _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
-    _, _, q_t, weight = step.target_pass(x_t, damp, base, local)
-    step.D_pass(p, q_t, weight)
+    _, _, t, weight = step.target_pass(x_t, damp, base, local)
+    step.D_source_pass(p)
+    step.D_target_pass(t, weight)
     grads = [[g.asnumpy().copy() for g in gs] for gs in (step.grads_G, step.grads_D)]
     for g in (*step.grads_G, *step.grads_D):
         g.set_data(ops.zeros_like(g))
