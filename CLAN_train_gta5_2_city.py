@@ -282,13 +282,13 @@ class CLANStep(nn.Cell):
 def prepare_networks(args, net_G, net_D) -> bool:
     """Apply the options for trainable weights, precision and memory; prefix the parameter names.
 
-    Returns whether gradients are computed in the CPU's memory-efficient form.
+    Returns whether gradients are computed in the CPU's memory-efficient form, which is also the faster one.
     """
     if not args.train_bn_affine:
         freeze_bn_affine(net_G)
     efficient = args.save_memory
-    if efficient is None:  # the full network on a CPU
-        efficient = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
+    if efficient is None:
+        efficient = device.on_cpu() and args.amp_level == "O0"
     if efficient:
         use_low_memory_grad(net_G, net_D)
     for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
@@ -440,7 +440,7 @@ def main(args) -> None:
     if args.demo:
         from utils.demo import demo
 
-        demo(args, train)
+        demo(args)
     else:
         train(args)
 

@@ -32,12 +32,11 @@ from dataset.demo_scenes import demo_files, write_demo_data
 from model.CLAN_G import generator
 from options import Parser, number, train_options
 from utils import run_folder
-from utils.demo import CLAN, STAGE_A, STAGE_B, build_argv, evaluate_checkpoint
+from utils.demo import CLAN, STAGE_A, STAGE_B, TRAIN, build_argv, evaluate_checkpoint, wait_for
 from utils.errors import UserError, run_script
 from utils.files import atomic, atomic_folder, read_json, rotate_existing, write_json
 from utils.visual import bars
 
-TRAIN = Path(__file__).parent.parent / "CLAN_train_gta5_2_city.py"
 TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
 GRID, TUNING_SEEDS = ("0.3", "1", "3"), (101, 102)
 PARTS = {  # what becomes of CLAN when a part is taken away or changed
@@ -141,10 +140,7 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
         for program in ([TRAIN], ["-m", "utils.ablation", "--evaluate"]):
             child = [sys.executable, *program, *command]
             process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            while process.poll() is None and not interrupt.pending_signal():
-                time.sleep(0.2)
-            process.terminate()  # nothing, if it has ended
-            code = process.wait()
+            [code] = wait_for([process])
             if code or interrupt.pending_signal():
                 break
     if interrupt.pending_signal():

@@ -5,11 +5,18 @@ schedule and source images: source only; the control, where target images pass t
 so through its BN statistics) without a discriminator (lambda_adv 0); CLAN. Each is evaluated on the target's
 val set, with BN statistics re-estimated on unlabelled target images and with the running ones. Target
 labels are for evaluation only.
+
+Every training is a process of its own. On the CPU those of stage B run at the same time: the small network
+keeps no two cores busy.
 """
+import os
 import shlex
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import TextIO
 
 import numpy as np
 from mindspore import Tensor
@@ -19,7 +26,6 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
 from dataset.demo_scenes import write_demo_data
 from model.CLAN_G import Res_Deeplab, generator
-from options.train_options import get_arguments
 from utils import checkpoint, device, interrupt
 from utils.errors import UserError
 from utils.evaluation import adapt_bn, evaluate
@@ -29,6 +35,7 @@ from utils.metrics import class_iou, mean_iou, number_or_none
 from utils.upsample import up
 from utils.visual import CLASSES, colourise, heatmap, panels
 
+TRAIN = Path(__file__).parent.parent / "CLAN_train_gta5_2_city.py"
 SIZE = (192, 96)
 COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "192,96", "--batch-size", "2",
           "--random-mirror", "--classifier-lr-mult", "1", "--not-val"]
@@ -43,30 +50,33 @@ METHODS = {
 ADAPT, BATCH, SHOWN = 160, 20, (3, 31, 62, 85)  # images for BN statistics; at a time; in demo.png
 
 
-def demo(args, train: Callable) -> None:
-    """Run the demo with the training script's `train`; demo.png and demo_result.json go to --snapshot-dir."""
+def demo(args) -> None:
+    """Run the demo; demo.png and demo_result.json go to --snapshot-dir."""
     started, folder, steps, seed = time.time(), Path(args.snapshot_dir), args.num_steps, args.random_seed
     if (folder / "stage_a").exists():
         raise UserError(f"{folder} already holds a demo; choose another --snapshot-dir or move that one away")
     data = write_demo_data("./data/demo", seed)
-
     machine = {"--device": args.device, "--device-id": args.device_id, "--mode": args.mode,
                "--conv-precision": args.conv_precision, "--num-workers": args.num_workers,
                **({"--jit-level": args.jit_level} if args.jit_level else {})}
 
-    def run(name: str, steps: int, options: list[str]) -> Path:
-        argv = build_argv(data, folder / name, steps, seed, [*options, *flat(machine)])
-        print(f"\n{name}: python CLAN_train_gta5_2_city.py {shlex.join(argv)}", flush=True)
-        stage = get_arguments(argv)
-        try:
-            return train(stage)
-        except SystemExit:  # Ctrl-C; the hint printed before it is about one stage
-            print(f"(that is this stage alone; for the whole demo move {folder} away and start it again)")
-            raise
+    def command(name: str, steps: int, options: list[str]) -> list[str]:
+        return build_argv(data, folder / name, steps, seed, [*options, *flat(machine)])
 
-    stage_a = run("stage_a", steps * 5 // 2, STAGE_A)
-    last = {name: run(name, steps, [*STAGE_B, *options, "--restore-from", str(stage_a)])
-            for name, options in METHODS.items()}
+    last = {name: folder / name / f"GTA5_{steps}.ckpt" for name in METHODS}
+    stage_a = folder / "stage_a" / f"GTA5_{steps * 5 // 2}.ckpt"
+    start = [*STAGE_B, "--restore-from", str(stage_a)]
+    stage_b = {name: command(name, steps, [*start, *options]) for name, options in METHODS.items()}
+    try:
+        train({"stage_a": command("stage_a", steps * 5 // 2, STAGE_A)})
+        if args.device == "cpu":
+            train(stage_b)
+        else:  # one NPU
+            for name, argv in stage_b.items():
+                train({name: argv})
+    except SystemExit:  # the hint that a stage prints is about that stage alone
+        print(f"to begin again, move {folder} away and start the demo as before")
+        raise
 
     print("\nevaluating on the target's val set")
     val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
@@ -84,6 +94,51 @@ def demo(args, train: Callable) -> None:
                                              "seconds": round(seconds, 1), "versions": device.versions()})
     print(table(result))
     print(f"{seconds:.0f} s in all; written: {folder / 'demo.png'}, {folder / 'demo_result.json'}")
+
+
+def train(commands: dict[str, list[str]]) -> None:
+    """Run the training script once with each of these lists of options, all at the same time.
+
+    What they print comes with their name in front. Raises UserError if one fails, and SystemExit after a
+    signal, once all have saved and ended.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(os.cpu_count() // len(commands), 1))}
+    processes, readers = [], []
+    for name, argv in commands.items():
+        print(f"\n{name}: python {TRAIN.name} {shlex.join(argv)}", flush=True)
+        process = subprocess.Popen([sys.executable, TRAIN, *argv], env=environment, encoding="utf-8",
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        processes.append(process)
+        readers.append(Thread(target=show, args=(f"{name:<7} | ", process.stdout)))
+        readers[-1].start()
+    codes = wait_for(processes)
+    for reader in readers:
+        reader.join()
+    interrupt.exit_if_pending()
+    for name, code in zip(commands, codes):
+        if code:
+            raise UserError(f"{name} ended with exit code {code}; its last lines say why")
+
+
+def show(name: str, lines: TextIO) -> None:
+    with lines:  # closed if nobody reads ours, so that the process ends as well
+        for line in lines:
+            print(name + line, end="", flush=True)
+
+
+def wait_for(processes: list[subprocess.Popen]) -> list[int]:
+    """Return the exit codes once all have ended.
+
+    After a signal to this process, or if one of them fails, the others are told to end, which a training does
+    after its step.
+    """
+    while None in (codes := [process.poll() for process in processes]):
+        if interrupt.pending_signal() or any(codes):
+            for process in processes:
+                process.terminate()  # nothing, if it has ended
+            return [process.wait() for process in processes]
+        time.sleep(0.2)
+    return codes
 
 
 def flat(options: dict) -> list[str]:

@@ -3,7 +3,7 @@
 import mindspore
 from mindspore import Tensor, ops
 
-from utils.softmax import log_softmax_at, unnormalised_softmax
+from utils.softmax import class_sum, log_softmax_at, unnormalised_softmax
 
 softplus = ops.Softplus()  # log(1 + exp(x)), for x of any size
 
@@ -29,8 +29,8 @@ def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
     normalised.
     """
     e1, e2 = unnormalised_softmax(logits1), unnormalised_softmax(logits2)
-    dot = (e1 * e2).sum(axis=1, keepdims=True)
-    return 1 - dot * ops.rsqrt((e1 * e1).sum(axis=1, keepdims=True) * (e2 * e2).sum(axis=1, keepdims=True))
+    dot = class_sum(e1 * e2)
+    return 1 - dot * ops.rsqrt(class_sum(e1 * e1) * class_sum(e2 * e2))
 
 
 def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:
