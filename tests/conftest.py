@@ -1,10 +1,19 @@
 """Small images for the tests that run the scripts, and one run on them that they share."""
 
+import signal
+
 import pytest
 from mindspore.common.api import _CellGraphExecutor
 
 from tests.golden import write_city, write_gta5
 from tests.scripts import RUN, TRAIN, run, train_words
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals():
+    """What a nohup, or a script's "&", around the tests ignores would be inherited by the programs here."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

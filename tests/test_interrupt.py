@@ -29,16 +29,6 @@ while True:
 """
 
 
-@pytest.fixture(autouse=True)
-def default_signals():
-    """What a nohup, or a script's "&", around the tests ignores would be inherited by the programs here."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def start(prefix: str) -> subprocess.Popen:
     """The program, started by a shell, once it is ready; in a process group of its own."""
     command = f"{prefix} {shlex.join([sys.executable, '-c', PROGRAM])}"
