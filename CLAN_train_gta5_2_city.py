@@ -58,8 +58,8 @@ class CLANStep(nn.Cell):
 
     def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
         super().__init__(auto_prefix=False)  # the parameters keep their names
-        low_memory = prepare_networks(args, net_G, net_D)
-        Upsample = CPUUpsample if low_memory else Up
+        prepare_networks(args, net_G, net_D)
+        Upsample = CPUUpsample if device.on_cpu() else Up
         self.net_G, self.net_D = net_G, net_D
         self.up_source = Upsample(args.input_size[::-1])  # (height, width)
         self.up_target = Upsample(args.input_size_target[::-1])
@@ -279,16 +279,13 @@ class CLANStep(nn.Cell):
         return self.map(ops.partial(ops.mul, 1 / (factor * self.scaler.scale_value)), grads)
 
 
-def prepare_networks(args, net_G, net_D) -> bool:
-    """Apply the options for trainable weights, precision and memory; prefix the parameter names.
-
-    Returns whether gradients are computed in the CPU's memory-efficient form, which is also the faster one.
-    """
+def prepare_networks(args, net_G, net_D) -> None:
+    """Apply the options for trainable weights, precision and memory; prefix the parameter names."""
     if not args.train_bn_affine:
         freeze_bn_affine(net_G)
     efficient = args.save_memory
-    if efficient is None:
-        efficient = device.on_cpu() and args.amp_level == "O0"
+    if efficient is None:  # the full network on a CPU; the small one compiles faster without
+        efficient = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
     if efficient:
         use_low_memory_grad(net_G, net_D)
     for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
@@ -297,7 +294,6 @@ def prepare_networks(args, net_G, net_D) -> bool:
         device.recompute(net_G)
     net_G.update_parameters_name("net_G.")
     net_D.update_parameters_name("net_D.")
-    return efficient
 
 
 def updates_per_step(name: str) -> int:

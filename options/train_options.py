@@ -132,7 +132,7 @@ def add_memory_options(parser: Parser) -> None:
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable",
         help="less memory, more time: compute activations again for their gradients (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
-        help="memory-efficient gradients of convolutions (default: on the CPU, in float32)")
+        help="memory-efficient gradients of convolutions (default: for resnet101 on the CPU)")
 
 
 def add_demo_options(parser: Parser) -> None:

@@ -61,7 +61,8 @@ def demo(args) -> None:
                **({"--jit-level": args.jit_level} if args.jit_level else {})}
 
     def command(name: str, steps: int, options: list[str]) -> list[str]:
-        return build_argv(data, folder / name, steps, seed, [*options, *flat(machine)])
+        faster = ["--save-memory"] if args.device == "cpu" else []  # it only takes longer to compile
+        return build_argv(data, folder / name, steps, seed, [*options, *faster, *flat(machine)])
 
     last = {name: folder / name / f"GTA5_{steps}.ckpt" for name in METHODS}
     stage_a = folder / "stage_a" / f"GTA5_{steps * 5 // 2}.ckpt"
