@@ -27,9 +27,22 @@ from PIL import Image
 from dataset.demo_scenes import write_demo_data
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
-from tests.scripts import EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
+from tests import scripts
+from tests.scripts import EVALUATE, ROOT, STEPS, TRAIN, fails, refused, rows_of, run, train_words
 from utils import checkpoint, run_folder, tables
 from utils.errors import UserError
+
+# Nearly all runs here are of G alone, which compiles in a third of the time; test_scripts.py and
+# test_parallel.py resume both networks to the bit.
+RUN = [*scripts.RUN, "--method", "source"]
+
+
+@pytest.fixture(scope="module")
+def reference(data, tmp_path_factory):
+    """A run that nothing happened to, with a checkpoint and a validation after every step. To be copied."""
+    folder = tmp_path_factory.mktemp("survival") / "run"
+    run(TRAIN, *train_words(data, folder, *RUN))
+    return folder
 
 
 def same_end(a: Path, b: Path) -> None:
@@ -39,7 +52,7 @@ def same_end(a: Path, b: Path) -> None:
         assert rows[0] == rows[1], name
     for name in (f"GTA5_{STEPS}.ckpt", "GTA5_best.ckpt"):
         x, y = (checkpoint.read(str(folder / name)) for folder in (a, b))
-        assert x.keys() == y.keys() and len(x) > 100
+        assert x.keys() == y.keys() and len(x) > 90
         assert all(np.array_equal(x[key], y[key]) for key in x if key != "best_mIoU"), name
 
 
