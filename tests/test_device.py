@@ -28,6 +28,7 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
 @pytest.mark.skipif(device.npu_sign() is not None, reason="there is an NPU")
 def test_without_signs_of_an_npu_auto_is_the_cpu(data, tmp_path):
     argv = train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val", "--conv-precision", "float32")
+    argv += ["--method", "source"]
     argv[argv.index("--device") + 1] = "auto"
     output = run(TRAIN, *argv).stdout
     assert "small on cpu" in output

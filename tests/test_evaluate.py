@@ -30,7 +30,8 @@ from utils.visual import CLASSES, ERRORS, colourise, heatmap, overlay
 def trained(data, tmp_path_factory):
     """The folder of a short run: checkpoints of 1, 2 and 3 steps."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    run(TRAIN, *train_words(data, folder, "--num-steps", 3, "--save-pred-every", 1, "--not-val"))
+    argv = ["--num-steps", 3, "--save-pred-every", 1, "--not-val", "--method", "source"]
+    run(TRAIN, *train_words(data, folder, *argv))
     return folder
 
 

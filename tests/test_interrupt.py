@@ -64,6 +64,7 @@ def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
     """Writing to it fails from then on, which must not end the process before it has saved."""
     folder = tmp_path / "run"
     argv = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
+    argv += ["--method", "source"]
     pid, terminal = pty.fork()
     if not pid:
         os.chdir(ROOT)
@@ -100,6 +101,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_signal_in_an_unblocked_thread_ends_a_training_with_a_checkpoint(data, tmp_path, number):
     folder = tmp_path / "run"
     argv = train_words(data, folder, "--num-steps", 100_000, "--not-val", "--num-workers", 1)
+    argv += ["--method", "source"]
     process = subprocess.Popen([sys.executable, "-c", UNBLOCKED, TRAIN, *argv], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     while not (folder / "loss.csv").exists() or len(rows_of(folder / "loss.csv")) < 5:

@@ -153,7 +153,7 @@ def test_contradictions_about_the_source_are_told(argv, named):
 def trained(data, tmp_path_factory):
     """Four steps from SYNTHIA with two validations: folder, and what was printed."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    argv = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--preheat-steps", 1)
+    argv = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--method", "source")
     root = write_synthia(folder.parent / "SYNTHIA")
     return folder, run(TRAIN, *argv, "--source", "synthia", "--data-dir", root)
 
