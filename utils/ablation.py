@@ -32,7 +32,7 @@ from dataset.demo_scenes import demo_files, write_demo_data
 from model.CLAN_G import generator
 from options import Parser, number, train_options
 from utils import run_folder
-from utils.demo import CLAN, STAGE_A, STAGE_B, TRAIN, build_argv, evaluate_checkpoint, wait_for
+from utils.demo import CLAN, STAGE_A, STAGE_B, TRAIN, build_argv, score, wait_for
 from utils.errors import UserError, run_script
 from utils.files import atomic, atomic_folder, read_json, rotate_existing, write_json
 from utils.visual import bars
@@ -97,7 +97,7 @@ def evaluate_run(command: list[str]) -> None:
     city, size = args.data_dir_target, args.input_size_target
     val = cityscapesDataSet(city, "val", size=size, labels=True)
     unlabelled = cityscapesDataSet(city, "train", size=size)
-    result = evaluate_checkpoint(generator("small"), path, val, unlabelled)
+    result = score(generator("small"), path, val, unlabelled)
     write_json(folder / "result.json", {
         **result, "seconds": round(time.time() - started, 1), "command": command,
         "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip

@@ -85,7 +85,7 @@ def demo(args) -> None:
     net_G, result, logits = generator("small"), {}, {}
 
     for name, path in last.items():
-        result[name] = evaluate_checkpoint(net_G, path, val, unlabelled, args.num_workers)
+        result[name] = score(net_G, path, val, unlabelled, args.num_workers)
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
@@ -157,7 +157,7 @@ def build_argv(
     return [*COMMON, *options, *flat(own)]
 
 
-def evaluate_checkpoint(
+def score(
     net_G: Res_Deeplab, path: Path, val: cityscapesDataSet, unlabelled: cityscapesDataSet, workers: int = 4
 ) -> dict:
     """mIoU (and IoU of each class) of a checkpoint on `val`, in percent, with BN statistics re-estimated
