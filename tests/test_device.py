@@ -121,6 +121,17 @@ def test_processes_that_cannot_join_say_why(tmp_path):
     assert "2 processes, as RANK_SIZE says, cannot join" in message
 
 
+def test_every_device_compiles_at_the_level_that_help_says(monkeypatch):
+    """Not at the O2 that MindSpore 2.7 takes for a 910A."""
+    contexts = {}
+    monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(is_pkg_support_device=lambda name: True))
+    monkeypatch.setattr(mindspore, "set_device", lambda *_: None)
+    monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
+    monkeypatch.setattr(mindspore, "set_context", lambda **settings: contexts.update(settings))
+    assert device.setup("auto", 0, "graph") == "Ascend"
+    assert contexts["jit_config"] == {"jit_level": "O0"}
+
+
 def test_jit_level_is_no_option_of_pynative():
     with pytest.raises(UserError, match="--jit-level has no effect with --mode pynative"):
         device.setup("cpu", 0, "pynative", "O1")

@@ -99,9 +99,9 @@ def setup(
     except (RuntimeError, ValueError) as error:
         raise UserError(unusable(device, str(error))) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
-    if jit_level or name == "CPU":
-        # O1 compiles longer and is no faster on the CPU; Ascend keeps its own default.
-        mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
+    # O1 compiles longer and is no faster on the CPU. The default of MindSpore 2.7 on a 910A is O2, the
+    # deprecated GE backend.
+    mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
     if launched():
         init_communication()
     return name
