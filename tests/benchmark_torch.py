@@ -21,6 +21,7 @@ from tests import golden
 from tests.benchmark import SETTINGS, inputs, serve
 
 CLASSES, IGNORED = 19, 255
+LAYOUT = torch.channels_last
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -162,12 +163,13 @@ def load() -> tuple[Generator, Discriminator]:
     G, D = Generator(), Discriminator()
     G.load_state_dict(tensors(golden.shapes_G(), "t"), strict=False)  # except num_batches_tracked
     D.load_state_dict(tensors(golden.shapes_D(), "tD."))
-    return G, D
+    return G.to(memory_format=LAYOUT), D.to(memory_format=LAYOUT)
 
 
 def serve_step(size: str) -> None:
     trainer = Trainer(*load())
     x_s, y_s, x_t = (torch.from_numpy(x) for x in inputs(size))
+    x_s, x_t = (x.contiguous(memory_format=LAYOUT) for x in (x_s, x_t))
     serve(lambda: trainer.step(x_s, y_s.long(), x_t, *SETTINGS))
 
 
@@ -187,7 +189,7 @@ def serve_evaluation(folder: str) -> None:
         x = (np.asarray(rgb, np.float32)[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1)[None]
         label = LABEL_TO_TRAIN[np.asarray(Image.open(labels[i]))]
         times.append(time.perf_counter())
-        logits = sum(G(torch.from_numpy(np.ascontiguousarray(x))))
+        logits = sum(G(torch.from_numpy(np.ascontiguousarray(x)).contiguous(memory_format=LAYOUT)))
         times.append(time.perf_counter())
         prediction = up(logits, (1024, 2048)).numpy()[0].transpose(1, 2, 0).argmax(2).astype(np.uint8)
         times.append(time.perf_counter())

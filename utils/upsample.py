@@ -29,7 +29,7 @@ class CPUUpsample(Up):
         d = ops.matmul(dout.reshape(n * c * H, W), interpolation_matrix(w, W))
         d = d.reshape(n * c, H, w).transpose(1, 0, 2).reshape(H, n * c * w)  # one product for all planes
         d = ops.matmul(interpolation_matrix(h, H).T, d).reshape(h, n * c, w)
-        return (d.transpose(1, 0, 2).reshape(n, c, h, w),)
+        return (d.transpose(1, 0, 2).reshape(n, c, h, w).astype(x.dtype),)  # float16 in mixed precision
 
 
 @ops.constexpr
