@@ -240,7 +240,8 @@ def main() -> None:
     versions = f"MindSpore {importlib.metadata.version('mindspore')}"
     if args.torch:
         argv = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
-        versions += f", {subprocess.run(argv, capture_output=True, text=True).stdout.strip()} (channels_last)"
+        torch = subprocess.run(argv, capture_output=True, text=True).stdout.strip()
+        versions += f", {torch} (channels_last)"
     waiting = ", OMP_WAIT_POLICY=passive" if args.busy else ""
     lines += ["", f"{versions}, Python {platform.python_version()}, {machine()}{waiting}. Medians of "
               f"{args.rounds} turns. Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
