@@ -2,8 +2,9 @@
 
 Written from the description of the method (see README: model, losses, optimisers), not from anybody's code:
 each image passes G once, the source's and the target's gradients are taken one after the other, D reuses
-the predictions; in channels_last with in-place ReLU, PyTorch's fastest plain form. It runs with an interpreter
-that has torch, numpy and pillow, and imports nothing that needs mindspore. As a program it is a worker of the benchmark: see `serve` there.
+the predictions; in channels_last with in-place ReLU, PyTorch's fastest plain form. It runs with an
+interpreter that has torch, numpy and pillow, and imports nothing that needs mindspore. As a program it is a
+worker of the benchmark: see `serve` there.
 """
 
 import sys
