@@ -29,7 +29,7 @@ from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests import scripts
 from tests.scripts import EVALUATE, ROOT, STEPS, TRAIN, fails, refused, rows_of, run, train_words
-from utils import checkpoint, run_folder, tables
+from utils import checkpoint, demo, run_folder, tables
 from utils.errors import UserError
 
 # Nearly all runs here are of G alone, which compiles in a third of the time; test_scripts.py and
@@ -312,6 +312,26 @@ def test_a_signal_ends_the_rendering_of_the_demo(tmp_path, number):
     process.send_signal(number)
     assert ended(process, number).splitlines()[-1] == f"stopped by {number.name}"
     assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "checkpoint").exists()
+
+
+@slow
+def test_a_signal_ends_the_demo_and_its_trainings(tmp_path):
+    write_demo_data(tmp_path / "data" / "demo", 1234, source=4, target=4, val=2)
+    process = start("--demo", "--num-steps", 40_000, cwd=tmp_path)
+    wait_for(lambda: steps_in(tmp_path / "checkpoint" / "demo" / "stage_a"), process)
+    process.send_signal(signal.SIGTERM)
+    output = ended(process, signal.SIGTERM)
+    assert re.search(r"^stage_a \| .* steps are done", output, re.MULTILINE)
+    assert len(list(tmp_path.rglob("GTA5_*.ckpt"))) == 1
+
+
+def test_a_training_of_the_demo_that_fails_ends_those_beside_it(data, tmp_path, capfd):
+    argv = train_words(data, tmp_path / "good", *RUN)
+    argv[argv.index("--num-steps") + 1] = "100000"
+    bad = train_words(data, tmp_path / "bad", "--data-dir", tmp_path / "nowhere", *RUN)
+    with pytest.raises(UserError, match="bad ended with exit code 2"):
+        demo.train({"good": argv, "bad": bad})
+    assert re.search(r"^bad     \| .*nowhere", capfd.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)])
