@@ -160,6 +160,24 @@ def test_a_pickle_never_runs_code(read, pack, none, call, refused, tmp_path, mon
 
 
 @BOTH
+@pytest.mark.parametrize("body", [
+    name("torch._utils", "_rebuild_tensor_v2") + b"}b",  # BUILD on a callable
+    name("collections", "OrderedDict") + lit({"_metadata": 1}) + b"b",
+    ODICT + lit({"items": 1}) + b"b",  # would shadow a method
+    ODICT + b"N" + lit({"items": 1}) + b"\x86b",
+    name("torch", "float32") + b")R",
+    name("torch", "FloatStorage") + lit((10**12,)) + b"R",
+    lit("eval") + lit(("1",)) + b"R",
+    b"K\x01)R", b"R", b"b", b"t", b"u", b"e", b"", b"Q", b"h\x05", b"}K\x01s", b"(K\x01K\x02u", b"]]K\x01s",
+    b"}]K\x01s",  # unhashable key
+    name("torch", "device") + lit(("c" * 99, 10**50)) + b"R" + b"K\x01K\x02s",
+])
+def test_nonsense_is_refused(read, pack, none, body):
+    with pytest.raises(UserError):
+        read(pack(body))
+
+
+@BOTH
 @pytest.mark.parametrize("changes", [
     {"size": (5,)}, {"offset": 1}, {"offset": 2**62}, {"offset": -1}, {"size": (-4,)}, {"stride": (2,)},
     {"stride": (-1,), "offset": 3}, {"size": (2, 2), "stride": (3, 1)}, {"size": (4, 1), "stride": (1,)},

@@ -98,16 +98,25 @@ class _Unpickler(pickle._Unpickler):  # the one in C would allocate as many memo
             raise UserError(f"holds {ascii(full[:80])}, refused because files must not run code; {RESAVE}")
         return GLOBALS[full]
 
+    def load_build(self) -> None:
+        """Set attributes: only what torch.save puts on a state dict. Others could shadow its methods."""
+        target, attributes = self.stack[-2:]
+        if type(target) is not OrderedDict or type(attributes) is not dict or set(attributes) - {"_metadata"}:
+            raise UserError(DAMAGED)
+        super().load_build()
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
     def persistent_load(self, pid: tuple) -> np.ndarray | None:
         """A storage as a 1-D array; None in the first pass over a legacy file."""
         kind, storage_type, key, _device, numel, view = pid if len(pid) == 6 else (*pid, None)
         dtype, name = np.dtype(STORAGES[storage_type]), (storage_type, key)
-        where = self.place(key, dtype.itemsize)
         if kind != "storage" or numel < 0:
             raise UserError(DAMAGED)
-        if where is None:
-            return None
         if name not in self.storages:
+            where = self.place(key, dtype.itemsize)
+            if where is None:
+                return None
             array = np.frombuffer(where[0], dtype, numel, where[1])
             if storage_type == "torch.BFloat16Storage":  # the upper half of a float32
                 array = np.left_shift(array, 16, dtype="<u4").view("<f4")
