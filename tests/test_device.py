@@ -9,7 +9,7 @@ import pytest
 
 import CLAN_train_gta5_2_city as script
 from options.train_options import get_arguments
-from tests.scripts import ROOT, TRAIN, python, run, train_words
+from tests.scripts import EAGER, ROOT, TRAIN, python, run, train_words
 from utils import device
 from utils.errors import UserError
 
@@ -28,7 +28,7 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
 @pytest.mark.skipif(device.npu_sign() is not None, reason="there is an NPU")
 def test_without_signs_of_an_npu_auto_is_the_cpu(data, tmp_path):
     argv = train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val", "--conv-precision", "float32")
-    argv += ["--method", "source"]
+    argv += ["--method", "source", *EAGER]
     argv[argv.index("--device") + 1] = "auto"
     output = run(TRAIN, *argv).stdout
     assert "small on cpu" in output

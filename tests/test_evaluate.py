@@ -16,7 +16,7 @@ from dataset.classes import CLASS_NAMES
 from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
 from tests.golden import write_city
-from tests.scripts import EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, run_parallel, train_words
+from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, run_parallel, train_words
 from tests.test_torch_file import lit, pid, tensor, zipped
 from utils import ccd, checkpoint, device, parallel, run_folder
 from utils.errors import UserError
@@ -30,14 +30,14 @@ from utils.visual import CLASSES, ERRORS, colourise, heatmap, overlay
 def trained(data, tmp_path_factory):
     """The folder of a short run: checkpoints of 1, 2 and 3 steps."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    argv = ["--num-steps", 3, "--save-pred-every", 1, "--not-val", "--method", "source"]
+    argv = ["--num-steps", 3, "--save-pred-every", 1, "--not-val", "--method", "source", *EAGER]
     run(TRAIN, *train_words(data, folder, *argv))
     return folder
 
 
 @pytest.fixture(scope="module")
 def argv(data):
-    return ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu"]
+    return ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu", *EAGER]
 
 
 @pytest.fixture(scope="module")

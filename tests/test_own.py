@@ -11,12 +11,12 @@ from dataset.camvid_idd import convert
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
 from dataset.image_folder import ImageFolder
 from dataset.transform import LABEL_TO_TRAIN
-from tests.scripts import EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
+from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
 from utils import checkpoint, visual
 from utils.errors import UserError
 
 RNG = np.random.default_rng(20)
-FAST = ["--num-steps", 2, "--save-pred-every", 1, "--mode", "pynative"]
+FAST = ["--num-steps", 2, "--save-pred-every", 1, *EAGER]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
 
 
 def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp_path):
-    argv = ["--restore-from", adapted[0] / "GTA5_2.ckpt", "--input-size", "64,48", "--mode", "pynative"]
+    argv = ["--restore-from", adapted[0] / "GTA5_2.ckpt", "--input-size", "64,48", *EAGER]
     command = [EVALUATE, *argv, "--predict", images, "--save-path", tmp_path / "r", "--batch-size", 2]
 
     def maps(*more) -> tuple[list[np.ndarray], str]:
@@ -110,7 +110,7 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     assert list(last) == ["step", "mIoU", *names]
     content = checkpoint.read(str(ckpt))
     assert content["classes"] == ",".join(names) and content["net_D.conv1.weight"].shape[1] == 7
-    argv = ["--input-size", "64,48", "--mode", "pynative", "--save-path", tmp_path / "r"]
+    argv = ["--input-size", "64,48", *EAGER, "--save-path", tmp_path / "r"]
     here(EVALUATE, "--restore-from", ckpt, "--data-dir", data / "City", *argv, "--save")
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert list(result["IoU"]) == names and "mIoU_16" not in result

@@ -16,7 +16,7 @@ from dataset.synthia_dataset import SYNTHIA_TO_TRAIN, SYNTHIADataSet, class_ids
 from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
 from options.train_options import get_arguments
 from tests.golden import synthetic_image, write_gta5
-from tests.scripts import EVALUATE, TRAIN, fails, rows_of, run, train_words
+from tests.scripts import EAGER, EVALUATE, TRAIN, fails, refused, rows_of, run, train_words
 from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import class_iou, iou_table, mean_iou
@@ -146,14 +146,14 @@ def test_the_source_sets_defaults_and_explicit_options_win():
     ],
 )
 def test_contradictions_about_the_source_are_told(argv, named):
-    assert named in fails(TRAIN, *argv)
+    assert named in refused(*argv)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """Four steps from SYNTHIA with two validations: folder, and what was printed."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    argv = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--method", "source")
+    argv = train_words(data, folder, "--num-steps", 4, "--save-pred-every", 2, "--method", "source", *EAGER)
     root = write_synthia(folder.parent / "SYNTHIA")
     return folder, run(TRAIN, *argv, "--source", "synthia", "--data-dir", root)
 
@@ -178,7 +178,7 @@ def test_training_from_synthia_selects_by_16_classes(trained):
 
 def test_going_on_from_synthia_knows_the_source(trained, data, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "run")
-    message = fails(TRAIN, "--continue-train", folder, "--source", "gta5")
+    message = refused("--continue-train", folder, "--source", "gta5")
     assert "--source gta5 contradicts" in message and "synthia" in message
     for name in ("GTA5_4.ckpt", "GTA5_best.ckpt"):
         (folder / name).unlink()
@@ -194,7 +194,7 @@ def test_runs_from_before_the_option_were_from_gta5(trained, tmp_path):
     options = json.loads((trained[0] / "options.json").read_text())
     del options["source"]
     (tmp_path / "options.json").write_text(json.dumps(options))
-    message = fails(TRAIN, "--continue-train", tmp_path, "--source", "synthia")
+    message = refused("--continue-train", tmp_path, "--source", "synthia")
     assert "--source synthia contradicts" in message and "there it is gta5" in message
 
 
@@ -288,8 +288,8 @@ def test_gta5_split_errors_are_named(gta5, tmp_path):
 def test_training_on_a_subset_of_gta5(data, tmp_path):
     savemat(tmp_path / "split.mat", {"trainIds": [[1, 3, 4]], "valIds": [[2]], "testIds": [[9]]})
     argv = ["--gta5-split", tmp_path / "split.mat", "--gta5-subset", "train", "--not-val", "--num-steps", 1]
-    argv += ["--mode", "pynative"]
+    argv += EAGER
     done = run(TRAIN, *train_words(data, tmp_path / "run", "--method", "source", *argv))
     assert "3 source images" in done.stdout
-    message = fails(TRAIN, "--continue-train", tmp_path / "run", "--gta5-subset", "val")
+    message = refused("--continue-train", tmp_path / "run", "--gta5-subset", "val")
     assert "--gta5-subset val contradicts" in message

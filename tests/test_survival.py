@@ -27,14 +27,12 @@ from PIL import Image
 from dataset.demo_scenes import write_demo_data
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
-from tests import scripts
-from tests.scripts import EVALUATE, ROOT, STEPS, TRAIN, fails, refused, rows_of, run, train_words
+from tests.scripts import EAGER, EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
 from utils import checkpoint, demo, run_folder, tables
 from utils.errors import UserError
 
-# Nearly all runs here are of G alone, which compiles in a third of the time; test_scripts.py and
-# test_parallel.py resume both networks to the bit.
-RUN = [*scripts.RUN, "--method", "source"]
+# Nearly all runs here are of G alone; test_scripts.py and test_parallel.py resume both networks to the bit.
+RUN = [*RUN, "--method", "source"]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +155,7 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(reference, tmp_path):
 @slow
 def test_a_folder_belongs_to_one_process(data, tmp_path):
     folder = tmp_path / "run"
-    process = start(*train_words(data, folder, "--num-steps", 100_000, "--not-val"))
+    process = start(*train_words(data, folder, *EAGER, "--num-steps", 100_000, "--not-val"))
     wait_for(lambda: steps_in(folder) >= 1, process)
     assert "another process" in fails(TRAIN, "--continue-train", folder)
     process.kill()
@@ -238,11 +236,11 @@ def test_killed_at_random_moments(reference, data, tmp_path):
             steps = steps_in(folder)
             while steps_in(folder) == steps and process.poll() is None:
                 time.sleep(0.05)
-            time.sleep(rng.uniform(0, 1.5))
+            time.sleep(rng.uniform(0, 0.7))
             if kills % 4 == 1:  # and a quarter while a checkpoint is being written
                 stop_while_it_writes(process, folder)
         else:
-            time.sleep(rng.uniform(0, 12))
+            time.sleep(rng.uniform(0, 6))
         if process.poll() is None:
             kills += 1
         process.kill()
@@ -408,7 +406,7 @@ def test_a_folder_that_cannot_be_written(data, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     folder = tmp_path / "run"
-    argv = train_words(data, folder, "--num-steps", 50, "--save-pred-every", 1, "--not-val")
+    argv = train_words(data, folder, *EAGER, "--num-steps", 50, "--save-pred-every", 1, "--not-val")
     message = fails(TRAIN, *argv, "--learning-rate", "1e18", "--preheat-steps", 1)
     done = steps_in(folder)
     assert f"step {done}: a loss is not finite: loss_seg" in message and "aachen_" in message
@@ -424,7 +422,7 @@ def test_images_without_a_labelled_pixel_are_no_harm(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
     for path in (tmp_path / "GTA5" / "labels").iterdir():
         Image.fromarray(np.zeros((105, 191), np.uint8)).save(path)
-    argv = train_words(data, tmp_path / "run", "--num-steps", 2, "--not-val")
+    argv = train_words(data, tmp_path / "run", *EAGER, "--num-steps", 2, "--not-val")
     run(TRAIN, *argv, "--data-dir", tmp_path / "GTA5")
     assert [float(row["loss_seg"]) for row in rows_of(tmp_path / "run" / "loss.csv")] == [0, 0]
 
@@ -434,7 +432,7 @@ def test_a_broken_image_ends_the_run_and_costs_no_step(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
     folder, path = tmp_path / "run", tmp_path / "GTA5" / "images" / "00002.png"
     whole = path.read_bytes()
-    argv = ["--num-steps", 4, "--not-val", "--data-dir", tmp_path / "GTA5"]  # each image once
+    argv = [*EAGER, "--num-steps", 4, "--not-val", "--data-dir", tmp_path / "GTA5"]  # each image once
     samplers = {seed: DomainSampler(range(4), 0, 4, 1, [seed, 0], False, False) for seed in range(9)}
     seeds = (seed for seed, sampler in samplers.items() if sampler.index(2) == 1)
     argv = train_words(data, folder, *argv, "--random-seed", next(seeds))
@@ -534,7 +532,7 @@ def test_a_run_resumes_from_any_folder_while_its_lists_say_the_same(data, tmp_pa
     (home / "games.txt").write_text("00003.png\n00001.png\n")
     (home / "streets.txt").write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
     argv = ["--data-list", "games.txt", "--data-list-target", "streets.txt", "--num-steps", 1, "--not-val"]
-    run(TRAIN, *train_words(Path("data"), "run", *argv, "--mode", "pynative"), cwd=home)
+    run(TRAIN, *train_words(Path("data"), "run", *argv, *EAGER), cwd=home)
     again = ["--continue-train", home / "run"]
     assert "all 1 steps are done" in run(TRAIN, *again, cwd=away).stdout
     (away / "moved.txt").write_text((home / "games.txt").read_text())
