@@ -37,7 +37,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def argv(data):
-    return ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu", *EAGER]
+    return ["--data-dir", data / "City", "--input-size", "64,48", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

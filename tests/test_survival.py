@@ -31,8 +31,9 @@ from tests.scripts import EAGER, EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refus
 from utils import checkpoint, demo, run_folder, tables
 from utils.errors import UserError
 
-# Nearly all runs here are of G alone; test_scripts.py and test_parallel.py resume both networks to the bit.
-RUN = [*RUN, "--method", "source"]
+# Nearly all runs here are of G alone; test_scripts.py and test_parallel.py resume the graphs of both networks
+# to the bit.
+RUN = [*RUN, "--method", "source", *EAGER]
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +423,7 @@ def test_images_without_a_labelled_pixel_are_no_harm(data, tmp_path):
     shutil.copytree(data / "GTA5", tmp_path / "GTA5")
     for path in (tmp_path / "GTA5" / "labels").iterdir():
         Image.fromarray(np.zeros((105, 191), np.uint8)).save(path)
-    argv = train_words(data, tmp_path / "run", *EAGER, "--num-steps", 2, "--not-val")
+    argv = train_words(data, tmp_path / "run", "--num-steps", 2, "--not-val")
     run(TRAIN, *argv, "--data-dir", tmp_path / "GTA5")
     assert [float(row["loss_seg"]) for row in rows_of(tmp_path / "run" / "loss.csv")] == [0, 0]
 
