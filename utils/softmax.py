@@ -6,11 +6,14 @@ from mindspore import Tensor, ops
 from utils.device import on_npu
 
 on_npu = ops.constexpr(on_npu)  # for graphs: known when they are compiled
+# The operators themselves: of the functions around them, MindSpore compiles all lines into every graph.
+reduce_max = ops.ReduceMax(keep_dims=True)
+conv1x1 = ops.Conv2D(1, 1)
 
 
 def shifted_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
     """exp(logits - max) of logits (N, C, H, W), and that max over C (N, 1, H, W), without a gradient."""
-    highest = ops.stop_gradient(logits.max(axis=1, keepdims=True))
+    highest = ops.stop_gradient(reduce_max(logits, 1))
     return ops.exp(logits - highest), highest
 
 
@@ -43,7 +46,7 @@ def class_sum(x: Tensor) -> Tensor:
     """Sum over the classes: (N, C, H, W) -> (N, 1, H, W)."""
     if on_npu():
         return x.sum(axis=1, keepdims=True)
-    return ops.conv2d(x, ones(x.shape[1]))  # the same in a fifth of the time
+    return conv1x1(x, ones(x.shape[1]))  # the same in a fifth of the time
 
 
 @ops.constexpr
