@@ -9,6 +9,11 @@ from tests.golden import write_city, write_gta5
 from tests.scripts import RUN, TRAIN, run, train_words
 
 
+def pytest_configure(config):
+    """Files in order of their names: pytest-xdist would begin with those of many tests, which are short."""
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session", autouse=True)
 def default_signals():
     """What a nohup, or a script's "&", around the tests ignores would be inherited by the programs here."""

@@ -2,14 +2,20 @@
 
 import csv
 import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stderr
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from options.train_options import get_arguments
+from utils.tables import LOSSES
 
 ROOT = Path(__file__).parent.parent
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
@@ -20,24 +26,41 @@ RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--ba
 RUN += ["--random-mirror"]
 
 
-def python(argv: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
-    """`python WORDS`, which has to end with `code`; with 2 one line on stderr is expected."""
-    command, env = [sys.executable, *map(str, argv)], {**os.environ, **env}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+def checked(done: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:
+    """Returned if it ended with `code`; with 2 one line on stderr is expected."""
     assert done.returncode == code, done.stdout + done.stderr
     one_line = done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert code != 2 or one_line, done.stdout + done.stderr
     return done
 
 
-def run(script: str, *argv, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """A script of this project as a user would start it; its output is shown if it fails."""
-    return python([ROOT / script, *argv], cwd, 0)
+def python(argv: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
+    """`python WORDS`, which has to end with `code`."""
+    command, env = [sys.executable, *map(str, argv)], {**os.environ, **env}
+    return checked(subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True), code)
+
+
+@cache
+def forks() -> subprocess.Popen:
+    """The process of tests/forked.py, which ends with this one."""
+    command, pipe = [sys.executable, "-m", "tests.forked"], subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+
+def run(script: str, *argv, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
+    """A script as a user would start it, but forked where MindSpore is imported; see `checked`."""
+    words, server = [str(word) for word in (ROOT / script, *argv)], forks()
+    with tempfile.TemporaryDirectory() as folder:
+        output = [f"{folder}/stdout", f"{folder}/stderr"]
+        print(json.dumps([words, str(cwd), dict(os.environ), *output]), file=server.stdin, flush=True)
+        returncode = int(server.stdout.readline())
+        texts = [Path(path).read_text(encoding="utf-8") for path in output]
+    return checked(subprocess.CompletedProcess(words, returncode, *texts), code)
 
 
 def fails(script: str, *argv, cwd: Path = ROOT) -> str:
     """Exit code 2 and one line on stderr, which is returned."""
-    return python([ROOT / script, *argv], cwd, 2).stderr
+    return run(script, *argv, cwd=cwd, code=2).stderr
 
 
 def refused(*argv) -> str:
@@ -94,3 +117,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     """The rows of a table."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> np.ndarray:
+    """The five losses of each step of a run, (steps, 5)."""
+    return np.array([[float(row[name]) for name in LOSSES] for row in rows_of(folder / "loss.csv")])

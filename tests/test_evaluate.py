@@ -16,7 +16,7 @@ from dataset.classes import CLASS_NAMES
 from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
 from tests.golden import write_city
-from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, python, rows_of, run, run_parallel, train_words
+from tests.scripts import EAGER, EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
 from tests.test_torch_file import lit, pid, tensor, zipped
 from utils import ccd, checkpoint, device, parallel, run_folder
 from utils.errors import UserError
@@ -347,7 +347,7 @@ def test_images_that_cannot_be_predicted(trained, argv, tmp_path):
     for name in ("after", "before", "between"):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
     Image.new("CMYK", (30, 20)).save(tmp_path / "before_too.jpg")
-    done = python([ROOT / EVALUATE, *command[1:], "--predict", tmp_path, "--batch-size", 2], ROOT, 2)
+    done = run(*command, "--predict", tmp_path, "--batch-size", 2, code=2)
     assert f"skipped {tmp_path / 'broken.png'}: not a readable image" in done.stdout
     assert f"skipped {tmp_path / 'before_too.jpg'}: an image of mode CMYK" in done.stdout
     assert "3 images, written" in done.stdout

@@ -1,4 +1,4 @@
-"""Steps of several images: batches, --iter-size, processes; and mixed precision, all through the scripts."""
+"""Steps of several images: batches, --iter-size, processes, all through the scripts."""
 
 import json
 import os
@@ -8,23 +8,18 @@ import subprocess
 import time
 from pathlib import Path
 
-import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
 from PIL import Image
 
-from CLAN_train_gta5_2_city import CLANStep
 from dataset.pipeline import DomainSampler
-from model.CLAN_D import discriminator
-from model.CLAN_G import generator
-from options.train_options import get_arguments
 from tests.golden import write_city
 from tests.scripts import (
     EVALUATE,
     RUN,
     TRAIN,
     environment,
+    losses,
     msrun,
     refused,
     rows_of,
@@ -33,7 +28,6 @@ from tests.scripts import (
     train_words,
 )
 from utils import checkpoint
-from utils.tables import LOSSES
 
 FROZEN = "tests/frozen.py"
 STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lambda-adv", 0.1]
@@ -54,10 +48,6 @@ def start_parallel(folder: Path, *argv) -> tuple[subprocess.Popen, list[int]]:
                and b"CLAN_train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     return job, workers
-
-
-def losses(folder: Path) -> np.ndarray:
-    return np.array([[float(row[name]) for name in LOSSES] for row in rows_of(folder / "loss.csv")])
 
 
 def weights(folder: Path, steps: int = 3) -> dict[str, np.ndarray]:
@@ -200,45 +190,6 @@ def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
 
 
-STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
-
-
-@pytest.mark.parametrize("levels, more", [(("O2", "O3"), []), (("O3",), STRONG)])
-def test_mixed_precision_stays_close(data, tmp_path, levels, more):
-    """With the paper's weights of the losses, and with a discriminator that moves G."""
-    for level in ("O0", *levels):
-        argv = ["--num-steps", 10, "--not-val", "--amp-level", level, *more]
-        argv = train_words(data, tmp_path / level, *argv)
-        assert "skipped" not in run(TRAIN, *argv).stdout
-    for level in levels:
-        np.testing.assert_allclose(losses(tmp_path / level), losses(tmp_path / "O0"), rtol=0.02)
-        assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
-
-
-def test_a_step_that_overflows_in_mixed_precision_is_skipped():
-    args = get_arguments(["--model", "small", "--device", "cpu", "--amp-level", "O2", "--recipe", "released",
-                          "--input-size", "64,64", "--input-size-target", "64,48"])
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    net_G, net_D = generator("small"), discriminator("small")
-    step = CLANStep(args, net_G, net_D, np.full(5, 1e-4)).set_train()
-    rng = np.random.default_rng(0)
-    x_s, x_t = (Tensor(rng.normal(0, 60, (1, 3, h, 64)).astype(np.float32)) for h in (64, 48))
-    y_s = Tensor(rng.integers(0, 19, (1, 64, 64)).astype(np.int32))
-
-    def moved() -> bool:
-        before = [w.asnumpy().copy() for w in (*step.weights_G, *step.weights_D)]
-        assert np.isfinite(step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 2.5e-4)).all()
-        return any((w.asnumpy() != b).any() for w, b in zip((*step.weights_G, *step.weights_D), before))
-
-    assert moved() and step.skipped.asnumpy() == 0
-    ops.assign(step.scale_value, Tensor(1e38, mindspore.float32))  # in place: see parallel.average
-    assert not moved() and step.skipped.asnumpy() == 1
-    assert step.scale_value.asnumpy() == np.float32(0.5e38)
-    assert step.optimizer_D.global_step.asnumpy() == 2  # steps, not updates
-    ops.assign(step.scale_value, Tensor(1024.0, mindspore.float32))
-    assert moved() and step.skipped.asnumpy() == 1
-
-
 def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
     """As one by one: a batch holds images in a row whose labels have one size."""
     write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
@@ -257,15 +208,3 @@ def test_recompute_changes_no_result(reference, data, tmp_path):
     """Nor the running BN statistics, which a batch norm that is computed again would move again."""
     run(TRAIN, *train_words(data, tmp_path / "again", *RUN, "--recompute", "--not-val"))
     assert_same(reference, tmp_path / "again", 1e-5, steps=6)
-
-
-def test_a_run_in_mixed_precision_in_segments_ends_with_the_same_bits(data, tmp_path):
-    """The scale of the loss, its counter and the count of skipped steps are resumed too."""
-    argv = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]
-    run(TRAIN, *train_words(data, tmp_path / "run", *argv, "--save-pred-every", 2))
-    leg = ["--continue-train", tmp_path / "run" / "GTA5_2.ckpt", "--snapshot-dir", tmp_path / "leg"]
-    run(TRAIN, *leg)
-    names = ("scale_value", "counter", "skipped")
-    one, two = (checkpoint.read(str(tmp_path / f / "GTA5_4.ckpt")) for f in ("run", "leg"))
-    assert set(names) <= one.keys() == two.keys()
-    assert all(np.array_equal(one[name], two[name]) for name in one if name != "best_mIoU")

@@ -1,9 +1,9 @@
-"""Mixed precision on the CPU, which runs float16 convolutions: it is the gradients that have to survive."""
+"""Mixed precision on the CPU, which runs float16 convolutions: gradients, losses, skipped steps, resuming."""
 
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from CLAN_train_gta5_2_city import CLANStep
 from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
@@ -11,7 +11,8 @@ from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.golden import synthetic_image
-from utils import device
+from tests.scripts import TRAIN, losses, run, train_words
+from utils import checkpoint, device
 
 FACTORS = {"preheating": (1.0, 1.0, 0.0), "weighted": (0.9, 0.4, 40.0)}  # damp, base, local
 
@@ -40,7 +41,7 @@ def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, 
         groups = {}
         for w, g in zip(weights, sums):
             groups.setdefault(".".join(w.name.split(".")[:2]), []).append(g.asnumpy().ravel().astype(float))
-            mindspore.ops.assign(g, mindspore.ops.zeros_like(g))
+            ops.assign(g, ops.zeros_like(g))
         assert all(g.any() for gs in groups.values() for g in gs), name
         out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
 
@@ -81,3 +82,54 @@ def test_few_of_the_first_steps_are_skipped():
     for i in range(20):
         step.step([(x_s, y_s, x_t)], *FACTORS["weighted"], lr=2.5e-4 * i / 20)
     assert step.skipped.asnumpy() <= 2
+
+
+STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
+
+
+@pytest.mark.parametrize("levels, more", [(("O2", "O3"), []), (("O3",), STRONG)])
+def test_mixed_precision_stays_close(data, tmp_path, levels, more):
+    """With the paper's weights of the losses, and with a discriminator that moves G."""
+    for level in ("O0", *levels):
+        argv = ["--num-steps", 10, "--not-val", "--amp-level", level, *more]
+        argv = train_words(data, tmp_path / level, *argv)
+        assert "skipped" not in run(TRAIN, *argv).stdout
+    for level in levels:
+        np.testing.assert_allclose(losses(tmp_path / level), losses(tmp_path / "O0"), rtol=0.02)
+        assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
+
+
+def test_a_step_that_overflows_in_mixed_precision_is_skipped():
+    args = get_arguments(["--model", "small", "--device", "cpu", "--amp-level", "O2", "--recipe", "released",
+                          "--input-size", "64,64", "--input-size-target", "64,48"])
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    net_G, net_D = generator("small"), discriminator("small")
+    step = CLANStep(args, net_G, net_D, np.full(5, 1e-4)).set_train()
+    rng = np.random.default_rng(0)
+    x_s, x_t = (Tensor(rng.normal(0, 60, (1, 3, h, 64)).astype(np.float32)) for h in (64, 48))
+    y_s = Tensor(rng.integers(0, 19, (1, 64, 64)).astype(np.int32))
+
+    def moved() -> bool:
+        before = [w.asnumpy().copy() for w in (*step.weights_G, *step.weights_D)]
+        assert np.isfinite(step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 2.5e-4)).all()
+        return any((w.asnumpy() != b).any() for w, b in zip((*step.weights_G, *step.weights_D), before))
+
+    assert moved() and step.skipped.asnumpy() == 0
+    ops.assign(step.scale_value, Tensor(1e38, mindspore.float32))  # in place: see parallel.average
+    assert not moved() and step.skipped.asnumpy() == 1
+    assert step.scale_value.asnumpy() == np.float32(0.5e38)
+    assert step.optimizer_D.global_step.asnumpy() == 2  # steps, not updates
+    ops.assign(step.scale_value, Tensor(1024.0, mindspore.float32))
+    assert moved() and step.skipped.asnumpy() == 1
+
+
+def test_a_run_in_mixed_precision_in_segments_ends_with_the_same_bits(data, tmp_path):
+    """The scale of the loss, its counter and the count of skipped steps are resumed too."""
+    argv = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]
+    run(TRAIN, *train_words(data, tmp_path / "run", *argv, "--save-pred-every", 2))
+    leg = ["--continue-train", tmp_path / "run" / "GTA5_2.ckpt", "--snapshot-dir", tmp_path / "leg"]
+    run(TRAIN, *leg)
+    names = ("scale_value", "counter", "skipped")
+    one, two = (checkpoint.read(str(tmp_path / f / "GTA5_4.ckpt")) for f in ("run", "leg"))
+    assert set(names) <= one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one if name != "best_mIoU")

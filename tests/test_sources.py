@@ -16,7 +16,7 @@ from dataset.synthia_dataset import SYNTHIA_TO_TRAIN, SYNTHIADataSet, class_ids
 from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
 from options.train_options import get_arguments
 from tests.golden import synthetic_image, write_gta5
-from tests.scripts import EAGER, EVALUATE, TRAIN, fails, refused, rows_of, run, train_words
+from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import class_iou, iou_table, mean_iou
@@ -225,12 +225,12 @@ def test_a_mean_leaves_classes_out_but_not_their_pixels():
         assert lines[-1][1] == f"{100 - 50 / count:.2f}"
 
 
-def test_without_pyspng_one_line_says_what_to_install(synthia, data, tmp_path, monkeypatch):
+def test_without_pyspng_one_line_says_what_to_install(synthia, data, tmp_path):
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "pyspng.py").write_text("raise ImportError('hidden by the test')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
     argv = train_words(data, tmp_path / "run", "--source", "synthia", "--data-dir", synthia)
-    assert "pip install pyspng" in fails(TRAIN, *argv)
+    done = python([ROOT / TRAIN, *argv], tmp_path, 2, PYTHONPATH=str(tmp_path / "hidden"))
+    assert "pip install pyspng" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,27 @@
+"""Run scripts in forks of one process that has imported MindSpore, which takes seconds; see tests/scripts.py.
+
+Standard input has a JSON line for each: its words, its folder, its environment, and the files for stdout and
+stderr. The answer is its exit code.
+"""
+
+import json
+import os
+import runpy
+import sys
+
+import CLAN_evaluate_city  # noqa: F401
+import CLAN_train_gta5_2_city  # noqa: F401
+
+for line in sys.stdin:
+    words, folder, environment, *output = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for stream, path in enumerate((os.devnull, *output)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
