@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset.classes import CLASS_NAMES
+from dataset.demo_scenes import write_demo_data
 from tests.scripts import module
 
 
@@ -19,6 +20,7 @@ def test_ablation_names_mistakes_in_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
+    write_demo_data(tmp_path / "data" / "demo", 1, source=8, target=8, val=4)
     argv = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
     done = module("utils.ablation", *argv, cwd=tmp_path)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1"
