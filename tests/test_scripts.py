@@ -45,7 +45,7 @@ def test_evaluation_takes_the_images_of_the_demo_unless_told_otherwise():
 def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, data, tmp_path):
     (tmp_path / "file").write_text("")
     argv = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City"]
-    done = run(EVALUATE, *argv, "--save-path", tmp_path / "file", code=2)
+    done = run(EVALUATE, *argv, "--save-path", tmp_path / "file", cwd=tmp_path, code=2)
     assert "File exists" in done.stderr and "mIoU" not in done.stdout
 
 
