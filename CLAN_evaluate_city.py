@@ -28,7 +28,7 @@ from dataset.transform import IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder, tables
 from utils.errors import UserError, run_script
-from utils.evaluation import adapt_bn, evaluate, label_map, predictor, with_logits
+from utils.evaluation import Predict, adapt_bn, best_class, evaluate, with_logits
 from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, iou_table, mean_iou, mean_name, number_or_none
@@ -101,12 +101,12 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
     # All kinds, so that outputs of two evaluations do not mix.
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
-    def each(name: str, trainIds: np.ndarray) -> None:
+    def each(name: str, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
         interrupt.exit_if_pending()
         if args.save:
             save_prediction(folder, name, trainIds)
         if name in with_panel:
-            save_panel(folder, net_G, data, with_panel[name], trainIds)
+            save_panel(folder, data, with_panel[name], trainIds, logits)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
     if parallel.rank() > 0:
@@ -125,15 +125,12 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
 
 
 def save_panel(
-    folder: Path, net_G: Res_Deeplab, data: cityscapesDataSet, i: int, trainIds: np.ndarray
+    folder: Path, data: cityscapesDataSet, i: int, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]
 ) -> None:
-    """panels/<name>_panel.png of image i of `data` and its prediction.
-
-    The alignment map takes a second pass: its logits are upsampled to the size of the figure's images.
-    """
-    image, label = data[i]
+    """panels/<name>_panel.png of image i of `data`, its prediction, and the alignment map of its logits."""
+    _, label = data[i]
     size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
-    M = alignment_map(*(up(logits, size) for logits in net_G(Tensor(image[None])))).asnumpy()[0, 0]
+    M = alignment_map(*(up(C, size) for C in logits)).asnumpy()[0, 0]
     with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
         panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
 
@@ -256,10 +253,11 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
                 yield item
 
     with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
-        for (i, _), logits in with_logits(net_G, readable(), args.classifier, args.batch_size):
+        for (i, _), logits in with_logits(net_G, readable(), args.batch_size):
             interrupt.exit_if_pending()
             rgb = data.image(i)
-            save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2]), rgb)
+            trainIds = best_class(logits, rgb.shape[:2], args.classifier).asnumpy()[0]
+            save_prediction(folder, data.names[i], trainIds, rgb)
             bar.update()
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):
@@ -277,7 +275,7 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
     path = Path(args.save_path) / f"CLAN_{model}_{width}x{height}.mindir"
     run_folder.archive_old_results(path)
     net_G.set_train(False)
-    net = predictor(net_G, (height, width), args.classifier)
+    net = Predict(net_G, (height, width), args.classifier)
     x = Tensor(np.zeros((1, 3, height, width), np.float32))
     with atomic(path) as temporary:
         mindspore.export(net, x, file_name=str(temporary.with_suffix("")), file_format="MINDIR")

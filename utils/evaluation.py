@@ -1,7 +1,6 @@
 """Shared by training and evaluation: predictions of G, confusion matrix, re-estimated BN statistics."""
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import islice
 
 import mindspore
@@ -19,39 +18,21 @@ from utils.upsample import up
 
 
 class Predict(nn.Cell):
-    """Images (N, 3, h, w) -> trainIds (N, H, W) int32: logits upsampled to (H, W), argmax.
+    """Images (N, 3, h, w) -> trainIds (N, H, W) int32 for size (H, W), as one graph to export."""
 
-    With size None the logits themselves, float32 (N, C, h', w'), at the network's own resolution.
-    """
-
-    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str = "sum"):
+    def __init__(self, net_G: Res_Deeplab, size: tuple[int, int], classifier: str = "sum"):
         super().__init__(auto_prefix=False)  # the parameters keep their names
         self.net_G, self.size, self.classifier = net_G, size, classifier
 
     def construct(self, x):
-        logits1, logits2 = self.net_G(x)
-        logits = logits1 + logits2
-        if self.classifier == "1":
-            logits = logits1
-        elif self.classifier == "2":
-            logits = logits2
-        return logits if self.size is None else best_class(logits, self.size)
+        return best_class(self.net_G(x), self.size, self.classifier)
 
 
-def best_class(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, C, h, w) -> trainIds (N, H, W) int32 for size (H, W)."""
-    return ops.Argmax(axis=1, output_type=mindspore.int32)(up(logits, size))
-
-
-def label_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits (1, classes, h, w) of one image -> trainIds (H, W) int32 for size (H, W)."""
-    return best_class(logits, size).asnumpy()[0]
-
-
-@lru_cache(maxsize=4)
-def predictor(net_G: Res_Deeplab, size: tuple[int, int] | None, classifier: str) -> Predict:
-    """One Predict, and so one compilation, for all evaluations of a network."""
-    return Predict(net_G, size, classifier)
+def best_class(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: str = "sum") -> Tensor:
+    """Logits of C1 and C2 (N, C, h, w) -> trainIds (N, H, W) int32 of C1, C2 or the sum, for size (H, W)."""
+    C1, C2 = logits
+    chosen = C1 if classifier == "1" else C2 if classifier == "2" else C1 + C2
+    return ops.Argmax(axis=1, output_type=mindspore.int32)(up(chosen, size))
 
 
 def evaluate(
@@ -60,40 +41,39 @@ def evaluate(
     classifier: str = "sum",
     batch_size: int = 1,
     workers: int = 4,
-    each: Callable[[str, np.ndarray], None] | None = None,
+    each: Callable[[str, np.ndarray, tuple[Tensor, Tensor]], None] | None = None,
 ) -> np.ndarray:
     """Confusion matrix (classes, classes) int64 of net_G over `data`: rows ground truth, columns prediction.
 
-    `each(name, trainIds)` is called for every image. Memory does not grow with the number of images.
-    Several processes share the images; all of them get the whole matrix.
+    `each(name, trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does not grow with
+    their number. Several processes share the images; all of them get the whole matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
     with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
-        for (i, _, label), logits in with_logits(net_G, items, classifier, batch_size):
-            trainIds = label_map(logits, label.shape)
+        for (i, _, label), logits in with_logits(net_G, items, batch_size):
+            trainIds = best_class(logits, label.shape, classifier).asnumpy()[0]
             confusion += confusion_matrix(label, trainIds)
             if each:
-                each(data.names[i], trainIds)
+                each(data.names[i], trainIds, logits)
             bar.update()
     return parallel.all_reduce_sum(confusion)
 
 
 def with_logits(
-    net_G: Res_Deeplab, items: Iterator[tuple], classifier: str, batch_size: int
-) -> Iterator[tuple[tuple, Tensor]]:
-    """Yield each item, (index, input (3, H, W), ...), and its logits (1, classes, h, w), computed in batches.
+    net_G: Res_Deeplab, items: Iterator[tuple], batch_size: int
+) -> Iterator[tuple[tuple, tuple[Tensor, Tensor]]]:
+    """Yield each item, (index, input (3, H, W), ...), and its logits of C1 and C2, (1, classes, h, w) each.
 
-    Only the upsampling, outside the network's graph, depends on the size of an image or of its label: one
-    compilation serves all of them.
+    They come from batches. Only the upsampling, outside the network's graph, depends on the size of an image
+    or of its label: one compilation serves all of them.
     """
     net_G.set_train(False)
-    logits_of = predictor(net_G, None, classifier)
     while group := list(islice(items, batch_size)):
-        logits = logits_of(batch_of([x for _, x, *_ in group]))
+        C1, C2 = net_G(batch_of([x for _, x, *_ in group]))
         for k, item in enumerate(group):
-            yield item, logits[k : k + 1]
+            yield item, (C1[k : k + 1], C2[k : k + 1])
 
 
 def adapt_bn(
