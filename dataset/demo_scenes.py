@@ -505,5 +505,5 @@ def write_demo_data(
                 labels.putpalette(palette)  # the mode becomes "P", the ids become indices
             for image, name in zip((rgb, labels), demo_files(split, n), strict=True):
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                image.save(draft / name)
+                image.save(draft / name, compress_level=1)
     return folder
