@@ -305,16 +305,8 @@ def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
     out = []
     for classifier, key in (("sum", "sum"), ("1", "first"), ("2", "second")):
         result = folder / f"result_{classifier}"
-        argv = [
-            "--restore-from",
-            folder / "golden_G.ckpt",
-            "--data-dir",
-            city,
-            "--save-path",
-            result,
-            "--save",
-        ]
-        python([ROOT / EVALUATE, *argv, "--classifier", classifier], ROOT, 0)
+        argv = ["--restore-from", folder / "golden_G.ckpt", "--data-dir", city, "--classifier", classifier]
+        python([ROOT / EVALUATE, *argv, "--save-path", result, "--save", "--panels", 0], ROOT, 0)
         ours = json.loads((result / "result.json").read_text())
         out.append((f"mIoU, {key}", abs(ours["mIoU"] - gold["miou"][key]), 5e-3))
         worst = max(abs(a - b) for a, b in zip(ours["IoU"].values(), gold[key], strict=True))

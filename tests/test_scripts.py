@@ -13,7 +13,7 @@ from dataset.classes import CLASS_NAMES
 from dataset.transform import PALETTE, TRAIN_TO_LABEL
 from options import evaluate_options
 from options.train_options import build_parser, get_arguments
-from tests.golden import official_iou, write_city, write_gta5
+from tests.golden import official_iou
 from tests.scripts import EVALUATE, ROOT, RUN, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
 
@@ -119,6 +119,7 @@ def test_training_writes_its_files(reference):
     assert "validation after 6 steps: mIoU" in (folder / "Train_log.log").read_text()
 
 
+@pytest.mark.slow
 def test_training_repeats_to_the_bit_and_refuses_to_overwrite(reference, data, tmp_path):
     """And checkpoints and validations, which come after other steps here, leave no trace in the losses."""
     again = tmp_path / "again"
@@ -131,6 +132,7 @@ def test_training_repeats_to_the_bit_and_refuses_to_overwrite(reference, data, t
     assert "already holds a run" in fails(TRAIN, *train_words(data, reference, "--num-steps", "6"))
 
 
+@pytest.mark.slow
 def test_a_run_in_segments_ends_with_the_same_bits(reference, data, tmp_path):
     """Each leg takes over the options of the one before it, and .pth in the seed's spelling means .ckpt."""
     folder, again = reference, tmp_path / "again"
@@ -160,7 +162,7 @@ def test_a_run_in_segments_ends_with_the_same_bits(reference, data, tmp_path):
     "argv",
     [
         ["--method", "source"],
-        ["--method", "tan", "--recipe", "released", "--batch-size", "2"],
+        pytest.param(["--method", "tan", "--recipe", "released", "--batch-size", 2], marks=pytest.mark.slow),
         ["--mode", "pynative", "--detach-weight-map", "--train-bn-affine"],
     ],
 )
@@ -175,15 +177,8 @@ def test_other_methods_run(data, tmp_path, argv):
 
 def test_evaluation_writes_predictions_and_agrees_with_validation(reference, data, tmp_path):
     folder = reference
-    argv = [
-        "--data-dir",
-        data / "City",
-        "--input-size",
-        "64,48",
-        "--save-path",
-        tmp_path / "result",
-        "--save",
-    ]
+    argv = ["--data-dir", data / "City", "--input-size", "64,48", "--save-path", tmp_path / "result"]
+    argv += ["--save"]
     # the command of the seed's README: .pth is not there, .ckpt is
     done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, argv))
     assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
@@ -222,41 +217,6 @@ def test_adapt_bn_uses_no_labels_and_changes_the_statistics(reference, data, tmp
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["adapt_bn"] == 3 and result["batch_size"] == 1
     assert result["mIoU"] != pytest.approx(float(rows_of(folder / "miou.csv")[-1]["mIoU"]), abs=1e-9)
-
-
-@pytest.mark.slow
-def test_full_network_on_full_size_images(tmp_path):
-    """ResNet-101 on files of the real shapes: trains, validates, and evaluation reads it."""
-    write_gta5(tmp_path / "GTA5", {"00001": 1, "00002": 2})
-    for name, seed in (("train", 3), ("val", 5)):
-        write_city(tmp_path / "City", name, {"000000": seed, "000001": seed + 1})
-    argv = [
-        "--data-dir",
-        tmp_path / "GTA5",
-        "--data-dir-target",
-        tmp_path / "City",
-        "--input-size",
-        "320,180",
-    ]
-    argv += [
-        "--input-size-target",
-        "256,128",
-        "--restore-from",
-        "none",
-        "--num-steps",
-        "3",
-        "--device",
-        "cpu",
-    ]
-    run(TRAIN, *map(str, argv), "--snapshot-dir", str(tmp_path / "run"))
-    assert len(rows_of(tmp_path / "run" / "loss.csv")) == 3
-    argv = ["--restore-from", tmp_path / "run" / "GTA5_3.ckpt", "--data-dir", tmp_path / "City"]
-    run(EVALUATE, *map(str, argv), "--input-size", "256,128", "--save-path", str(tmp_path / "result"))
-    result = json.loads((tmp_path / "result" / "result.json").read_text())
-    assert result["images"] == 2
-    assert result["mIoU"] == pytest.approx(
-        float(rows_of(tmp_path / "run" / "miou.csv")[-1]["mIoU"]), abs=1e-6
-    )
 
 
 @pytest.mark.slow
