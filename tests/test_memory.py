@@ -68,6 +68,7 @@ def test_gradients_of_a_convolution(mode, batch, c, k, size, kind):
         assert np.allclose(a.asnumpy(), b.asnumpy(), rtol=1e-5, atol=3e-5)
 
 
+@pytest.mark.slow
 def test_three_steps_with_both_gradients():
     def three_steps(option):
         sizes = ["--input-size", "97,65", "--input-size-target", "66,49"]

@@ -55,6 +55,7 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     assert np.array_equal(data.read(3, mirror=True)[0], b[:, :, ::-1])
 
 
+@pytest.mark.slow
 def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp_path):
     argv = ["--restore-from", adapted[0] / "GTA5_2.ckpt", "--input-size", "64,48", *EAGER]
     command = [EVALUATE, *argv, "--predict", images, "--save-path", tmp_path / "r", "--batch-size", 2]
@@ -88,6 +89,7 @@ def test_a_target_folder_that_does_not_fit_is_named(images, data, tmp_path):
     assert "not a readable image" in message(tmp_path / "own")
 
 
+@pytest.mark.slow
 def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_path):
     """Training, checkpoint, evaluation and predictions follow dataset/cityscapes_list/info.json."""
     project = tmp_path / "project"

@@ -73,11 +73,13 @@ def two_at_once(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_one_image_twice_a_step_is_a_batch_of_two(data, tmp_path, two_at_once):
     run(FROZEN, *train_words(data, tmp_path / "run", *STEPS, "--iter-size", 2))
     assert_same(two_at_once, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_iter_size_of_the_released_recipe(data, tmp_path):
     """With repeated updates, mirrored and scaled images, and a step of labels that are nearly all 255."""
     shutil.copytree(data, tmp_path / "data")
@@ -100,6 +102,7 @@ def two_processes(data, tmp_path_factory):
     return folder / "run", run_parallel(folder / "logs", 2, FROZEN, *argv)[0]
 
 
+@pytest.mark.slow
 def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
     folder, output = two_processes
     assert_same(two_at_once, folder)
@@ -110,6 +113,7 @@ def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
     assert json.loads((folder / "options.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, two_processes):
     folder, more = two_processes[0], tmp_path / "more"
     argv = ["--continue-train", folder / "GTA5_1.ckpt", "--snapshot-dir", more]
@@ -130,6 +134,7 @@ def test_statistics_of_two_processes_stay_close_to_those_of_a_batch(data, tmp_pa
         assert np.abs(moving[1][name] - value).mean() < 0.1 * np.abs(value).mean() + 1e-3, name
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(data, tmp_path, two_processes):
     path = two_processes[0] / "GTA5_3.ckpt"
     argv = ["--restore-from", path, "--data-dir", data / "City", "--input-size", "64,48", "--save"]
@@ -190,6 +195,7 @@ def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
 
 
+@pytest.mark.slow
 def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
     """As one by one: a batch holds images in a row whose labels have one size."""
     write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
@@ -204,6 +210,7 @@ def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
     assert Image.open(next((tmp_path / "2" / "labelIds").glob("*000002*"))).size == (202, 104)
 
 
+@pytest.mark.slow
 def test_recompute_changes_no_result(reference, data, tmp_path):
     """Nor the running BN statistics, which a batch norm that is computed again would move again."""
     run(TRAIN, *train_words(data, tmp_path / "again", *RUN, "--recompute", "--not-val"))

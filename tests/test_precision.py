@@ -89,6 +89,7 @@ def test_few_of_the_first_steps_are_skipped():
 STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels, more", [(("O2", "O3"), []), (("O3",), STRONG)])
 def test_mixed_precision_stays_close(data, tmp_path, levels, more):
     """With the paper's weights of the losses, and with a discriminator that moves G."""
@@ -101,6 +102,7 @@ def test_mixed_precision_stays_close(data, tmp_path, levels, more):
         assert not np.array_equal(losses(tmp_path / level), losses(tmp_path / "O0"))
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_in_mixed_precision_is_skipped():
     args = get_arguments(["--model", "small", "--device", "cpu", "--amp-level", "O2", "--recipe", "released",
                           "--input-size", "64,64", "--input-size-target", "64,48"])
@@ -125,6 +127,7 @@ def test_a_step_that_overflows_in_mixed_precision_is_skipped():
     assert moved() and step.skipped.asnumpy() == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_mixed_precision_in_segments_ends_with_the_same_bits(data, tmp_path):
     """The scale of the loss, its counter and the count of skipped steps are resumed too."""
     argv = ["--num-steps", 4, "--not-val", "--amp-level", "O3", "--iter-size", 2, "--lambda-adv", 1]

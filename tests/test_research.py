@@ -72,7 +72,8 @@ def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_pa
     assert "pip install matplotlib" in module("utils.curves", reference, cwd=tmp_path, code=2).stderr
 
 
-@pytest.mark.parametrize("adapt_bn", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapt_bn", [0, 2])
 def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tmp_path, adapt_bn):
     argv = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
     argv += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2, "--adapt-bn", adapt_bn]

@@ -204,7 +204,7 @@ def updates_of(name: str, recipe: str) -> int:
     return 4 if "downsample" in name else 3
 
 
-@pytest.mark.parametrize("recipe", ["default", "released"])
+@pytest.mark.parametrize("recipe", ["default", pytest.param("released", marks=pytest.mark.slow)])
 def test_two_updates(recipe):
     """Momentum and Adam as PyTorch 1.0 has them, in warm-up and after it, for every weight."""
     step = make_step("--recipe", recipe)

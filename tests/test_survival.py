@@ -121,7 +121,8 @@ def test_resumes_in_another_folder_and_leaves_the_first_alone(reference, tmp_pat
     assert "already holds a run" in message
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
+@slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data, tmp_path, number):
     folder = tmp_path / "a run"
     argv = train_words(data, folder, *RUN)
@@ -344,7 +345,8 @@ def test_a_signal_ends_the_distances_of_centres(reference, data, tmp_path, numbe
     assert not [path for path in (tmp_path / "result").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)])
+@slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_ablation_and_its_runs(tmp_path, number):
     """SIGTERM to the ablation alone, as a batch system sends it; Ctrl-C to all processes of the terminal."""
     write_demo_data(tmp_path / "data" / "demo", 1, source=4, target=4, val=2)
@@ -374,7 +376,8 @@ def shell(script: str, argv) -> str:
     return " ".join(f"'{word}'" for word in (sys.executable, ROOT / script, *argv))
 
 
-@pytest.mark.parametrize("megabytes, kept", [pytest.param(6, 0, marks=slow), (40, 1)])
+@slow
+@pytest.mark.parametrize("megabytes, kept", [(6, 0), (40, 1)])
 def test_a_full_disk_ends_the_run_with_one_line_and_whole_files(reference, data, tmp_path, megabytes, kept):
     disk, out = tmp_path / "disk", tmp_path / "out"
     command = shell(TRAIN, train_words(data, disk / "run", *RUN))
