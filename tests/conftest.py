@@ -1,5 +1,6 @@
 """Small images for the tests that run the scripts, and one run on them that they share."""
 
+import fcntl
 import signal
 
 import pytest
@@ -32,11 +33,19 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def reference(data, tmp_path_factory):
-    """A run that nothing happened to, with a checkpoint and a validation after every step. To be copied."""
-    folder = tmp_path_factory.mktemp("reference") / "run"
-    run(TRAIN, *train_words(data, folder, *RUN))
-    return folder
+def reference(data, tmp_path_factory, worker_id):
+    """A run that nothing happened to, with a checkpoint and a validation after every step. To be copied.
+
+    The first worker of pytest-xdist that needs it trains; the others wait.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "reference"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run").exists():
+            run(TRAIN, *train_words(data, folder / "run", *RUN))
+    return folder / "run"
 
 
 @pytest.fixture
