@@ -7,7 +7,7 @@ import pytest
 from mindspore.common.api import _CellGraphExecutor
 
 from tests.golden import write_city, write_gta5
-from tests.scripts import RUN, TRAIN, run, train_words
+from tests.scripts import RUN, STEPS, TRAIN, run, train_words
 
 
 def pytest_configure(config):
@@ -43,7 +43,7 @@ def reference(data, tmp_path_factory, worker_id):
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "run").exists():
+        if not (folder / "run" / f"GTA5_{STEPS}.ckpt").exists():
             run(TRAIN, *train_words(data, folder / "run", *RUN))
     return folder / "run"
 

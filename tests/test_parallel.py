@@ -207,11 +207,16 @@ def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
         run(EVALUATE, *argv, "--batch-size", n, "--save-path", tmp_path / str(n), "--save")
     results = [json.loads((tmp_path / str(n) / "result.json").read_text()) for n in (1, 2)]
     assert results[0] == results[1] and results[0]["images"] == 6
+    panels = sorted((tmp_path / "1" / "panels").iterdir())
+    assert len(panels) == 6
+    for path in panels:
+        one, two = (np.asarray(Image.open(tmp_path / n / "panels" / path.name), int) for n in "12")
+        assert abs(one - two).max() <= 2
     assert Image.open(next((tmp_path / "2" / "labelIds").glob("*000002*"))).size == (202, 104)
 
 
 @pytest.mark.slow
 def test_recompute_changes_no_result(reference, data, tmp_path):
     """Nor the running BN statistics, which a batch norm that is computed again would move again."""
-    run(TRAIN, *train_words(data, tmp_path / "again", *RUN, "--recompute", "--not-val"))
+    run(TRAIN, *train_words(data, tmp_path / "again", *RUN, "--recompute"))
     assert_same(reference, tmp_path / "again", 1e-5, steps=6)

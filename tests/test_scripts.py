@@ -161,13 +161,13 @@ def test_a_run_in_segments_ends_with_the_same_bits(reference, data, tmp_path):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--method", "source"],
+        ["--method", "source", "--save-memory"],
         pytest.param(["--method", "tan", "--recipe", "released", "--batch-size", 2], marks=pytest.mark.slow),
-        ["--mode", "pynative", "--detach-weight-map", "--train-bn-affine"],
+        ["--mode", "pynative", "--detach-weight-map", "--train-bn-affine", "--not-val"],
     ],
 )
 def test_other_methods_run(data, tmp_path, argv):
-    run(TRAIN, *train_words(data, tmp_path / "run", "--num-steps", "3", "--not-val", *argv))
+    run(TRAIN, *train_words(data, tmp_path / "run", "--num-steps", "3", *argv))
     rows = rows_of(tmp_path / "run" / "loss.csv")
     assert len(rows) == 3 and all(float(row["loss_seg"]) > 0 for row in rows)
     adapted = argv[1] != "source"

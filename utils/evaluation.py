@@ -46,7 +46,7 @@ def evaluate(
     """Confusion matrix (classes, classes) int64 of net_G over `data`: rows ground truth, columns prediction.
 
     `each(name, trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does not grow with
-    their number. Several processes share the images; all of them get the whole matrix.
+    the number of images. Several processes share them; all get the whole matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
@@ -66,8 +66,8 @@ def with_logits(
 ) -> Iterator[tuple[tuple, tuple[Tensor, Tensor]]]:
     """Yield each item, (index, input (3, H, W), ...), and its logits of C1 and C2, (1, classes, h, w) each.
 
-    They come from batches. Only the upsampling, outside the network's graph, depends on the size of an image
-    or of its label: one compilation serves all of them.
+    They are computed in batches. Only the upsampling, outside the network's graph, depends on the size of an
+    image or of its label: one compilation serves all of them.
     """
     net_G.set_train(False)
     while group := list(islice(items, batch_size)):
