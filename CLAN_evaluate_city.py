@@ -28,7 +28,7 @@ from dataset.transform import IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder, tables
 from utils.errors import UserError, run_script
-from utils.evaluation import Predict, adapt_bn, best_class, evaluate, with_logits
+from utils.evaluation import Predict, adapt_bn, evaluate, label_map, with_logits
 from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, iou_table, mean_iou, mean_name, number_or_none
@@ -96,17 +96,16 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
-    panels = evenly_spaced_indices(len(data), args.panels) if args.save else ()
-    with_panel = {data.names[i]: i for i in panels}
+    with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()
     # All kinds, so that outputs of two evaluations do not mix.
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
-    def each(name: str, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
+    def each(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
         interrupt.exit_if_pending()
         if args.save:
-            save_prediction(folder, name, trainIds)
-        if name in with_panel:
-            save_panel(folder, data, with_panel[name], trainIds, logits)
+            save_prediction(folder, data.names[i], trainIds)
+        if i in with_panel:
+            save_panel(folder, data, i, label, trainIds, logits)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
     if parallel.rank() > 0:
@@ -125,10 +124,12 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
 
 
 def save_panel(
-    folder: Path, data: cityscapesDataSet, i: int, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]
-) -> None:
-    """panels/<name>_panel.png of image i of `data`, its prediction, and the alignment map of its logits."""
-    _, label = data[i]
+    folder: Path, data: cityscapesDataSet, i: int, label: np.ndarray, trainIds: np.ndarray,
+    logits: tuple[Tensor, Tensor],
+) -> None:  # fmt: skip
+    """panels/<name>_panel.png of image i of `data`, its label and prediction, and the alignment map of its
+    logits.
+    """
     size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
     M = alignment_map(*(up(C, size) for C in logits)).asnumpy()[0, 0]
     with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
@@ -256,8 +257,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
         for (i, _), logits in with_logits(net_G, readable(), args.batch_size):
             interrupt.exit_if_pending()
             rgb = data.image(i)
-            trainIds = best_class(logits, rgb.shape[:2], args.classifier).asnumpy()[0]
-            save_prediction(folder, data.names[i], trainIds, rgb)
+            save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2], args.classifier), rgb)
             bar.update()
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):

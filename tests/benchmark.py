@@ -124,7 +124,7 @@ def serve_evaluation(folder: str) -> None:
 
     from dataset.cityscapes_dataset import cityscapesDataSet
     from utils import checkpoint, device
-    from utils.evaluation import best_class
+    from utils.evaluation import label_map
     from utils.metrics import confusion_matrix
     from utils.visual import save_prediction
 
@@ -141,7 +141,7 @@ def serve_evaluation(folder: str) -> None:
         times.append(clock())
         logits = [Tensor(C.asnumpy()) for C in net_G(Tensor(image[None]))]
         times.append(clock())
-        trainIds = best_class(logits, label.shape).asnumpy()[0]
+        trainIds = label_map(logits, label.shape)
         times.append(clock())
         confusion_matrix(label, trainIds)
         times.append(clock())

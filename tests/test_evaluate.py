@@ -163,7 +163,7 @@ def test_label_sizes_do_not_compile_the_network_again(tmp_path, compiled):
     mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
     net_G, shapes = generator("small"), []
     data = cityscapesDataSet(tmp_path, "val", size=(64, 48), labels=True)
-    confusion = evaluate(net_G, data, each=lambda name, trainIds, _: shapes.append(trainIds.shape[::-1]))
+    confusion = evaluate(net_G, data, each=lambda i, label, trainIds, _: shapes.append(trainIds.shape[::-1]))
     assert shapes == sizes * 2 and confusion.sum() == sum((data[i][1] != 255).sum() for i in range(10))
     assert compiled == [net_G]
 

@@ -35,28 +35,33 @@ def best_class(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier:
     return ops.Argmax(axis=1, output_type=mindspore.int32)(up(chosen, size))
 
 
+def label_map(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: str = "sum") -> np.ndarray:
+    """Logits of C1 and C2 (1, C, h, w) of one image -> trainIds (H, W) int32; see `best_class`."""
+    return best_class(logits, size, classifier).asnumpy()[0]
+
+
 def evaluate(
     net_G: Res_Deeplab,
     data: cityscapesDataSet,
     classifier: str = "sum",
     batch_size: int = 1,
     workers: int = 4,
-    each: Callable[[str, np.ndarray, tuple[Tensor, Tensor]], None] | None = None,
+    each: Callable[[int, np.ndarray, np.ndarray, tuple[Tensor, Tensor]], None] | None = None,
 ) -> np.ndarray:
     """Confusion matrix (classes, classes) int64 of net_G over `data`: rows ground truth, columns prediction.
 
-    `each(name, trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does not grow with
-    the number of images. Several processes share them; all get the whole matrix.
+    `each(index, label (H, W), trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does
+    not grow with the number of images. Several processes share them; all get the whole matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
     with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, label), logits in with_logits(net_G, items, batch_size):
-            trainIds = best_class(logits, label.shape, classifier).asnumpy()[0]
+            trainIds = label_map(logits, label.shape, classifier)
             confusion += confusion_matrix(label, trainIds)
             if each:
-                each(data.names[i], trainIds, logits)
+                each(i, label, trainIds, logits)
             bar.update()
     return parallel.all_reduce_sum(confusion)
 
