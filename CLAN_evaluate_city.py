@@ -60,7 +60,7 @@ def one_checkpoint(args) -> None:
     elif not args.export:
         data = labelled_data(args)
     content = checkpoint.read(path)
-    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
+    set_up_device(args)
     run_folder.lock_results_dir(args.save_path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
@@ -80,6 +80,13 @@ def one_checkpoint(args) -> None:
         export(args, net_G, model)
     else:
         evaluate_checkpoint(args, net_G, data, path)
+
+
+def set_up_device(args) -> None:
+    """Choose the device and print what it computes in, as the log of a training says it."""
+    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
+    precision = device.precision("O0", args.conv_precision)
+    parallel.print_rank0("precision: " + ", ".join(f"{name} {value}" for name, value in precision.items()))
 
 
 def labelled_data(args) -> cityscapesDataSet:
@@ -147,7 +154,7 @@ def evaluate_folder(args) -> None:
     found = dict(run_folder.snapshots(source, "ckpt|pth"))  # of both for one step the .ckpt, which comes last
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
-    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
+    set_up_device(args)
     run_folder.lock_results_dir(folder)
     is_main, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
@@ -196,7 +203,7 @@ def evaluate_folder(args) -> None:
         return
     if not (rows := tables.rows(table)):
         raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
-    print(f"{steps_table(rows)}\nwritten: {table}")
+    print(f"{steps_table(rows, mean_name(args.classes))}\nwritten: {table}")
 
 
 def stamp(path: Path) -> list[int]:
@@ -206,8 +213,12 @@ def stamp(path: Path) -> list[int]:
 
 
 def settings_of(args, data: cityscapesDataSet) -> dict:
-    """Return what the results of a checkpoint depend on, for result.json and miou.json."""
+    """Return what the results of a checkpoint depend on, for result.json and miou.json.
+
+    That is also what the device computes in: rows of HF32 and of float32, or of a DryRun, do not mix.
+    """
     names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
+    precision = device.precision("O0", args.conv_precision)
     return {
         "data_dir": os.path.abspath(args.data_dir),
         **{name: getattr(args, name) for name in names},
@@ -215,16 +226,17 @@ def settings_of(args, data: cityscapesDataSet) -> dict:
         "batch_size": args.batch_size if args.adapt_bn else None,  # elsewhere it changes nothing
         "images": len(data),
         "names_crc32": names_crc32(data),  # a list may have changed its content
+        "precision": {**precision, "simulated": True} if device.simulated() else precision,
     }
 
 
-def steps_table(rows: list[list[str]]) -> str:
-    """The rows of miou.csv by steps, in percent, the best marked."""
+def steps_table(rows: list[list[str]], mean: str) -> str:
+    """The rows of miou.csv by steps, in percent, the best marked; mean: the name of their second column."""
     best = tables.best(rows)
-    lines = [f"{'step':>9}{'mIoU':>7} " + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES)]
+    lines = [f"{'step':>9}{mean:>8}" + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES)]
     for row in sorted(rows, key=lambda row: int(row[0])):
         ious = "".join(f"{'–':>6}" if v == "nan" else f"{float(v):6.1f}" for v in row[2:])
-        lines.append(f"{row[0]:>9}{float(row[1]):7.2f} {ious}" + ("  best" if row is best else ""))
+        lines.append(f"{row[0]:>9}{float(row[1]):8.2f}{ious}" + ("  best" if row is best else ""))
     return "\n".join(lines)
 
 

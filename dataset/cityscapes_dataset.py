@@ -19,14 +19,8 @@ class cityscapesDataSet:
     folders, a file of the list or a label is missing.
     """
 
-    def __init__(
-        self,
-        root: str,
-        set: str = "train",
-        list_path: str | None = None,
-        size: tuple[int, int] = (1024, 512),
-        labels: bool = False,
-    ):
+    def __init__(self, root: str, set: str = "train", list_path: str | None = None,
+                 size: tuple[int, int] = (1024, 512), labels: bool = False):
         self.size = size
         folder, truth = find_tree(Path(root), set)
         paths = read_list(list_path, png_files(folder, "*/*.png"), folder)
@@ -64,7 +58,7 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
             return place / set, place.parent / "gtFine" / set
     for place in places:
         if place.is_dir():
-            raise UserError(f"{place}: no folder {set} in it; --set names another, or it is incomplete")
+            raise UserError(f"{place}: no folder {set} in it; --set names another, --not-val needs no val")
     raise UserError(
         f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "
         f"{root / 'data' / 'leftimg8bit' / set} (--data-dir-target in training, --data-dir in evaluation); "

@@ -1,6 +1,8 @@
 """Images without labels, of any size: one file, or what lies below a folder."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,8 @@ class ImageFolder:
 
     input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
     is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
-    `names`: paths below `path` without suffix, or all of them with it if two would be alike. Hidden files and
-    earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image.
+    `names`: paths below `path` without suffix, or all of them with it if two would be alike. What is hidden
+    and earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image.
     """
 
     def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
@@ -27,8 +29,8 @@ class ImageFolder:
             raise UserError(f"{option} {path}: no such file or folder")
         self.images = [root]
         if root.is_dir():
-            found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
-            self.images = sorted(p for p in found if p.is_file() and not is_result(p.relative_to(root)))
+            self.images = sorted(p for p in files_below(root) if p.suffix.lower() in SUFFIXES
+                                 and p.is_file() and not is_result(p.relative_to(root)))  # fmt: skip
         if not self.images:
             raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
         files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.images]
@@ -62,6 +64,16 @@ def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder |
     if inside := [p for p in data.images if trees & set(p.relative_to(root).parts)]:
         raise UserError(f"{option} {path}: neither Cityscapes nor a plain folder: {inside[0]} is in it")
     return data
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Files that are not hidden, also in linked folders; each folder once: links may lead in circles."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if name[0] != ".") if real not in seen else ()
+        yield from (Path(folder, name) for name in files if name[0] != "." and real not in seen)
+        seen.add(real)
 
 
 def is_result(path: Path) -> bool:

@@ -23,18 +23,8 @@ class DomainSampler:
     have seen. The scale (released recipe) is sampled per step, to keep a batch of one size.
     """
 
-    def __init__(
-        self,
-        data,
-        start: int,
-        stop: int,
-        per_step: int,
-        seed: list[int],
-        mirror: bool,
-        scale: bool,
-        rank: int = 0,
-        processes: int = 1,
-    ):
+    def __init__(self, data, start: int, stop: int, per_step: int, seed: list[int], mirror: bool, scale: bool,
+                 rank: int = 0, processes: int = 1):
         self.data, self.start, self.stop, self.per_step = data, start, stop, per_step
         self.seed, self.mirror, self.scale = seed, mirror, scale
         self.share = per_step // processes
@@ -113,4 +103,4 @@ def batch_of(arrays: Sequence[np.ndarray]) -> Tensor:
 
 def names_crc32(data) -> int:
     """A checksum of which images a data set has, in which order."""
-    return zlib.crc32("\n".join(data.names).encode())
+    return zlib.crc32("\n".join(data.names).encode(errors="surrogateescape"))  # names of any encoding

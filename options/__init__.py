@@ -11,9 +11,7 @@ def size(text: str) -> tuple[int, int]:
     """ "1280,720" -> (1280, 720): width and height in pixels."""
     match = re.fullmatch(r"(\d+)[,x](\d+)", text)
     if not match or min(map(int, match.groups())) < 32:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not WIDTH,HEIGHT with both at least 32, such as 1280,720"
-        )
+        raise argparse.ArgumentTypeError(f"'{text}' is not WIDTH,HEIGHT, both at least 32, such as 1280,720")
     return int(match[1]), int(match[2])
 
 
@@ -24,7 +22,8 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+            whole = "whole " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number") from None
         if not (low < value if open_low else low <= value) or not value <= high or abs(value) == float("inf"):
             bounds = f"{'above' if open_low else 'at least'} {low:g}"
             bounds += f" and at most {high:g}" if high != float("inf") else ""
@@ -39,11 +38,8 @@ class Parser(argparse.ArgumentParser):
     """One line and exit code 2 for a mistake; --underscore_spelling is read as --underscore-spelling."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=lambda prog:
+                         argparse.HelpFormatter(prog, max_help_position=32, width=110))  # fmt: skip
 
     @property
     def options(self) -> dict[str, argparse.Action]:

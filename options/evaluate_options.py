@@ -55,7 +55,10 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.demo is not None:
         parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
         args = parser.parse_args(argv)
-    check(parser, args)
+    try:
+        check(parser, args)
+    except OSError as error:  # a folder that may not be read
+        parser.error(str(error))
     if args.data_dir is None:
         args.data_dir = args.predict if args.predict and args.adapt_bn else "./data/Cityscapes"
     args.panels = 20 if args.panels is None else args.panels
@@ -69,6 +72,9 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{tasks[0]} and --{tasks[1]} are two tasks: start the script once for each")
     if args.panels is not None and not args.save:
         parser.error("--panels needs --save")
+    for name in ("set", "data_list", "classes"):
+        if (args.predict or args.export) and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect with --{tasks[0]}")
     folder, result = Path(args.restore_from), Path(args.save_path)
     if folder.is_dir() and tasks:
         parser.error(f"--{tasks[0]} takes one checkpoint: name a file in {folder} with --restore-from")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from options import Parser, add_machine_options, group_adder, number, size
 from utils.device import process_count
+from utils.errors import UserError
 
 # Where the paper's text and the authors' released code differ; the published 43.2 mIoU comes from the code.
 RECIPES = {
@@ -112,7 +113,7 @@ def add_checkpoint_options(parser: Parser) -> None:
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
     add("--continue-train", "--resume", metavar="CKPT", resume="new", path=True,
         help="resume from this checkpoint, or from the newest in this folder; options that are not given "
-        "keep the run's values")
+        "keep the run's values, except --device and --device-id")
     add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True,
         help="files of the run (default: ./checkpoint; with --demo "
         "./checkpoint/demo; with --continue-train that run's)")
@@ -130,7 +131,8 @@ def add_memory_options(parser: Parser) -> None:
     add("--amp-level", choices=("O0", "O2", "O3"), default="O0",
         help="mixed precision. O2: G in float16, O3: G and D, apart from batch norm and losses (default: O0)")
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable",
-        help="less memory, more time: compute activations again for their gradients (default: off)")
+        help="less memory, more time: compute activations again for their gradients; in graph mode "
+        "(default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
         help="memory-efficient gradients of convolutions (default: for resnet101 on the CPU)")
 
@@ -158,7 +160,14 @@ def build_parser() -> Parser:
 def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; defaults that follow from source, recipe and schedule are filled in."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    try:
+        return complete(parser, parser.parse_args(argv), argv)
+    except (UserError, OSError) as error:  # a folder to resume from that may not be read, …
+        parser.error(str(error))
+
+
+def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
+    """Return the options with what they imply filled in; exit with one line if they contradict each other."""
     if args.continue_train:
         args = merge_resume_options(parser, args, argv)
     for name, option in parser.options.items():
@@ -180,6 +189,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"{option} {getattr(args, name)} is more than --num-steps {args.num_steps}")
     if args.amp_level != "O0" and args.save_memory:
         parser.error("--save-memory is for float32: leave it out, or --amp-level")
+    if args.recompute and args.mode == "pynative":  # there batch norm, too, would be computed twice
+        parser.error("--recompute is for --mode graph: in PyNative mode BN statistics would move twice")
     for name, option in parser.options.items():
         if args.method in option.no_effect_with and getattr(args, name) != fill.get(name, option.default):
             parser.error(f"{option.option_strings[0]} has no effect with --method {args.method}")

@@ -11,11 +11,25 @@ from PIL import Image
 from dataset.classes import CLASS_NAMES
 from dataset.demo_scenes import write_demo_data
 from tests.scripts import module
+from utils import ablation
 
 
-def test_ablation_names_mistakes_in_one_line(tmp_path):
-    assert "no such row" in module("utils.ablation", "--rows", "source,clam", code=2).stderr
-    assert "--seeds" in module("utils.ablation", "--seeds", "one", code=2).stderr
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--rows", "source,clam"], "--rows clam: no such row"),
+        (["--rows", "clan,clan"], "--rows: one is there twice"),
+        (["--seeds", "one"], "--seeds one: numbers with commas"),
+        (["--seeds", "1,2,1"], "--seeds: one is there twice"),
+        (["--seeds", "101"], "--seeds: lambda_adv is chosen on 101, 102"),
+        (["--chart", "chart.svg"], "--chart chart.svg: the name has to end in .png"),
+    ],
+)
+def test_ablation_names_mistakes_in_one_line(argv, named, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ablation", *argv])
+    with pytest.raises(SystemExit, match="2"):
+        ablation.get_arguments()
+    assert named in (message := capsys.readouterr().err) and message.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -30,10 +44,10 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     assert line.split(" | ")[1:5] == ["1", f"{results['clan']['mIoU']:.2f}", f"{gain:+.2f}", "–"]
     assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
 
-    (folder / "clan" / "result.json").unlink()  # as if it had been killed
+    (folder / "source" / "result.json").unlink()  # as if it had been killed
     again = module("utils.ablation", *argv, cwd=tmp_path).stdout
-    assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
-    assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
+    assert "clan: mIoU" in again and again.count("done before") == 2  # stage A and CLAN
+    assert json.loads((folder / "source" / "result.json").read_text())["mIoU"] == results["source"]["mIoU"]
     module("utils.ablation", *argv[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
     kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
     assert kept["mIoU"] == results["source"]["mIoU"]

@@ -136,7 +136,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     assert f"stopped by {number.name}" in output
     assert [path.name for path in folder.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"] and done < STEPS
     hint = shlex.split(re.search("resume with: (.*)", output)[1])  # as one would paste it
-    assert hint[0] == "python" and Path(hint[1]).name == TRAIN
+    assert hint[0] == "python" and Path(hint[1]).name == TRAIN and hint[-2:] == ["--device", "cpu"]
     run(TRAIN, *hint[2:])
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (reference, folder))
     assert all(np.array_equal(a[key], b[key]) for key in a if key != "best_mIoU")
@@ -197,7 +197,10 @@ def test_the_best_checkpoint_serves_when_all_others_are_damaged(reference, tmp_p
 def test_a_run_without_a_checkpoint_starts_again(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 0)
     (folder / "GTA5_best.ckpt").unlink()
-    assert "starting from scratch" in run(TRAIN, "--continue-train", folder).stdout
+    done = run(TRAIN, "--continue-train", folder)
+    assert "starting from scratch" in done.stdout and "after_0: copies of the tables" in done.stdout
+    for name in ("loss.csv", "miou.csv"):  # of steps that no checkpoint led to any more
+        assert rows_of(folder / "after_0" / name) == rows_of(reference / name)
     same_end(reference, folder)
     (tmp_path / "empty").mkdir()
     assert "no run in it" in fails(TRAIN, "--continue-train", tmp_path / "empty")
@@ -473,7 +476,7 @@ def test_a_table_of_other_columns_is_not_lost(tmp_path):
     assert (tmp_path / "loss.csv").read_text() == "step,loss\n0,1.5\n"
 
 
-def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
+def test_options_are_checked_against_data_and_run(reference, data, tmp_path, monkeypatch):
     message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
     assert "--batch-size 4 x --iter-size 1 x 1 processes), more than the 3 of the target" in message
     assert not (tmp_path / "run").exists()
@@ -493,6 +496,8 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     assert "--epsilon 0.9 contradicts" in refused("--continue-train", folder, "--epsilon", "0.9")
     (folder / "options.json").write_text(json.dumps({**options, "device_id": 3}))  # of another machine
     assert get_arguments(["--continue-train", str(folder)]).device_id == 0
+    monkeypatch.setenv("RANK_SIZE", "eight")
+    assert "RANK_SIZE is 'eight', not a number" in refused("--continue-train", folder)
 
 
 def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(reference, data, tmp_path):

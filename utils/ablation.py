@@ -12,6 +12,7 @@ own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does wh
 """
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -320,10 +321,16 @@ def get_arguments():
     for row in args.rows:
         if row not in ROWS:
             parser.error(f"--rows {row}: no such row; there are {', '.join(ROWS)}")
-    try:
-        args.seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", args.seeds):
         parser.error(f"--seeds {args.seeds}: numbers with commas between them, such as 1,2,3")
+    args.seeds = [int(seed) for seed in args.seeds.split(",")]
+    for name in ("rows", "seeds"):
+        if len(set(getattr(args, name))) < len(getattr(args, name)):
+            parser.error(f"--{name}: one is there twice")
+    if set(args.seeds) & set(TUNING_SEEDS):
+        parser.error(f"--seeds: lambda_adv is chosen on {', '.join(map(str, TUNING_SEEDS))}; take others")
+    if args.chart and Path(args.chart).suffix != ".png":
+        parser.error(f"--chart {args.chart}: the name has to end in .png")
     return args
 
 

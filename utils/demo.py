@@ -42,11 +42,8 @@ COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "
 STAGE_A = ["--method", "source", "--learning-rate", "0.06", "--train-bn-affine", "--restore-from", "none"]
 STAGE_B = ["--learning-rate", "0.05"]
 CLAN = ["--method", "clan", "--learning-rate-D", "0.001", "--lambda-weight", "0.1", "--detach-weight-map"]
-METHODS = {
-    "source": ["--method", "source"],
-    "control": [*CLAN, "--lambda-adv", "0"],
-    "clan": [*CLAN, "--lambda-adv", "1"],
-}
+METHODS = {"source": ["--method", "source"], "control": [*CLAN, "--lambda-adv", "0"],
+           "clan": [*CLAN, "--lambda-adv", "1"]}
 ADAPT, BATCH, SHOWN = 160, 20, (3, 31, 62, 85)  # images for BN statistics; at a time; in demo.png
 
 
@@ -103,7 +100,10 @@ def train(commands: dict[str, list[str]]) -> None:
     What they print comes with their name in front. Raises UserError if one fails, and SystemExit after a
     signal, once all have saved and ended.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(os.cpu_count() // len(commands), 1))}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    threads = (min(int(limit), cores) if limit.isdecimal() else cores) // len(commands)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(threads, 1))}
     processes, readers = [], []
     for name, argv in commands.items():
         print(f"\n{name}: python {TRAIN.name} {shlex.join(argv)}", flush=True)

@@ -17,7 +17,7 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         main(args)
     except (UserError, OSError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; free disk space: files already written are complete; resume with --continue-train"
+        hint = "; free disk space: what is written is complete; a training resumes with --continue-train"
         print(f"{Path(sys.argv[0]).name}: error: {error}{hint if full else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, CLASS_SETS
-from dataset.image_folder import ImageFolder
+from dataset.image_folder import plain_folder
 from dataset.pipeline import names_crc32
 from options.train_options import absolute_paths
 from utils import checkpoint, device, interrupt, parallel, run_folder, tables
@@ -70,7 +70,8 @@ class Run:
             )
         if self.done == stop:
             at = ",".join(map(str, args.input_size_target))
-            option = "--predict" if isinstance(target, ImageFolder) else "--data-dir"
+            folder = plain_folder(args.data_dir_target, args.input_size_target, "--data-dir-target")
+            option = "--predict" if folder else "--data-dir"
             argv = ["--restore-from", str(self.last), option, args.data_dir_target, "--input-size", at]
             command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
             self.reports.append(f"all {stop} steps are done; evaluate with: {command}")
@@ -107,7 +108,8 @@ class Run:
             run_folder.check_new(folder)  # again: another process may have been faster
             if self.last:
                 run_folder.fork_run(self.origin, folder, self.last.name)
-        self.reports += run_folder.truncate_run(folder, self.origin or folder, self.done, self.damaged)
+        origin, interval = self.origin or folder, args.save_pred_every
+        self.reports += run_folder.truncate_run(folder, origin, self.done, self.damaged, interval)
         about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
         options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
         run_folder.write_options(folder, options, self.done)
@@ -188,7 +190,8 @@ class Run:
         if self.val is not None:
             self.validate()
         if self.args.keep_checkpoints and self.is_main:
-            run_folder.prune(self.folder, self.args.keep_checkpoints)
+            for _, path in run_folder.snapshots(self.folder)[self.args.keep_checkpoints :]:
+                path.unlink()  # GTA5_best.ckpt has no number and stays
         self.started = time.perf_counter()
 
     def validate(self) -> None:
@@ -219,6 +222,8 @@ class Run:
         if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
             hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
+            hint += f" --device {self.args.device}"
+            hint += f" --device-id {self.args.device_id}" if self.args.device_id else ""
             self.log(f"{self.done} steps are done; resume with: {hint}")
             parallel.barrier()  # until rank 0 has logged it: msrun ends all with the first
             interrupt.exit_for_signal()

@@ -40,9 +40,8 @@ def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"{folder}: another process is {task} there; wait for it, or choose another {option}"
-        ) from None
+        what = f"another process is {task} there"
+        raise UserError(f"{folder}: {what}; wait for it, or choose another {option}") from None
     except OSError:
         pass  # some network file systems have no locks
     return lock
@@ -137,13 +136,13 @@ def fork_run(origin: Path, folder: Path, last: str) -> None:
     """Begin `folder`, existing and empty, with copies of a run's checkpoint `last`, tables and options.
 
     The folder itself is not replaced: it may be the working directory or a mount. Its files are moved in at
-    the end, options.json and checkpoint first: after a kill in between the run can be continued there.
+    the end, the checkpoint first: after a kill in between nothing there starts again from step 0.
     """
     temporary = folder / ".adopt.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new --snapshot-dir")
-    names = [name for name in ("options.json", last, *TABLES) if (origin / name).exists()]
+    names = [name for name in (last, "options.json", *TABLES) if (origin / name).exists()]
     for name in names:
         copy(origin / name, temporary / name)
     for name in names:
@@ -151,11 +150,15 @@ def fork_run(origin: Path, folder: Path, last: str) -> None:
     temporary.rmdir()
 
 
-def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
+def truncate_run(
+    folder: Path, origin: Path, first: int, damaged: dict[Path, str], interval: int
+) -> list[str]:
     """Take a run back to its first steps: move what is newer or damaged into FOLDER/after_<first>.
 
-    Returns a line for the log, if there was any. A newer best checkpoint is replaced by the one before it,
-    if `origin` (the folder itself, or the one it began from) still has it.
+    Returns a line for the log, if there was any. The tables are copied there before their later rows go; of a
+    run that was killed, those after its last checkpoint, less than `interval` steps ago, are not worth it. A
+    newer best checkpoint is replaced by the one before it, if `origin` (the folder itself, or the one it
+    began from) still has it.
     """
     for path in folder.iterdir():  # of a process that was killed while writing
         if re.fullmatch(r"\.(GTA5_\w+|options|loss|miou)\.tmp(\.\w+)?", path.name):
@@ -166,7 +169,9 @@ def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str
     if best.exists() and not 0 <= (checkpoint.step_of(best) or -1) <= first:
         aside.append(best)
     place = folder / f"after_{first}"
-    if aside:
+    validations, losses = (tables.rows(folder / name) for name in ("miou.csv", "loss.csv"))
+    later = any(int(row[0]) > first for row in validations) or len(losses) >= first + interval
+    if aside or later:
         rotate_existing(place)
         place.mkdir()
         for name in (*TABLES, "options.json"):
@@ -180,7 +185,8 @@ def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str
         known = [path for path in candidates if checkpoint.step_of(path) == int(row[0])]
         for path in known[:1]:
             copy(path, best)
-    return [f"moved to {place}: {', '.join(path.name for path in aside)}"] if aside else []
+    moved = ", ".join(path.name for path in aside) or "copies of the tables, whose later steps are lost"
+    return [f"moved to {place}: {moved}"] if aside or later else []
 
 
 def write_options(folder: Path, options: dict, first: int) -> None:
@@ -193,9 +199,3 @@ def write_options(folder: Path, options: dict, first: int) -> None:
         if old != json.loads(json.dumps(options)):
             segments.append({**old, "until_step": first})
     write_json(path, {**options, **({"before": segments} if segments else {})})
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all numbered checkpoints but the `keep` newest; GTA5_best.ckpt has no number and stays."""
-    for _, path in snapshots(folder)[keep:]:
-        path.unlink()
