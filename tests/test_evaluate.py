@@ -81,9 +81,8 @@ def test_a_folder_of_checkpoints_is_evaluated_in_order(trained, argv, scored, sa
     rows = rows_of(folder / "miou.csv")
     assert list(rows[0]) == ["step", "mIoU", *CLASS_NAMES]
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    assert [line for line in output.splitlines() if line.startswith("GTA5_")] == [
-        f"GTA5_{row['step']}.ckpt: mIoU {float(row['mIoU']):.2f}" for row in rows
-    ]
+    expected = [f"GTA5_{row['step']}.ckpt: mIoU {float(row['mIoU']):.2f}" for row in rows]
+    assert [line for line in output.splitlines() if line.startswith("GTA5_")] == expected
     best = [line for line in output.splitlines() if line.endswith("best")]
     assert len(best) == 1
     assert best[0].split()[0] == max(rows, key=lambda row: float(row["mIoU"]))["step"]
@@ -385,9 +384,8 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     again = run(*command, "--export", "mindir", "--adapt-bn", 3).stdout
     assert "re-estimated on 3" in again and "earlier results are now" in again
     net_G = network(trained)
-    first, adapted = (
-        nn.GraphCell(mindspore.load(str(tmp_path / f"CLAN_small_64x48{n}.mindir"))) for n in ("_1", "")
-    )
+    paths = (str(tmp_path / f"CLAN_small_64x48{n}.mindir") for n in ("_1", ""))
+    first, adapted = (nn.GraphCell(mindspore.load(path)) for path in paths)
     differs = False
     for path in sorted((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir()):
         x = Tensor(to_input(open_image(path), (64, 48))[None])
@@ -398,30 +396,21 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     assert differs
 
 
-@pytest.mark.parametrize(
-    "more, message",
-    [
-        (["--save", "--predict", "x.png"], "--save and --predict are two tasks"),
-        (["--predict", "x.png", "--export", "mindir"], "--predict and --export are two tasks"),
-        (["--panels", 3], "--panels needs --save"),
-        (["--export", "onnx"], "--export"),
-    ],
-)
-def test_options_that_contradict_each_other(trained, argv, more, message):
-    assert message in fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, *more)
+@pytest.mark.parametrize("source, more, message", [  # source: of the run's folder the checkpoint, or itself
+    ("GTA5_1.ckpt", ["--save", "--predict", "x.png"], "--save and --predict are two tasks"),
+    ("GTA5_1.ckpt", ["--predict", "x.png", "--export", "mindir"], "--predict and --export are two tasks"),
+    ("GTA5_1.ckpt", ["--panels", 3], "--panels needs --save"),
+    ("GTA5_1.ckpt", ["--export", "onnx"], "--export"),
+    (".", ["--save"], "--save takes one checkpoint"),
+    (".", ["--predict", "x.png"], "--predict takes one checkpoint"),
+    (".", ["--export", "mindir"], "--export takes one checkpoint"),
+    (".", ["--save-path", "."], "is the folder of a training"),  # which has a miou.csv of its own
+])
+def test_contradicting_options_are_refused(trained, argv, source, more, message):
+    assert message in fails(EVALUATE, "--restore-from", source, *argv, *more, cwd=trained)
 
 
 def test_export_is_for_one_process(trained, argv, monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")  # as msrun does
     message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--export", "mindir")
     assert "--export is for one process" in message
-
-
-@pytest.mark.parametrize("more", [["--save"], ["--predict", "x.png"], ["--export", "mindir"]])
-def test_tasks_of_one_checkpoint_refuse_a_folder(trained, argv, more):
-    assert f"{more[0]} takes one checkpoint" in fails(EVALUATE, "--restore-from", trained, *argv, *more)
-
-
-def test_the_table_of_a_training_is_left_alone(trained, argv):
-    message = fails(EVALUATE, "--restore-from", trained, *argv, "--save-path", trained)
-    assert "is the folder of a training" in message

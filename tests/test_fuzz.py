@@ -24,13 +24,9 @@ from utils.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # CLAN_FUZZ=5000 looks longer than every run of the tests does.
-settings.register_profile(
-    "clan",
-    max_examples=int(os.environ.get("CLAN_FUZZ", "150")),
-    deadline=10_000,  # milliseconds, for one file
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+settings.register_profile("clan", max_examples=int(os.environ.get("CLAN_FUZZ", "150")), derandomize=True,
+                          deadline=10_000,  # milliseconds, for one file
+                          suppress_health_check=list(HealthCheck))
 settings.load_profile("clan")
 
 
@@ -149,12 +145,6 @@ def png(width: int, height: int, depth: int, colour: int, interlace: int, raw: b
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
 
-def read_image(path: Path) -> np.ndarray:
-    x = to_input(open_image(path), (16, 8))
-    assert x.shape == (3, 8, 16) and x.dtype == np.float32
-    return x
-
-
 def read_photograph(path: Path) -> np.ndarray:
     x = to_input(open_image(path, upright=True), (16, 8))
     assert x.shape == (3, 8, 16) and x.dtype == np.float32
@@ -167,7 +157,7 @@ def read_label(path: Path) -> np.ndarray:
     return y
 
 
-READERS = pytest.mark.parametrize("reader", [read_image, read_photograph, read_label])
+READERS = pytest.mark.parametrize("reader", [read_photograph, read_label])
 
 
 @READERS

@@ -12,7 +12,7 @@ from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
 from dataset.image_folder import ImageFolder
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
-from utils import checkpoint, visual
+from utils import checkpoint
 from utils.errors import UserError
 
 RNG = np.random.default_rng(20)
@@ -133,15 +133,6 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
         assert f'info.json: "{key}"' in here(TRAIN, "--demo", code=2).stderr
     path.write_text("{")
     assert "info.json: cannot read the classes" in here(TRAIN, "--demo", code=2).stderr
-
-
-def test_the_legend_of_a_panel_has_every_class(monkeypatch):
-    eight = {f"class {n}": (n, 200, 255 - n) for n in range(8)}
-    monkeypatch.setattr(visual, "CLASSES", eight)
-    labels = np.zeros((90, 120), np.uint8)
-    figure = visual.panel(Image.new("RGB", (120, 90)), labels, labels, np.ones((90, 120), np.float32))
-    shown = {tuple(colour) for colour in np.asarray(figure)[124:].reshape(-1, 3)}
-    assert shown >= {*eight.values(), *visual.ERRORS.values()}
 
 
 @pytest.fixture

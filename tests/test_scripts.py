@@ -16,6 +16,7 @@ from options.train_options import build_parser, get_arguments
 from tests.golden import official_iou
 from tests.scripts import EVALUATE, ROOT, RUN, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
+from utils.tables import LOSSES
 
 
 @pytest.mark.parametrize("script", [TRAIN, EVALUATE])
@@ -53,13 +54,11 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
     "argv, named",
     [
         (["--input-size", "1280"], "--input-size"),
-        (["--learning-rate", "0"], "--learning-rate"),
         (["--num-steps", "many"], "--num-steps"),
         (["--num-steps", "10", "--num-steps-stop", "20"], "--num-steps-stop"),
         (["--method", "clam"], "--method"),
-        (["--lambda-advv", "1"], "--lambda-advv"),
         (["--demo", "--method", "source"], "--method"),
-        (["--lambda-advv", "1"], "did you mean --lambda-adv?"),
+        (["--lambda-advv", "1"], "--lambda-advv, did you mean --lambda-adv?"),
         (["--learning_rte=1"], "did you mean --learning-rate?"),
         (["--preheat-steps", "9", "--num-steps", "6"], "--preheat-steps 9 is more than --num-steps 6"),
         (["--method", "tan", "--lambda-local", "10"], "--lambda-local has no effect with --method tan"),
@@ -72,7 +71,6 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
         (["--input-size", "1280,8"], "--input-size"),
         (["--keep-checkpoints", "0"], "--keep-checkpoints"),
         (["--random-seed", "-1"], "--random-seed"),
-        (["--num-workers", "0"], "--num-workers"),
     ],
 )
 def test_bad_options_are_named_in_one_line(argv, named):
@@ -99,16 +97,7 @@ def test_training_writes_its_files(reference):
     assert names == {"options.json", "loss.csv", "miou.csv", "Train_log.log", *checkpoints}
     rows = rows_of(folder / "loss.csv")
     assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert list(rows[0])[1:] == [
-        "loss_seg",
-        "loss_adv",
-        "loss_weight",
-        "loss_D_s",
-        "loss_D_t",
-        "lr",
-        "lr_D",
-        "seconds",
-    ]
+    assert list(rows[0]) == ["step", *LOSSES, "lr", "lr_D", "seconds"]
     values = np.array([[float(row[name]) for name in list(row)[1:8]] for row in rows])
     assert np.isfinite(values).all() and (values[:, :5] > 0).all()
     assert values[0, 5] == 0 and values[1, 5] == pytest.approx(1.25e-4)
@@ -222,17 +211,13 @@ def test_adapt_bn_uses_no_labels_and_changes_the_statistics(reference, data, tmp
 @pytest.mark.slow
 def test_demo_at_its_smallest(tmp_path):
     run(TRAIN, "--demo", "--num-steps", "4", cwd=tmp_path)
-    result = json.loads((tmp_path / "checkpoint" / "demo" / "demo_result.json").read_text())
-    for method in ("source", "control", "clan"):
-        assert (
-            set(result[method]) == {"mIoU", "mIoU_running", "IoU"}
-            and list(result[method]["IoU"]) == CLASS_NAMES
-        )
+    folder, methods = tmp_path / "checkpoint" / "demo", ("source", "control", "clan")
+    result = json.loads((folder / "demo_result.json").read_text())
+    for method in methods:
+        assert set(result[method]) == {"mIoU", "mIoU_running", "IoU"}
+        assert list(result[method]["IoU"]) == CLASS_NAMES
     assert result["seed"] == 1234 and result["steps"] == 4 and result["seconds"] > 0
-    assert Image.open(tmp_path / "checkpoint" / "demo" / "demo.png").width > 1000
-    losses = [
-        rows_of(tmp_path / "checkpoint" / "demo" / name / "loss.csv")
-        for name in ("source", "control", "clan")
-    ]
+    assert Image.open(folder / "demo.png").width > 1000
+    losses = [rows_of(folder / method / "loss.csv") for method in methods]
     assert len({rows[0]["loss_seg"] for rows in losses}) == 1  # the same start and the same source images
     assert "already holds a demo" in fails(TRAIN, "--demo", cwd=tmp_path)

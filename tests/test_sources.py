@@ -19,7 +19,6 @@ from tests.golden import synthetic_image, write_gta5
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
 from utils.errors import UserError
-from utils.metrics import class_iou, iou_table, mean_iou
 
 NAMES = ("0000000.png", "0000001.png", "0000002.png")
 SYNTHIA_IDS = {  # of the data set's own list of classes
@@ -75,10 +74,6 @@ def test_synthia_image_and_label(synthia):
     trainIds = LABEL_TO_TRAIN[synthetic_image(2, 128, 76)[1]]
     nearest = Image.fromarray(trainIds).resize((64, 38), Image.Resampling.NEAREST)
     assert y.dtype == np.int32 and np.array_equal(y, np.asarray(nearest)) and len(np.unique(y)) > 10
-    x_flipped, y_flipped = data.read(1, mirror=True)
-    assert np.array_equal(x_flipped, x[:, :, ::-1]) and np.array_equal(y_flipped, y[:, ::-1])
-    x_large, y_same = data.read(1, scale=1.1)
-    assert x_large.shape == (3, 41, 70) and np.array_equal(y_same, y)
 
 
 def test_all_16_bits_of_a_label_are_read(tmp_path):
@@ -128,9 +123,8 @@ def test_the_source_sets_defaults_and_explicit_options_win():
 
     assert values() == ("./data/GTA5", (1280, 720), 40)
     assert values("--source", "synthia") == ("./data/SYNTHIA", (1280, 760), 10)
-    assert values("--source", "synthia", "--lambda-local", "40", "--input-size", "640,380") == (
-        "./data/SYNTHIA", (640, 380), 40,
-    )  # fmt: skip
+    explicit = values("--source", "synthia", "--lambda-local", "40", "--input-size", "640,380")
+    assert explicit == ("./data/SYNTHIA", (640, 380), 40)
     assert values("--source", "synthia", "--method", "tan", "--data-dir", "x") == ("x", (1280, 760), 10)
 
 
@@ -208,21 +202,11 @@ def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
     printed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert result["mIoU"] == pytest.approx(np.mean([v for v in result["IoU"].values() if v is not None]))
     assert printed["mIoU_16"] == f"{result['mIoU_16']:.2f}" and list(result["IoU"]) == CLASS_NAMES
-    assert "road" in printed and not {"mIoU", "mIoU_13", *RARE} & set(printed)
+    kept = {name: iou for name, iou in result["IoU"].items() if name not in RARE}
+    shown = {name: text for name, text in printed.items() if name in CLASS_NAMES}
+    assert shown == {name: "–" if iou is None else f"{iou:.2f}" for name, iou in kept.items()}
+    assert not {"mIoU", "mIoU_13"} & set(printed)
     assert "--classes" in fails(EVALUATE, *argv[:-1], 12)
-
-
-def test_a_mean_leaves_classes_out_but_not_their_pixels():
-    confusion = np.diag(np.arange(1, 20))
-    confusion[9, 8] = 9  # terrain, which 16 and 13 leave out, taken for vegetation, which they keep
-    iou = class_iou(confusion)
-    assert iou[8] == 50 and mean_iou(confusion) == iou.mean()
-    for classes, count in ((16, 16), (13, 13)):
-        assert mean_iou(confusion, classes) == pytest.approx(100 - 50 / count)
-        lines = [line.split() for line in iou_table(confusion, classes).splitlines()]
-        names = [CLASS_NAMES[i] for i in CLASS_SETS[classes]]
-        assert [line[0] for line in lines] == [*names, f"mIoU_{classes}"]
-        assert lines[-1][1] == f"{100 - 50 / count:.2f}"
 
 
 def test_without_pyspng_one_line_says_what_to_install(synthia, data, tmp_path):

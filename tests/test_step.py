@@ -180,10 +180,8 @@ def test_losses_are_those_of_the_networks_logits(steps, recipe, i):
     assert measured == pytest.approx(expected, rel=2e-5)
 
 
-@pytest.mark.parametrize(
-    "i, options",
-    [(WARM_UP, ["--recipe", "default"]), (LATER, ["--recipe", "released"]), (LATER, ["--detach-weight-map"])],
-)
+@pytest.mark.parametrize("i, options", [
+    (WARM_UP, ["--recipe", "default"]), (LATER, ["--recipe", "released"]), (LATER, ["--detach-weight-map"])])
 def test_gradients_are_those_of_the_objectives(steps, i, options):
     """Of every tensor of G and D; with and without a gradient through the alignment map."""
     step = make_step(*options) if len(options) == 1 else steps[options[1]]
@@ -239,13 +237,15 @@ def test_two_updates(recipe):
 
 def test_both_images_move_the_running_statistics():
     step = make_step()
-    x_s, _, x_t = inputs()
-    mean = step.net_G.bn1.moving_mean.asnumpy().astype(float)
+    (x_s, _, x_t), bn = inputs(), step.net_G.bn1
+    mean, var = (p.asnumpy().astype(float) for p in (bn.moving_mean, bn.moving_variance))
     for x in (x_s, x_t):
         features = step.net_G.conv1(x).asnumpy()
         mean = 0.9 * mean + 0.1 * features.mean((0, 2, 3))
+        var = 0.9 * var + 0.1 * features.var((0, 2, 3), ddof=1)
     step.step([inputs()], *loss_factors(LATER, step.args), lr=0.0)
-    assert np.allclose(step.net_G.bn1.moving_mean.asnumpy(), mean, rtol=1e-4, atol=1e-3)
+    assert np.allclose(bn.moving_mean.asnumpy(), mean, rtol=1e-4, atol=1e-3)
+    assert np.allclose(bn.moving_variance.asnumpy(), var, rtol=1e-3)
 
 
 def test_factors_of_the_losses():
