@@ -216,9 +216,7 @@ class CLANStep(nn.Cell):
                 self.optimizer_D(grads[len(self.weights_G) :])
             momentum = ops.partial(self.momentum_update, lr)
             grads_G = grads[: len(self.weights_G)]
-            self.map(
-                momentum, self.weights_G, self.moments, self.flags, grads_G, self.lr_mult, self.updates
-            )
+            self.map(momentum, self.weights_G, self.moments, self.flags, grads_G, self.lr_mult, self.updates)
         else:
             ops.assign_add(self.skipped, 1)
             if self.method != "source":

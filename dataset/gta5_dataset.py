@@ -32,21 +32,13 @@ class GTA5DataSet:
 
     reports: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        root: str,
-        list_path: str | None = None,
-        size: tuple[int, int] = (1280, 720),
-        split: str | None = None,
-        subset: str = "all",
-    ):
+    def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 720),
+                 split: str | None = None, subset: str = "all"):
         images, labels = Path(root) / "images", Path(root) / "labels"
         self.size = size
         if not images.is_dir() or not labels.is_dir():
-            raise UserError(
-                f"GTA5 not found: no folders {images} and {labels} (--data-dir); "
-                f"download: {HOME} — or try --demo, which needs no data"
-            )
+            raise UserError(f"GTA5 not found: no folders {images} and {labels} (--data-dir); "
+                            f"download: {HOME} — or try --demo, which needs no data")
         found = png_files(images)
         if split:
             found = read_split(split, subset, found, images)
@@ -134,7 +126,6 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
     there = set(found)
     missing = [name for name in names if name not in there]
     if len(missing) > MAX_ABSENT * len(names):
-        raise UserError(
-            f"{path}: {len(missing)} of {len(names)} {key} have no image in {where}: {few(missing)}"
-        )
+        count = f"{len(missing)} of {len(names)}"
+        raise UserError(f"{path}: {count} {key} have no image in {where}: {few(missing)}")
     return names

@@ -2,10 +2,11 @@
 
 import io
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dataset.classes import IGNORE_LABEL, INFO
 from utils.errors import UserError
@@ -13,11 +14,6 @@ from utils.errors import UserError
 PALETTE = np.array(INFO["palette"], np.uint8)  # RGB by trainId
 IMG_MEAN = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)  # BGR, of ImageNet
 MAX_PIXELS = 2**26  # 32 images of Cityscapes
-
-TURNS = dict(enumerate((  # EXIF orientation -> what makes it upright
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90), start=2))  # fmt: skip
 
 LABEL_TO_TRAIN = np.full(256, IGNORE_LABEL, np.uint8)  # raw id (labelIds) -> trainId
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # and back; 255 -> 0, "unlabelled"
@@ -42,8 +38,9 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
         image.load()
-        turn = TURNS.get(orientation(image)) if upright else None
-        image = image if turn is None else image.transpose(turn)
+        if upright:
+            with suppress(Exception):  # a damaged EXIF block says nothing, as for image viewers
+                ImageOps.exif_transpose(image, in_place=True)
         image.filename = str(path)
         return image
     except (UserError, MemoryError):
@@ -53,16 +50,6 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason}); get a complete copy of it") from None
-
-
-def orientation(image: Image.Image) -> object:
-    """EXIF's orientation, 1 to 8; None without one. A damaged block says nothing, as for image viewers."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except MemoryError:
-        raise
-    except Exception:  # of Pillow's parser, of any kind
-        return None
 
 
 def to_input(

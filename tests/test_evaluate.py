@@ -86,6 +86,9 @@ def test_a_folder_of_checkpoints_is_evaluated_in_order(trained, argv, scored, sa
     best = [line for line in output.splitlines() if line.endswith("best")]
     assert len(best) == 1
     assert best[0].split()[0] == max(rows, key=lambda row: float(row["mIoU"]))["step"]
+    assert "precision: device CPU, convolutions of G float32" in output
+    settings = json.loads((folder / "miou.json").read_text())
+    assert settings["precision"]["convolutions of G"] == "float32"
     run(EVALUATE, "--restore-from", trained / "GTA5_2.ckpt", *argv, "--save-path", tmp_path)
     alone = checkpoint_result(tmp_path)
     assert [rows[1][name] for name in ("mIoU", *CLASS_NAMES)] == alone
@@ -401,6 +404,7 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     ("GTA5_1.ckpt", ["--predict", "x.png", "--export", "mindir"], "--predict and --export are two tasks"),
     ("GTA5_1.ckpt", ["--panels", 3], "--panels needs --save"),
     ("GTA5_1.ckpt", ["--export", "onnx"], "--export"),
+    ("GTA5_1.ckpt", ["--predict", "x.png", "--set", "test"], "--set has no effect with --predict"),
     (".", ["--save"], "--save takes one checkpoint"),
     (".", ["--predict", "x.png"], "--predict takes one checkpoint"),
     (".", ["--export", "mindir"], "--export takes one checkpoint"),

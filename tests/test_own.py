@@ -1,6 +1,7 @@
 """One's own target images and classes through the command lines, and the pair of real data sets."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import ExifTags, Image
 from dataset.camvid_idd import convert
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
 from dataset.image_folder import ImageFolder
+from dataset.pipeline import names_crc32
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
 from utils import checkpoint
@@ -53,6 +55,23 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     (b,), (c,) = data[3], data[4]  # c is what JPEG made of b, upright
     assert np.array_equal(b, c) and data.read(3, scale=1.1)[0].shape == (3, 52, 70)
     assert np.array_equal(data.read(3, mirror=True)[0], b[:, :, ::-1])
+
+
+def test_linked_folders_are_searched_and_hidden_ones_are_not(images, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "linked").symlink_to(images / "trip")
+    (tmp_path / "all" / "circle").symlink_to(tmp_path / "all")
+    shutil.copytree(images, tmp_path / "all" / ".hidden")
+    data = ImageFolder(tmp_path / "all", (64, 48))
+    assert data.names == [f"linked/{name}" for name in ("a.JPEG", "a.jpg", "day/b.jpeg", "day/c.png")]
+    data.names.append(os.fsdecode(b"\xb7.png"))  # in GBK
+    assert names_crc32(data)
+
+
+def test_a_finished_run_without_adaptation_names_its_plain_target(images, data, tmp_path):
+    argv = train_words(data, tmp_path / "run", "--data-dir-target", images, "--method", "source", *FAST)
+    run(TRAIN, *argv)
+    assert f"--predict {images}" in run(TRAIN, "--continue-train", tmp_path / "run").stdout
 
 
 @pytest.mark.slow

@@ -26,12 +26,8 @@ from utils import torch_file
 from utils.errors import UserError
 from utils.files import atomic
 
-BN_NAMES = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
+BN_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
+            "running_var": "moving_variance"}
 BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
@@ -52,9 +48,7 @@ def read(path: str) -> dict[str, np.ndarray | str]:
         content = torch_file.load(path)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
         if not isinstance(content, dict) or not all(isinstance(v, np.ndarray) for v in content.values()):
-            raise UserError(
-                f"{path}: holds no plain state dict (names and tensors); save model.state_dict() alone"
-            )
+            raise UserError(f"{path}: holds no plain state dict (names and tensors); save model.state_dict()")
         return content
     try:
         return read_ckpt(Path(path).read_bytes())

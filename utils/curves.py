@@ -37,13 +37,6 @@ def columns(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(header, np.array(rows, float).T)) if rows else {}
 
 
-def is_like_theirs(folder: Path) -> bool:
-    """Return whether options.json says: the paper's network, full size, one image of each domain per step."""
-    options = read_json(folder / "options.json")
-    ours = {"source": "gta5", "processes": 1, **options} if isinstance(options, dict) else {}
-    return ours.items() >= THEIRS.items()
-
-
 def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: bool, title: str):
     """The matplotlib figure of two tables (see `columns`), each of which may be empty."""
     import matplotlib
@@ -91,7 +84,9 @@ def main(args: argparse.Namespace) -> None:
     except ImportError:
         raise UserError("the figure needs matplotlib: pip install matplotlib") from None
     losses, scores = columns(folder / "loss.csv"), columns(folder / "miou.csv")
-    theirs = is_like_theirs(folder)
+    options = read_json(folder / "options.json")  # older ones have neither of these two
+    ours = {"source": "gta5", "processes": 1, **options} if isinstance(options, dict) else {}
+    theirs = ours.items() >= THEIRS.items()
     if not losses and not scores:
         raise UserError(f"{folder}: no rows in loss.csv or miou.csv; give the --snapshot-dir of a training")
     for table, content in (("loss.csv", losses), ("miou.csv", scores)):

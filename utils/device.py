@@ -39,15 +39,9 @@ def prepare_environment() -> str | None:
         sys.exit(2)
     cpuinfo = Path("/proc/cpuinfo")
     avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text(encoding="utf-8")
-    if (
-        tuple(map(int, version.split(".")[:2])) in ((2, 9), (2, 10))
-        and avx512
-        and "ONEDNN_MAX_CPU_ISA" not in os.environ
-    ):
+    if version.startswith(("2.9.", "2.10.")) and avx512 and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-        return (
-            f"MindSpore {version}: set ONEDNN_MAX_CPU_ISA=AVX2, its AVX-512 convolutions are slow on the CPU"
-        )
+        return f"MindSpore {version}: set ONEDNN_MAX_CPU_ISA=AVX2, as its AVX-512 convolutions are slow"
     return None
 
 
@@ -158,10 +152,8 @@ def float32_convolutions(name: str) -> None:
     if name == "GPU":
         raise UserError("--conv-precision float32 is for Ascend and the CPU")
     if chip() in FLOAT16_CHIPS:
-        raise UserError(
-            f"--conv-precision float32: this NPU ({chip()}) has only float16 convolutions; use "
-            "--conv-precision default"
-        )
+        raise UserError(f"--conv-precision float32: this NPU ({chip()}) has only float16 convolutions; use "
+                        "--conv-precision default")
     if name == "Ascend":
         # Not device_context.ascend.op_precision.conv_allow_hf32: in MindSpore 2.7 to 2.10 that reaches aclnn
         # operators alone, but nn.Conv2d and its gradients are aclop operators. This reaches both.

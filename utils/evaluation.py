@@ -41,13 +41,9 @@ def label_map(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: 
 
 
 def evaluate(
-    net_G: Res_Deeplab,
-    data: cityscapesDataSet,
-    classifier: str = "sum",
-    batch_size: int = 1,
-    workers: int = 4,
-    each: Callable[[int, np.ndarray, np.ndarray, tuple[Tensor, Tensor]], None] | None = None,
-) -> np.ndarray:
+    net_G: Res_Deeplab, data: cityscapesDataSet, classifier: str = "sum", batch_size: int = 1,
+    workers: int = 4, each: Callable[[int, np.ndarray, np.ndarray, tuple], None] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Confusion matrix (classes, classes) int64 of net_G over `data`: rows ground truth, columns prediction.
 
     `each(index, label (H, W), trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does

@@ -36,10 +36,8 @@ def mean_name(classes: int) -> str:
 def iou_table(confusion: np.ndarray, classes: int = NUM_CLASSES) -> str:
     """A line for each class of the set and one for the mean, in percent."""
     iou = class_iou(confusion)
-    rows = [
-        f"{CLASS_NAMES[i]:<14}{iou[i]:7.2f}" if iou[i] == iou[i] else f"{CLASS_NAMES[i]:<14}      –"
-        for i in CLASS_SETS[classes]
-    ]
+    cells = ["–" if np.isnan(v) else f"{v:.2f}" for v in iou]
+    rows = [f"{CLASS_NAMES[i]:<14}{cells[i]:>7}" for i in CLASS_SETS[classes]]
     return "\n".join([*rows, f"{mean_name(classes):<14}{mean_iou(confusion, classes):7.2f}"])
 
 
