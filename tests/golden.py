@@ -26,9 +26,7 @@ from tests.scripts import EVALUATE, ROOT, TRAIN, python
 from utils import device
 
 FOLDER = Path(__file__).parent / "golden"
-LABEL_IDS = np.array(
-    [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 0, 4], np.uint8
-)
+LABEL_IDS = np.uint8([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 0, 4])
 LAYERS = ((1, 64, 3), (2, 128, 4), (3, 256, 23), (4, 512, 3))  # number, planes, blocks
 
 
@@ -113,11 +111,7 @@ def synthetic_image(seed: int, width: int, height: int, noise: float = 12) -> tu
 
 
 def write_city(
-    root: Path,
-    set_name: str,
-    seeds: dict[str, int],
-    size: tuple[int, int] = (2048, 1024),
-    noise: float = 12,
+    root: Path, set_name: str, seeds: dict[str, int], size: tuple[int, int] = (2048, 1024), noise: float = 12
 ) -> Path:
     """A Cityscapes tree of generated images, name -> seed, named aachen_<name>_*; returns its root."""
     for name, seed in seeds.items():
@@ -237,11 +231,8 @@ def first_step(recipe: str) -> dict:
     summary = {
         name: (v.mean(), v.std(ddof=1), abs(v).max()) for name, t in arrays.items() for v in [t.asnumpy()]
     }
-    return {
-        **summary,
-        "grad_norm": grads,
-        "grad_norm_D": {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_D, step.grads_D)},
-    }
+    grads_D = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_D, step.grads_D)}
+    return {**summary, "grad_norm": grads, "grad_norm_D": grads_D}
 
 
 def norm(x: np.ndarray) -> float:
@@ -314,9 +305,8 @@ def compare_evaluation(folder: Path) -> list[tuple[str, float, float]]:
     for seed in (11, 12):
         path = folder / "result_sum" / "labelIds" / f"aachen_0000{seed}_000019_leftImg8bit_labelIds.png"
         expected = LABEL_IDS[masks[f"pred_{seed}"]]
-        out.append(
-            (f"pixels of image {seed}", float((np.asarray(Image.open(path)) != expected).mean()), 5e-4)
-        )
+        differing = float((np.asarray(Image.open(path)) != expected).mean())
+        out.append((f"pixels of image {seed}", differing, 5e-4))
     return out
 
 
@@ -374,8 +364,8 @@ def speed(folder: Path, argv: list[str], size: tuple[str, str], steps: int) -> N
     import CLAN_train_gta5_2_city as script
     from options.train_options import get_arguments
 
-    write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(8)})
-    write_city(folder / "City", "train", {f"{i:06d}": i for i in range(8)})
+    write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(min(steps, 8))})
+    write_city(folder / "City", "train", {f"{i:06d}": i for i in range(min(steps, 8))})
     waited, next_batches = [], script.next_batches
 
     def timed(*arguments):
@@ -415,7 +405,8 @@ def main(args: argparse.Namespace) -> None:
                 rows, precision = compare_device(folder / "golden", argv)
                 outside = report(rows)
                 print(f"verdict: {'NOT ' if outside else ''}as expected of {precision}")
-            speed(folder, argv, args.sizes, args.steps)
+            if args.steps:
+                speed(folder, argv, args.sizes, args.steps)
             raise SystemExit(1 if outside else 0)
         rows = []
         if args.amp_level:
@@ -446,7 +437,7 @@ if __name__ == "__main__":
     parser.add_argument("--amp-level", choices=("O2", "O3"))
     parser.add_argument("--device", choices=("ascend", "cpu"), help="a verdict and the speed of this device")
     parser.add_argument("--conv-precision", choices=("float32",), help="with --device: no HF32")
-    parser.add_argument("--steps", type=int, default=60, help="with --device: steps to measure the speed")
+    parser.add_argument("--steps", type=int, default=60, help="with --device: steps to time (default: 60)")
     parser.add_argument("--sizes", nargs=2, default=("1280,720", "1024,512"), metavar=("SOURCE", "TARGET"))
     arguments = parser.parse_args()
     if arguments.conv_precision and not arguments.device:

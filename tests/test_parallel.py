@@ -15,6 +15,7 @@ from PIL import Image
 from dataset.pipeline import DomainSampler
 from tests.golden import write_city
 from tests.scripts import (
+    EAGER,
     EVALUATE,
     RUN,
     TRAIN,
@@ -35,7 +36,7 @@ STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lamb
 
 def start_parallel(folder: Path, *argv) -> tuple[subprocess.Popen, list[int]]:
     """msrun and two processes of an endless training in folder / "run", once it has a checkpoint."""
-    argv = [*argv, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5]
+    argv = [*argv, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5, *EAGER]
     job = subprocess.Popen(msrun(folder / "logs", 2, TRAIN, *argv), cwd=folder, env=environment(),
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 180
@@ -185,7 +186,7 @@ def test_a_mistake_that_one_process_alone_sees_ends_the_job(data, tmp_path, two_
 @pytest.mark.slow
 def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    argv = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val")
+    argv = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val", *EAGER)
     stream = DomainSampler(range(4), 0, 2, 2, [1234, 0], False, False)
     first, second = ({stream.index(2 * step), stream.index(2 * step + 1)} for step in (0, 1))
     broken = tmp_path / "data" / "GTA5" / "images" / f"{min(second - first) + 1:05d}.png"
