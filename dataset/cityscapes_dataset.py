@@ -58,7 +58,8 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
             return place / set, place.parent / "gtFine" / set
     for place in places:
         if place.is_dir():
-            raise UserError(f"{place}: no folder {set} in it; --set names another, --not-val needs no val")
+            raise UserError(f"{place}: no folder {set} in it; it is incomplete, or --set names another; "
+                            "a training with --not-val needs no val")
     raise UserError(
         f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "
         f"{root / 'data' / 'leftimg8bit' / set} (--data-dir-target in training, --data-dir in evaluation); "

@@ -68,12 +68,20 @@ def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder |
 
 def files_below(root: Path) -> Iterator[Path]:
     """Files that are not hidden, also in linked folders; each folder once: links may lead in circles."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = sorted(name for name in folders if name[0] != ".") if real not in seen else ()
-        yield from (Path(folder, name) for name in files if name[0] != "." and real not in seen)
-        seen.add(real)
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, PermissionError):
+            raise error
+
+    seen, tops = set(), [root]
+    for top in tops:  # the linked ones last: what is below `root` itself has its own name
+        for folder, folders, files in os.walk(top, onerror=unreadable):
+            real = os.path.realpath(folder)
+            folders[:] = sorted(name for name in folders if name[0] != ".") if real not in seen else ()
+            paths = [Path(folder, name) for name in folders]
+            tops += [path for path in paths if path.is_symlink()]
+            yield from (Path(folder, name) for name in files if name[0] != "." and real not in seen)
+            seen.add(real)
 
 
 def is_result(path: Path) -> bool:

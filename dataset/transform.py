@@ -2,7 +2,6 @@
 
 import io
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +38,7 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
             raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
         image.load()
         if upright:
-            with suppress(Exception):  # a damaged EXIF block says nothing, as for image viewers
-                ImageOps.exif_transpose(image, in_place=True)
+            turn_upright(image)
         image.filename = str(path)
         return image
     except (UserError, MemoryError):
@@ -50,6 +48,16 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
     except Exception as error:  # a damaged file can trip any check of Pillow, down to an IndexError
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason}); get a complete copy of it") from None
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn an image as its EXIF orientation says. A damaged block says nothing, as for image viewers."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # of Pillow's parser, of any kind
+        pass
 
 
 def to_input(

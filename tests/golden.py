@@ -389,7 +389,7 @@ def speed(folder: Path, argv: list[str], size: tuple[str, str], steps: int) -> N
     if device.on_npu() and not device.simulated() and median > 2 * EXPECTED_SECONDS:
         print(f"README expects {EXPECTED_SECONDS} s or less on an NPU: " + (
             "raise --num-workers, or put the data on a local disk" if share > 0.2 else
-            "is the NPU shared (npu-smi info)? does its precision, above, say what you expect?"
+            "is it a 910B without --amp-level O2? is it shared (npu-smi info)?"
         ))  # fmt: skip
 
 

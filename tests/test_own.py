@@ -59,11 +59,14 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
 
 def test_linked_folders_are_searched_and_hidden_ones_are_not(images, tmp_path):
     (tmp_path / "all").mkdir()
-    (tmp_path / "all" / "linked").symlink_to(images / "trip")
+    (tmp_path / "all" / "a link").symlink_to(images / "trip")
     (tmp_path / "all" / "circle").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "another name").symlink_to(tmp_path / "all" / "real")
     shutil.copytree(images, tmp_path / "all" / ".hidden")
+    shutil.copytree(images / "trip" / "day", tmp_path / "all" / "real")
     data = ImageFolder(tmp_path / "all", (64, 48))
-    assert data.names == [f"linked/{name}" for name in ("a.JPEG", "a.jpg", "day/b.jpeg", "day/c.png")]
+    linked = [f"a link/{name}" for name in ("a.JPEG", "a.jpg", "day/b.jpeg", "day/c.png")]
+    assert data.names == [*linked, "real/b.jpeg", "real/c.png"]
     data.names.append(os.fsdecode(b"\xb7.png"))  # in GBK
     assert names_crc32(data)
 

@@ -36,7 +36,7 @@ STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lamb
 
 def start_parallel(folder: Path, *argv) -> tuple[subprocess.Popen, list[int]]:
     """msrun and two processes of an endless training in folder / "run", once it has a checkpoint."""
-    argv = [*argv, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5, *EAGER]
+    argv = [*argv, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5]
     job = subprocess.Popen(msrun(folder / "logs", 2, TRAIN, *argv), cwd=folder, env=environment(),
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 180
@@ -150,7 +150,7 @@ def test_two_processes_score_as_one(data, tmp_path, two_processes):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job(data, tmp_path):
-    job, workers = start_parallel(tmp_path, *train_words(data, tmp_path / "run"))
+    job, workers = start_parallel(tmp_path, *train_words(data, tmp_path / "run", *EAGER))
     os.kill(workers[1], signal.SIGKILL)
     assert job.wait(180) != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

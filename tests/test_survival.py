@@ -115,7 +115,7 @@ def test_resumes_in_another_folder_and_leaves_the_first_alone(reference, tmp_pat
     argv = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
     run(TRAIN, *argv, "--num-workers", 1)
     same_end(reference, tmp_path / "b")
-    assert not list((tmp_path / "b").glob(".*"))
+    assert not list((tmp_path / "b").glob(".*")) and not list((tmp_path / "b").glob("after_*"))
     assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     message = fails(TRAIN, *argv)
     assert "already holds a run" in message

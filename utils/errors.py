@@ -13,6 +13,8 @@ class UserError(Exception):
 
 def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call main(args); a UserError, or an OSError such as a full disk, becomes one line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files can have any encoding
     try:
         main(args)
     except (UserError, OSError) as error:

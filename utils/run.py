@@ -108,8 +108,7 @@ class Run:
             run_folder.check_new(folder)  # again: another process may have been faster
             if self.last:
                 run_folder.fork_run(self.origin, folder, self.last.name)
-        origin, interval = self.origin or folder, args.save_pred_every
-        self.reports += run_folder.truncate_run(folder, origin, self.done, self.damaged, interval)
+        self.reports += run_folder.truncate_run(folder, self.origin or folder, self.done, self.damaged)
         about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
         options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
         run_folder.write_options(folder, options, self.done)

@@ -150,15 +150,12 @@ def fork_run(origin: Path, folder: Path, last: str) -> None:
     temporary.rmdir()
 
 
-def truncate_run(
-    folder: Path, origin: Path, first: int, damaged: dict[Path, str], interval: int
-) -> list[str]:
+def truncate_run(folder: Path, origin: Path, first: int, damaged: dict[Path, str]) -> list[str]:
     """Take a run back to its first steps: move what is newer or damaged into FOLDER/after_<first>.
 
     Returns a line for the log, if there was any. The tables are copied there before their later rows go; of a
-    run that was killed, those after its last checkpoint, less than `interval` steps ago, are not worth it. A
-    newer best checkpoint is replaced by the one before it, if `origin` (the folder itself, or the one it
-    began from) still has it.
+    run that was killed, those after its last checkpoint are not worth it. A newer best checkpoint is replaced
+    by the one before it, if `origin` (the folder itself, or the one it began from) still has it.
     """
     for path in folder.iterdir():  # of a process that was killed while writing
         if re.fullmatch(r"\.(GTA5_\w+|options|loss|miou)\.tmp(\.\w+)?", path.name):
@@ -169,8 +166,7 @@ def truncate_run(
     if best.exists() and not 0 <= (checkpoint.step_of(best) or -1) <= first:
         aside.append(best)
     place = folder / f"after_{first}"
-    validations, losses = (tables.rows(folder / name) for name in ("miou.csv", "loss.csv"))
-    later = any(int(row[0]) > first for row in validations) or len(losses) >= first + interval
+    later = origin.resolve() == folder and has_later_checkpoint(folder, first)  # which is gone
     if aside or later:
         rotate_existing(place)
         place.mkdir()
@@ -187,6 +183,14 @@ def truncate_run(
             copy(path, best)
     moved = ", ".join(path.name for path in aside) or "copies of the tables, whose later steps are lost"
     return [f"moved to {place}: {moved}"] if aside or later else []
+
+
+def has_later_checkpoint(folder: Path, first: int) -> bool:
+    """Return whether a run had a checkpoint of more than `first` steps, as its tables tell."""
+    saved, losses = read_json(folder / "options.json"), tables.rows(folder / "loss.csv")
+    interval = saved.get("save_pred_every", 0) if isinstance(saved, dict) else 0
+    validated = any(int(row[0]) > first for row in tables.rows(folder / "miou.csv"))
+    return validated or bool(losses) and int(losses[-1][0]) >= first + interval
 
 
 def write_options(folder: Path, options: dict, first: int) -> None:
