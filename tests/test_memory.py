@@ -17,6 +17,7 @@ from CLAN_train_gta5_2_city import CLANStep
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
+from tests.benchmark import Worker
 from tests.scripts import ROOT, TRAIN, train_words
 from utils import convolution
 from utils.flops import generator_flop, step_flop
@@ -94,10 +95,11 @@ def test_operations_of_a_step():
 
 @pytest.mark.slow
 def test_peak_memory():
-    """Peak of a fresh process, GiB, for the paper's network at a quarter of the paper's width and height."""
-    argv = ["-m", "tests.test_memory", "320", "180", "256", "128"]
-    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(done.stdout.split()[-2]) < 3.0, done.stdout
+    """Of a fresh process, for the paper's network at a quarter of the paper's width and height."""
+    worker = Worker(sys.executable, "tests.benchmark", "--serve", "step", "320x180+256x128")
+    peak = [worker.ask()["peak"] for _ in range(2)][-1]  # GB
+    worker.close()
+    assert peak < 3, peak
 
 
 @pytest.mark.slow
@@ -146,21 +148,3 @@ def test_a_long_run_needs_no_more_than_a_short_one(data, tmp_path):
     assert after[0] <= 1.1 * before[0] and after[1] <= before[1] + 2, (before, after)
     per_step = [(rows[-1][3] - rows[0][3]) / (rows[-1][0] - rows[0][0]) for rows in (early, late)]
     assert per_step[1] <= 1.5 * per_step[0], per_step
-
-
-def main(w_s: int, h_s: int, w_t: int, h_t: int) -> None:
-    """Two steps of the paper's network: python -m tests.test_memory 1280 720 1024 512"""
-    sizes = ["--input-size", f"{w_s},{h_s}", "--input-size-target", f"{w_t},{h_t}"]
-    args = get_arguments(["--device", "cpu", *sizes])
-    mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
-    step = CLANStep(args, generator("resnet101"), discriminator("resnet101"), np.zeros(2)).set_train()
-    x_s, x_t = normal(1, 3, h_s, w_s), normal(1, 3, h_t, w_t)
-    y_s = Tensor(RNG.integers(0, 19, (1, h_s, w_s)).astype(np.int32))
-    for _ in range(2):
-        step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 0.0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{w_s}x{h_s} + {w_t}x{h_t}: {peak:.2f} GiB")
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -110,15 +110,19 @@ def test_resumes_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tm
 
 
 def test_resumes_in_another_folder_and_leaves_the_first_alone(reference, tmp_path):
+    """In the folder that the shell stands in, which is not replaced."""
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
-    (tmp_path / "b" / ".adopt.tmp").mkdir(parents=True)  # of a process that was killed
-    argv = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", tmp_path / "b"]
-    run(TRAIN, *argv, "--num-workers", 1)
-    same_end(reference, tmp_path / "b")
-    assert not list((tmp_path / "b").glob(".*")) and not list((tmp_path / "b").glob("after_*"))
+    folder = tmp_path / "b"
+    (folder / ".adopt.tmp").mkdir(parents=True)  # of a process that was killed
+    number = folder.stat().st_ino
+    argv = ["--continue-train", reference / "GTA5_3.ckpt", "--snapshot-dir", "."]
+    run(TRAIN, *argv, "--num-workers", 1, cwd=folder)
+    same_end(reference, folder)
+    assert folder.stat().st_ino == number and not [*folder.glob(".*"), *folder.glob("after_*")]
     assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
-    message = fails(TRAIN, *argv)
-    assert "already holds a run" in message
+    assert "already holds a run" in fails(TRAIN, *argv, cwd=folder)
+    (tmp_path / "other").write_text("")
+    assert "is not empty" in fails(TRAIN, *argv, cwd=tmp_path)
 
 
 @slow
@@ -574,15 +578,3 @@ def test_each_list_is_compared_with_that_of_the_run(tmp_path, name, data):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} a file: chooses other"):
         run_folder.check_lists(tmp_path, args, {**names, data: 3})
     run_folder.check_lists(tmp_path, Namespace(**{**vars(args), name: None}), {**names, data: 3})
-
-
-def test_resumes_in_the_folder_that_one_stands_in(reference, tmp_path):
-    folder = tmp_path / "here"
-    folder.mkdir()
-    number = folder.stat().st_ino
-    argv = ["--continue-train", reference, "--snapshot-dir", "."]
-    run(TRAIN, *argv, cwd=folder)
-    same_end(reference, folder)
-    assert folder.stat().st_ino == number and not list(folder.glob(".*"))  # the shell still stands in it
-    (tmp_path / "other").write_text("")
-    assert "is not empty" in fails(TRAIN, *argv, cwd=tmp_path)
