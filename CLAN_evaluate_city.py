@@ -246,6 +246,8 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     What cannot be read in a folder is skipped and reported; UserError at the end if there was any.
     """
     folder = Path(args.save_path) / "predict"
+    if Path(args.predict).is_file():
+        data[0]  # UserError before earlier results are renamed
     run_folder.archive_old_results(folder)
     mine, hidden, skipped = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None, []
 
@@ -258,8 +260,6 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     def readable() -> Iterator[tuple[int, np.ndarray]]:
         for i, item in zip(mine, read_ahead(read, mine, args.num_workers, args.batch_size)):
             if isinstance(item, UserError):
-                if Path(args.predict).is_file():
-                    raise item
                 tqdm.write(f"skipped {item}")
                 skipped.append(data.names[i])
             else:

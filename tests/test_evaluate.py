@@ -343,9 +343,6 @@ def test_images_that_cannot_be_predicted(trained, argv, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no image (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    message = fails(*command, "--predict", tmp_path / "broken.png")
-    assert f"{tmp_path / 'broken.png'}: not a readable image; make it PNG or JPEG" in message
-    assert "skipped" not in message
     for name in ("after", "before", "between"):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
     Image.new("CMYK", (30, 20)).save(tmp_path / "before_too.jpg")
@@ -356,6 +353,9 @@ def test_images_that_cannot_be_predicted(trained, argv, tmp_path):
     assert "2 of 5 images could not be read and were skipped: before_too, broken" in done.stderr
     names = {path.name for path in (tmp_path / "r" / "predict" / "color").iterdir()}
     assert names == {"after_color.png", "before_color.png", "between_color.png"}
+    message = fails(*command, "--predict", tmp_path / "broken.png")
+    assert f"{tmp_path / 'broken.png'}: not a readable image; make it PNG or JPEG" in message
+    assert "skipped" not in message and (tmp_path / "r" / "predict").is_dir()  # not renamed for nothing
 
 
 @pytest.mark.parametrize("task", ["score", "folder", "predict", "export", "ccd"])

@@ -68,13 +68,6 @@ class Run:
                 "the processes start from different values: do all see the same files in --snapshot-dir and "
                 "./model?"
             )
-        if self.done == stop:
-            at = ",".join(map(str, args.input_size_target))
-            folder = plain_folder(args.data_dir_target, args.input_size_target, "--data-dir-target")
-            option = "--predict" if folder else "--data-dir"
-            argv = ["--restore-from", str(self.last), option, args.data_dir_target, "--input-size", at]
-            command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
-            self.reports.append(f"all {stop} steps are done; evaluate with: {command}")
         pair = (("source", source), ("target", target))
         checksums = {name: names_crc32(data) for name, data in pair if data is not None}
         if self.origin:
@@ -241,8 +234,15 @@ class Run:
         self.end_if_signalled()
 
     def close(self) -> None:
+        """At the end of a complete run: say how to evaluate it, and release the folder."""
         self.bar.close()
         if device.simulated():
             self.log(device.simulation_report())
+        elif self.is_main:
+            target, size = self.args.data_dir_target, self.args.input_size_target
+            option = "--predict" if plain_folder(target, size, "--data-dir-target") else "--data-dir"
+            argv = ["--restore-from", str(self.last), option, target, "--input-size", "{},{}".format(*size)]
+            command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
+            self.log(f"all {self.done} steps are done; evaluate with: {command}")
         if self.lock is not None:
             os.close(self.lock)
