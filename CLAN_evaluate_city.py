@@ -85,8 +85,7 @@ def one_checkpoint(args) -> None:
 def set_up_device(args) -> None:
     """Choose the device and print what it computes in, as the log of a training says it."""
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
-    precision = device.precision("O0", args.conv_precision)
-    parallel.print_rank0("precision: " + ", ".join(f"{name} {value}" for name, value in precision.items()))
+    parallel.print_rank0(device.precision_line(device.precision("O0", args.conv_precision)))
 
 
 def labelled_data(args) -> cityscapesDataSet:

@@ -58,7 +58,7 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
             return place / set, place.parent / "gtFine" / set
     for place in places:
         if place.is_dir():
-            raise UserError(f"{place}: no folder {set} in it; it is incomplete, or --set names another; "
+            raise UserError(f"{place}: no folder {set} in it; --set names another, or it is incomplete; "
                             "a training with --not-val needs no val")
     raise UserError(
         f"Cityscapes not found: no folder {root / 'leftImg8bit' / set} or "

@@ -57,13 +57,18 @@ def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder |
     UserError for a folder above such a tree: its labels would be taken for images.
     """
     root = Path(path)
-    if not root.exists() or any((root / tree).is_dir() for tree in TREES):
+    if not root.exists() or is_cityscapes(path):
         return None
     data = ImageFolder(path, size, option)
     trees = {Path(tree).name for tree in TREES} | {"gtFine"}
     if inside := [p for p in data.images if trees & set(p.relative_to(root).parts)]:
         raise UserError(f"{option} {path}: neither Cityscapes nor a plain folder: {inside[0]} is in it")
     return data
+
+
+def is_cityscapes(path: str) -> bool:
+    """Return whether a folder is a tree of Cityscapes."""
+    return any((Path(path) / tree).is_dir() for tree in TREES)
 
 
 def files_below(root: Path) -> Iterator[Path]:

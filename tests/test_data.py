@@ -96,7 +96,7 @@ def test_user_errors_name_the_file(gta5, city, tmp_path):
         GTA5DataSet("nowhere")
     with pytest.raises(UserError, match="Cityscapes not found.*train"):
         cityscapesDataSet(gta5, "train")
-    with pytest.raises(UserError, match="leftImg8bit: no folder vall in it; .*--set"):
+    with pytest.raises(UserError, match="leftImg8bit: no folder vall in it; --set"):
         cityscapesDataSet(city, "vall")
     names = tmp_path / "list.txt"
     names.write_text("00001.png\n00009.png\n")

@@ -15,7 +15,6 @@ from PIL import Image
 from dataset.pipeline import DomainSampler
 from tests.golden import write_city
 from tests.scripts import (
-    EAGER,
     EVALUATE,
     RUN,
     TRAIN,
@@ -150,7 +149,7 @@ def test_two_processes_score_as_one(data, tmp_path, two_processes):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job(data, tmp_path):
-    job, workers = start_parallel(tmp_path, *train_words(data, tmp_path / "run", *EAGER))
+    job, workers = start_parallel(tmp_path, *train_words(data, tmp_path / "run"))
     os.kill(workers[1], signal.SIGKILL)
     assert job.wait(180) != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -186,7 +185,7 @@ def test_a_mistake_that_one_process_alone_sees_ends_the_job(data, tmp_path, two_
 @pytest.mark.slow
 def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    argv = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val", *EAGER)
+    argv = train_words(tmp_path / "data", tmp_path / "run", "--num-steps", 50, "--not-val")
     stream = DomainSampler(range(4), 0, 2, 2, [1234, 0], False, False)
     first, second = ({stream.index(2 * step), stream.index(2 * step + 1)} for step in (0, 1))
     broken = tmp_path / "data" / "GTA5" / "images" / f"{min(second - first) + 1:05d}.png"

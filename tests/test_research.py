@@ -44,10 +44,10 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     assert line.split(" | ")[1:5] == ["1", f"{results['clan']['mIoU']:.2f}", f"{gain:+.2f}", "–"]
     assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
 
-    (folder / "source" / "result.json").unlink()  # as if it had been killed
+    (folder / "clan" / "result.json").unlink()  # as if it had been killed
     again = module("utils.ablation", *argv, cwd=tmp_path).stdout
-    assert "clan: mIoU" in again and again.count("done before") == 2  # stage A and CLAN
-    assert json.loads((folder / "source" / "result.json").read_text())["mIoU"] == results["source"]["mIoU"]
+    assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
+    assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
     module("utils.ablation", *argv[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
     kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
     assert kept["mIoU"] == results["source"]["mIoU"]

@@ -16,7 +16,6 @@ from options.train_options import build_parser, get_arguments
 from tests.golden import official_iou
 from tests.scripts import EVALUATE, ROOT, RUN, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
-from utils.tables import LOSSES
 
 
 @pytest.mark.parametrize("script", [TRAIN, EVALUATE])
@@ -74,6 +73,7 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
         (["--input-size", "1280,8"], "--input-size"),
         (["--keep-checkpoints", "0"], "--keep-checkpoints"),
         (["--random-seed", "-1"], "--random-seed"),
+        (["--num-workers", "0"], "--num-workers"),
     ],
 )
 def test_bad_options_are_named_in_one_line(argv, named):
@@ -100,7 +100,8 @@ def test_training_writes_its_files(reference):
     assert names == {"options.json", "loss.csv", "miou.csv", "Train_log.log", *checkpoints}
     rows = rows_of(folder / "loss.csv")
     assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert list(rows[0]) == ["step", *LOSSES, "lr", "lr_D", "seconds"]
+    losses = ["loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t"]
+    assert list(rows[0]) == ["step", *losses, "lr", "lr_D", "seconds"]
     values = np.array([[float(row[name]) for name in list(row)[1:8]] for row in rows])
     assert np.isfinite(values).all() and (values[:, :5] > 0).all()
     assert values[0, 5] == 0 and values[1, 5] == pytest.approx(1.25e-4)

@@ -183,6 +183,11 @@ def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
     }
 
 
+def precision_line(precision: dict[str, str]) -> str:
+    """Return the values of `precision` as a line for the log."""
+    return "precision: " + ", ".join(f"{name} {value}" for name, value in precision.items())
+
+
 def to_mixed_precision(net) -> None:
     """Let a network compute in float16, apart from batch norm, with weights kept in float32."""
     import mindspore

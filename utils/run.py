@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, CLASS_SETS
-from dataset.image_folder import plain_folder
+from dataset.image_folder import is_cityscapes
 from dataset.pipeline import names_crc32
 from options.train_options import absolute_paths
 from utils import checkpoint, device, interrupt, parallel, run_folder, tables
@@ -85,7 +85,7 @@ class Run:
             f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
             f"{self.done} to {stop}; files in {self.folder}"
         )
-        self.log("precision: " + ", ".join(f"{name} {value}" for name, value in self.precision.items()))
+        self.log(device.precision_line(self.precision))
         for line in self.reports:
             self.log(line)
         quiet = parallel.rank() > 0 or None
@@ -240,7 +240,8 @@ class Run:
             self.log(device.simulation_report())
         elif self.is_main:
             target, size = self.args.data_dir_target, self.args.input_size_target
-            option = "--predict" if plain_folder(target, size, "--data-dir-target") else "--data-dir"
+            plain = Path(target).is_dir() and not is_cityscapes(target)
+            option = "--predict" if plain else "--data-dir"
             argv = ["--restore-from", str(self.last), option, target, "--input-size", "{},{}".format(*size)]
             command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
             self.log(f"all {self.done} steps are done; evaluate with: {command}")
