@@ -46,8 +46,8 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="with --save: figures of image, prediction, ground truth, errors and alignment map for N images "
         "evenly spaced over the set (default: 20)")
     add("--predict", metavar="PATH",
-        help="inference only: predict this image, or every .png, .jpg and .jpeg below this folder, of any "
-        "size")
+        help="inference only: predict this image, or every .png, .jpg and .jpeg below this folder, of up "
+        "to 67 megapixels")
     add("--export", choices=("mindir",),
         help="no evaluation; write the network for images of --input-size as one file")
     add_machine_options(parser)
