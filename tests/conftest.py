@@ -1,6 +1,7 @@
 """Small images for the tests that run the scripts, and one run on them that they share."""
 
 import fcntl
+import gc
 import signal
 
 import pytest
@@ -16,8 +17,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """By name, but a long file first: the last one of all would be left to one worker while others idle."""
-    items.sort(key=lambda item: item.path.name != "test_survival.py")
+    """The long files first: one at the end would be left to one worker while others idle."""
+    long = ["parity", "survival", "parallel", "precision", "memory"]
+    first = {f"test_{name}.py": place for place, name in enumerate(long)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,7 +58,12 @@ def reference(data, tmp_path_factory, worker_id):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The cells that MindSpore compiles during a test, one after the other."""
+    """The cells that MindSpore compiles during a test, one after the other.
+
+    Cells of earlier tests go first: MindSpore deletes those that nobody holds while it compiles, and then
+    compiles the same once more.
+    """
+    gc.collect()
     cells, compile_graph = [], _CellGraphExecutor.compile
 
     def counted(self, cell, *args, **kwargs):
