@@ -243,7 +243,8 @@ def our_name(name: str) -> str:
     """PyTorch's name of a tensor of G under this project's."""
     from utils.checkpoint import tensors_of
 
-    return next(iter(tensors_of({name: np.zeros(1), "layer6.": np.zeros(1)}, "net_G")[0]))
+    both = dict.fromkeys((name, "layer5.", "layer6."), np.zeros(1))  # one classifier alone is left out
+    return next(iter(tensors_of(both, "net_G")[0]))
 
 
 def compare_first_step(recipe: str) -> list[tuple[str, float, float]]:

@@ -35,7 +35,8 @@ CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Fl
 
 def find(path: str) -> str:
     """`path` if it is there, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
-    stem = os.path.splitext(path)[0]
+    head, suffix = os.path.splitext(path)
+    stem = head if suffix in (".ckpt", ".pth", ".pt") else path
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
         if Path(candidate).is_file():
             return candidate
@@ -125,8 +126,9 @@ def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str
     own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
     if own:
         return own, []
-    # A single classifier (the DeepLab init's) would initialise C1 differently from C2: neither takes it.
-    one_classifier = net == "net_G" and not any("layer6." in name for name in content)
+    # C1 and C2 begin alike: neither takes a single classifier (the DeepLab init's), nor one of two that
+    # differ (AdaptSegNet's, whose C1 looks at layer3).
+    C1, C2 = ({np.shape(v) for name, v in content.items() if part in name} for part in CLASSIFIERS)
     tensors, left_out = {}, []
     for name, value in content.items():
         ours = name.replace("down_sample", "downsample")  # MindCV
@@ -137,7 +139,7 @@ def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str
             bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
             if bn:
                 ours = f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}"
-        if isinstance(value, str) or (one_classifier and ours.startswith("layer5.")):
+        if isinstance(value, str) or (net == "net_G" and C1 != C2 and ours.startswith(CLASSIFIERS)):
             left_out.append(name)
         else:
             tensors[ours] = value
@@ -183,9 +185,9 @@ def state(step_cell: nn.Cell) -> list[Parameter]:
     return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
 
 
-def fingerprint(step_cell: nn.Cell, step: int) -> int:
-    """32 bits that differ if one of the values that a run starts from does."""
-    crc = step
+def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
+    """32 bits that differ if one of the values that a run starts from does, or what is said about it."""
+    crc = zlib.crc32(about.encode(), step)
     for p in state(step_cell):
         crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()), crc)
     return crc

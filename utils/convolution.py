@@ -3,7 +3,7 @@
 oneDNN takes the gradients of a convolution through a matrix of kernel x kernel copies of its input, and in a
 graph every convolution keeps its matrix: a step at 1280x720 + 1024x512 exceeds 24 GiB, one at 320x180 +
 256x128 takes 4.4. Written out as matrix products, the same gradients take their memory from MindSpore, which
-uses it again for the next convolution: 12.1 and 2.6 GiB.
+uses it again for the next convolution: 11.7 and 2.3 GB.
 """
 
 from functools import cache
