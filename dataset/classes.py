@@ -23,10 +23,14 @@ def read_classes(path: Path) -> dict:
         need(n == len(names) == len(set(names)), f'"classes" is {n}, but "label" has {len(set(names))} names')
         need(len(palette) == n and all(len(c) == 3 and set(c) <= set(range(256)) for c in palette),
              f'"palette" has to be {n} colours [R, G, B] from 0 to 255')  # fmt: skip
+        need(not set(",\"\n\r") & set("".join(names)), '"label" has names with a comma, quote or line break')
         for key, top in (("label2train", 256), ("synthia2train", 2**16)):
             pairs = info.get(key, []) if key == "synthia2train" else info[key]
             need(all((0 <= i < top and 0 <= t < n) or t == IGNORE_LABEL for i, t in pairs),
                  f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')  # fmt: skip
+        ids, trainIds = zip(*info["label2train"])
+        need(len(set(ids)) == len(ids) and set(trainIds).issuperset(range(n)),
+             f'"label2train" needs an id for each trainId below {n}, and no id twice')  # fmt: skip
         need(len({n, *map(len, sets)}) == 1 + len(sets) and set(names).issuperset(sum(sets, [])),
              '"subsets" has to be lists of names in "label", each of another length')  # fmt: skip
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -20,7 +20,8 @@ class ImageFolder:
     input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
     is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. What is hidden
-    and earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image.
+    and earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image,
+    or a tree of Cityscapes.
     """
 
     def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
@@ -33,6 +34,10 @@ class ImageFolder:
                                  and p.is_file() and not is_result(p.relative_to(root)))  # fmt: skip
         if not self.images:
             raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
+        trees = {Path(tree).name for tree in TREES} | {"gtFine"}
+        if inside := [p for p in self.images if root.is_dir() and trees & set(p.relative_to(root).parts)]:
+            raise UserError(f"{option} {path}: {inside[0]} is in it, where labels would be taken for images; "
+                            "name the folder of the images")
         files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.images]
         names = [str(file.with_suffix("")) for file in files]
         self.names = names if len(set(names)) == len(names) else [str(file) for file in files]
@@ -52,18 +57,8 @@ class ImageFolder:
 
 
 def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder | None:
-    """The images below `path`; None if it is a tree of Cityscapes, or nothing is there.
-
-    UserError for a folder above such a tree: its labels would be taken for images.
-    """
-    root = Path(path)
-    if not root.exists() or is_cityscapes(path):
-        return None
-    data = ImageFolder(path, size, option)
-    trees = {Path(tree).name for tree in TREES} | {"gtFine"}
-    if inside := [p for p in data.images if trees & set(p.relative_to(root).parts)]:
-        raise UserError(f"{option} {path}: neither Cityscapes nor a plain folder: {inside[0]} is in it")
-    return data
+    """The images below `path`; None if it is a tree of Cityscapes, or nothing is there."""
+    return ImageFolder(path, size, option) if Path(path).exists() and not is_cityscapes(path) else None
 
 
 def is_cityscapes(path: str) -> bool:
@@ -75,7 +70,7 @@ def files_below(root: Path) -> Iterator[Path]:
     """Files that are not hidden, also in linked folders; each folder once: links may lead in circles."""
 
     def unreadable(error: OSError) -> None:
-        if not isinstance(error, PermissionError):
+        if not isinstance(error, PermissionError) or Path(error.filename).name != "lost+found":
             raise error
 
     seen, tops = set(), [root]

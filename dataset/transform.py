@@ -1,7 +1,9 @@
 """Loading and preprocessing of images and labels, as the authors' code does it, with Pillow."""
 
 import io
+import os
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ MAX_PIXELS = 2**26  # 32 images of Cityscapes
 
 LABEL_TO_TRAIN = np.full(256, IGNORE_LABEL, np.uint8)  # raw id (labelIds) -> trainId
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # and back; 255 -> 0, "unlabelled"
+GREY_IDS = {(i, i, i) for i, _ in INFO["label2train"]}  # raw ids as colours
 for _id, _train_id in reversed(INFO["label2train"]):  # of several ids of a class the first is its own
     if _train_id != IGNORE_LABEL:
         LABEL_TO_TRAIN[_id] = _train_id
@@ -77,6 +80,8 @@ def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.n
     """An image of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
     if image.mode not in ("L", "P"):
         raise UserError(f"{image.filename}: a label of mode {image.mode}; expected 8-bit ids, mode L or P")
+    if image.mode == "P" and set(image.palette.colors) <= GREY_IDS:
+        image = image.convert("L")  # a grey label whose file was made smaller: its ids are the colours
     if size is not None:
         image = image.resize(size, Image.Resampling.NEAREST)
     return LABEL_TO_TRAIN[np.asarray(image)]
@@ -113,8 +118,15 @@ def read_list(path: str | None, found: list[str], where: Path) -> list[str]:
 
 
 def png_files(folder: Path, pattern: str = "*.png") -> list[str]:
-    """The files below `folder` that fit, sorted, without hidden ones: macOS adds a ._NAME.png to each."""
-    return sorted(str(p.relative_to(folder)) for p in folder.glob(pattern) if p.name[0] != ".")
+    """The files below `folder` that fit, sorted, without hidden ones: macOS adds a ._NAME.png to each.
+
+    PermissionError for a folder that may not be read; Path.glob would leave it out.
+    """
+    places, (*levels, name) = [folder] if folder.is_dir() else [], pattern.split("/")
+    for _ in levels:
+        places = [path for place in places for path in place.iterdir() if path.is_dir()]
+    files = [place / file for place in places for file in os.listdir(place) if file[0] != "."]
+    return sorted(str(path.relative_to(folder)) for path in files if fnmatch(path.name, name))
 
 
 def missing_files(paths: list[Path]) -> list[Path]:

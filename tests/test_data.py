@@ -1,7 +1,10 @@
 """Data sets and the training stream, on small files made here."""
 
 import json
+import os
+import shutil
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from tests.golden import write_city, write_gta5
 from tests.scripts import ROOT, python
 from utils.errors import UserError
+from utils.files import read_json, write_json
 
 
 @pytest.fixture
@@ -44,6 +48,22 @@ def test_gta5_image_and_label(gta5):
         assert label.mode == "P"
         ids = np.asarray(label.resize((96, 64), Image.Resampling.NEAREST))
     assert y.dtype == np.int32 and np.array_equal(y, LABEL_TO_TRAIN[ids])
+
+
+def test_a_grey_label_may_have_become_a_palette_of_its_ids(gta5):
+    """Tools that make PNGs smaller do that: what is seen stays, the indices are others."""
+    path = gta5 / "labels" / "00001.png"
+    with Image.open(path) as label:
+        ids = np.asarray(label)
+    values, indices = np.unique(ids, return_inverse=True)
+    data = GTA5DataSet(gta5, size=(96, 64))
+    before, smaller = data[0][1], Image.fromarray(indices.reshape(ids.shape).astype(np.uint8))
+    smaller.putpalette(np.repeat(values, 3).astype(np.uint8).tobytes())
+    smaller.save(path)
+    assert len(values) > 3 and np.array_equal(data[0][1], before)
+    smaller.putpalette(np.repeat(np.arange(len(values)) * 255 // len(values), 3).astype(np.uint8).tobytes())
+    smaller.save(path)  # greys that are no ids: to look at
+    assert np.array_equal(data[0][1], LABEL_TO_TRAIN[np.asarray(smaller.resize((96, 64), 0))])
 
 
 def test_mirror_flips_both_and_scale_the_image_alone(gta5):
@@ -125,6 +145,9 @@ def test_text_files_are_utf_8_whatever_the_locale_says(tmp_path):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     python(["-c", script], tmp_path, 0, **ascii_only, PYTHONIOENCODING="utf-8")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"names": ["zürich/1.png"]}
+    path = os.fsdecode("/数据".encode("gbk"))
+    write_json(tmp_path / "a.json", {"data_dir": path, "数": 1})
+    assert read_json(tmp_path / "a.json") == {"data_dir": path, "数": 1}
 
 
 def test_a_few_absent_numbers_of_gta5_are_skipped(tmp_path):
@@ -152,6 +175,20 @@ def test_a_few_absent_numbers_of_gta5_are_skipped(tmp_path):
     (root / "images" / names[10]).touch()
     with pytest.raises(UserError, match="1 of 297 GTA5 label files are missing: .*00011.png"):
         GTA5DataSet(root, tmp_path / "list.txt")
+
+
+def test_a_city_that_may_not_be_read_is_an_error(city, monkeypatch):
+    shutil.copytree(city / "leftImg8bit" / "val" / "aachen", city / "leftImg8bit" / "val" / "bonn")
+
+    def locked(function, path):
+        if os.path.basename(path) == "aachen":
+            raise PermissionError(13, "Permission denied", path)
+        return function(path)
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, partial(locked, getattr(os, name)))  # root may read all
+    with pytest.raises(PermissionError, match="Permission denied: .*aachen"):
+        cityscapesDataSet(city, "val")
 
 
 def test_two_images_of_one_name_are_an_error(gta5, city, tmp_path):

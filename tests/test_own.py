@@ -50,6 +50,7 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     assert all(float(row["loss_D_t"]) > 0 for row in rows_of(folder / "loss.csv"))
     done = run(TRAIN, "--continue-train", folder)
     assert f"CLAN_evaluate_city.py --restore-from {folder / 'GTA5_2.ckpt'} --predict {images}" in done.stdout
+    assert "--input-size 64,48 --device cpu\n" in done.stdout
     data = ImageFolder(images, (64, 48))
     assert data.names == ["a.png", "trip/a.JPEG", "trip/a.jpg", "trip/day/b.jpeg", "trip/day/c.png"]
     (b,), (c,) = data[3], data[4]  # c is what JPEG made of b, upright
@@ -71,9 +72,23 @@ def test_linked_folders_are_searched_and_hidden_ones_are_not(images, tmp_path):
     assert names_crc32(data)
 
 
+def test_a_folder_that_may_not_be_read_is_an_error(images, monkeypatch):
+    scandir = os.scandir
+
+    def locked(path):
+        if os.path.basename(path) == "day":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)  # root may read all
+    with pytest.raises(PermissionError, match="Permission denied: .*day"):
+        ImageFolder(images, (64, 48))
+
+
 def test_a_finished_run_without_adaptation_names_its_plain_target(images, data, tmp_path):
     argv = train_words(data, tmp_path / "run", "--data-dir-target", images, "--method", "source", *FAST)
-    assert f"all 2 steps are done; evaluate with: python {EVALUATE}" in (output := run(TRAIN, *argv).stdout)
+    output = run(TRAIN, *argv).stdout
+    assert f"all 2 steps are done; evaluate with: python {ROOT / EVALUATE}" in output
     assert f"--predict {images}" in output
 
 
@@ -103,7 +118,8 @@ def test_a_target_folder_that_does_not_fit_is_named(images, data, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "empty: no image (.png, .jpg, .jpeg) in it" in message(tmp_path / "empty")
     assert "Cityscapes not found" in message(tmp_path / "nowhere")
-    assert "neither Cityscapes nor a plain folder" in message(data)  # the folder above the tree
+    above = message(data)  # the folder above the tree
+    assert f"--data-dir-target {data}: {data}/City/" in above and "labels would be taken for images" in above
     assert "--set and --data-list-target are for Cityscapes" in message(images, "--set", "val")
     shutil.copytree(images, tmp_path / "own")
     for name in ("a.png", "trip/a.jpg", "trip/a.JPEG", "trip/day/b.jpeg"):
@@ -149,8 +165,11 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     assert "GTA5_2.ckpt has 19 classes (road,sidewalk" in message
     assert f"info.json 7 ({','.join(names)})" in message
     assert "--classes" in here(EVALUATE, "--restore-from", ckpt, "--classes", 16, code=2).stderr
-    mistakes = {"palette": [[0, 0, 0]], "label2train": [[7, 7]], "classes": 8, "subsets": [["x"]]}
-    for key, value in mistakes.items():
+    mistakes = [("palette", [[0, 0, 0]]), ("label2train", [[7, 7]]), ("classes", 8), ("subsets", [["x"]])]
+    pairs = seven["label2train"]
+    mistakes += [("label", ["a, b", *names[1:]]), ("label2train", [p for p in pairs if p[1] != 6])]
+    mistakes += [("label2train", [*pairs, [7, 6]])]
+    for key, value in mistakes:
         path.write_text(json.dumps({**seven, key: value}))
         assert f'info.json: "{key}"' in here(TRAIN, "--demo", code=2).stderr
     path.write_text("{")
