@@ -28,7 +28,7 @@ from dataset.transform import IMG_MEAN, few, open_image
 from model.CLAN_G import Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder, tables
 from utils.errors import UserError, run_script
-from utils.evaluation import Predict, adapt_bn, evaluate, label_map, with_logits
+from utils.evaluation import Predict, adapt_bn, evaluate, exit_if_signalled, label_map, with_logits
 from utils.files import atomic, read_json, rotate_existing, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, iou_table, mean_iou, mean_name, number_or_none
@@ -107,13 +107,14 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def each(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
-        interrupt.exit_if_pending()
+        exit_if_signalled()
         if args.save:
             save_prediction(folder, data.names[i], trainIds)
         if i in with_panel:
             save_panel(folder, data, i, label, trainIds, logits)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
+    exit_if_signalled(together=True)
     if parallel.rank() > 0:
         return
     print(iou_table(confusion, args.classes))
@@ -159,6 +160,7 @@ def evaluate_folder(args) -> None:
     todo = sorted(found)
     if is_main:
         settings = {"checkpoints": os.path.abspath(source), **settings_of(args, data)}
+        settings |= {"adapt_names_crc32": names_crc32(train)} if train else {}
         known = read_json(about)
         files = known.pop("files", None) if isinstance(known, dict) else None
         files = files if isinstance(files, dict) else {}  # of the rows: which file they were of
@@ -189,8 +191,9 @@ def evaluate_folder(args) -> None:
             continue
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        each = interrupt.exit_if_pending
+        each = exit_if_signalled
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
+        exit_if_signalled(together=True)
         if is_main:
             files[str(steps)] = status
             write_json(about, {**settings, "files": files})  # before the row, which may not come
@@ -245,6 +248,9 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     What cannot be read in a folder is skipped and reported; UserError at the end if there was any.
     """
     folder = Path(args.save_path) / "predict"
+    for source in {path.parent for path in data.images}:
+        if folder.resolve() in (source.resolve(), *source.resolve().parents):  # it would be renamed
+            raise UserError(f"{source} is where --predict writes its results: choose another --save-path")
     if Path(args.predict).is_file():
         data[0]  # UserError before earlier results are renamed
     run_folder.archive_old_results(folder)
@@ -266,10 +272,11 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
         for (i, _), logits in with_logits(net_G, readable(), args.batch_size):
-            interrupt.exit_if_pending()
+            exit_if_signalled()
             rgb = data.image(i)
             save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2], args.classifier), rgb)
             bar.update()
+    exit_if_signalled(together=True)
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):
         kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))

@@ -190,7 +190,8 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
     if args.amp_level != "O0" and args.save_memory:
         parser.error("--save-memory is for float32: leave it out, or --amp-level")
     if args.recompute and args.mode == "pynative":  # there batch norm, too, would be computed twice
-        parser.error("--recompute is for --mode graph: in PyNative mode BN statistics would move twice")
+        parser.error("--recompute is for --mode graph: in PyNative mode BN statistics would move twice; "
+                     "add --no-recompute")  # fmt: skip
     for name, option in parser.options.items():
         if args.method in option.no_effect_with and getattr(args, name) != fill.get(name, option.default):
             parser.error(f"{option.option_strings[0]} has no effect with --method {args.method}")
@@ -218,6 +219,13 @@ def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
     return {name: os.path.abspath(path) for name, path in given.items() if path not in (None, "none")}
 
 
+def shared_options(args: argparse.Namespace) -> dict[str, object]:
+    """Return the options that all processes of a run must have in common."""
+    own = {"device_id", "num_workers"}
+    names = [name for name, option in build_parser().options.items() if not option.path and name not in own]
+    return {name: getattr(args, name) for name in names}
+
+
 def read_saved_options(parser: Parser, path: Path, args: argparse.Namespace) -> tuple[dict, bool, int]:
     """Return the restored options of a run's options.json, whether its lists may move, and its processes.
 
@@ -231,6 +239,8 @@ def read_saved_options(parser: Parser, path: Path, args: argparse.Namespace) -> 
         saved = {name: value for name, value in saved.items() if name in restored}
     except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
+    if args.mode == "pynative":  # where it has no effect
+        saved.pop("jit_level", None)
     if saved.get("jit_level") == "O2":  # MindSpore's GE backend, deprecated since its 2.9
         if not args.jit_level:
             parser.error(f"{path} says --jit-level O2, which is no longer offered: add --jit-level O0 or O1")
@@ -242,13 +252,14 @@ def merge_resume_options(
     parser: Parser, args: argparse.Namespace, argv: list[str] | None
 ) -> argparse.Namespace:
     """Return the options of a resumed run: its options.json, and what the command line may change."""
-    folder = Path(args.continue_train)
-    folder = folder if folder.is_dir() else folder.parent
+    given = Path(args.continue_train)
+    given = given.resolve() if given.is_symlink() else given
+    folder = given if given.is_dir() else given.parent
     path = folder / "options.json"
     if not path.is_file():
         if args.restore_from or args.restore_from_D:
             parser.error("--continue-train resumes from the checkpoint: leave out --restore-from")
-        if not args.snapshot_dir and any(folder.glob("GTA5_*.ckpt")):
+        if not args.snapshot_dir and (given.is_file() or any(folder.glob("GTA5_*.ckpt"))):
             parser.error(f"{path} is missing: give the options of the run by hand, --snapshot-dir too")
         return args
     saved, lists_may_move, processes_then = read_saved_options(parser, path, args)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import mindspore
 import numpy as np
@@ -18,9 +19,9 @@ from model.CLAN_G import generator
 from tests.golden import write_city
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
 from tests.test_torch_file import lit, pid, tensor, zipped
-from utils import ccd, checkpoint, device, parallel, run_folder
+from utils import ccd, checkpoint, device, interrupt, parallel, run_folder
 from utils.errors import UserError
-from utils.evaluation import adapt_bn, best_class, evaluate
+from utils.evaluation import adapt_bn, best_class, evaluate, exit_if_signalled
 from utils.loss import alignment_map
 from utils.upsample import up
 from utils.visual import CLASSES, ERRORS, colourise, heatmap, overlay
@@ -122,6 +123,18 @@ def test_a_second_start_resumes_and_other_options_start_again(trained, argv, sco
     assert [row["step"] for row in other] == ["1", "2", "3"] and other != rows
 
 
+@pytest.mark.slow
+def test_rows_adapted_to_other_images_do_not_mix(trained, argv, data, tmp_path):
+    shutil.copytree(data / "City", tmp_path / "City")
+    command = [EVALUATE, "--restore-from", trained, *argv, "--data-dir", tmp_path / "City", *EAGER]
+    command += ["--save-path", tmp_path / "r", "--adapt-bn", 9]
+    run(*command)
+    assert "3 of them in" in run(*command).stdout
+    next((tmp_path / "City" / "leftImg8bit" / "train" / "aachen").iterdir()).unlink()
+    output = run(*command).stdout
+    assert "earlier results, of other options or files, are now" in output and "0 of them in" in output
+
+
 def test_a_checkpoint_in_the_place_of_another_is_evaluated_again(trained, argv, scored, tmp_path):
     source, result, rows = tmp_path / "source", tmp_path / "result", rows_of(scored[0] / "miou.csv")
     source.mkdir()
@@ -208,6 +221,19 @@ def test_every_image_counts_alike_in_batch_statistics(trained, data, monkeypatch
         adapt_bn(net_G, five, 9, 2)
     assert len(sums) == 4 and not sums[3].any()
     assert np.allclose(sum(sums) / 5, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_processes_leave_for_a_signal_together(monkeypatch):
+    """One alone would leave the others waiting for its sums."""
+    monkeypatch.setattr(interrupt, "pending_signal", lambda: signal.SIGTERM)
+    monkeypatch.setattr(parallel, "processes", lambda: 2)
+    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: values)
+    exit_if_signalled()
+    with pytest.raises(SystemExit, match="143"):
+        exit_if_signalled(together=True)
+    monkeypatch.setattr(parallel, "processes", lambda: 1)
+    with pytest.raises(SystemExit, match="143"):
+        exit_if_signalled()
 
 
 def test_a_folder_without_a_checkpoint_that_can_be_read(argv, tmp_path):
@@ -356,6 +382,18 @@ def test_images_that_cannot_be_predicted(trained, argv, tmp_path):
     message = fails(*command, "--predict", tmp_path / "broken.png")
     assert f"{tmp_path / 'broken.png'}: not a readable image; make it PNG or JPEG" in message
     assert "skipped" not in message and (tmp_path / "r" / "predict").is_dir()  # not renamed for nothing
+    for given in ("color", "color/after_color.png"):
+        path = tmp_path / "r" / "predict" / given
+        message = fails(*command, "--predict", path)
+        assert "predict/color is where --predict writes its results: choose another --save-path" in message
+        assert path.exists()
+
+
+def test_a_tree_of_cityscapes_is_not_predicted_as_a_whole(trained, argv, data, tmp_path):
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--save-path", tmp_path]
+    message = fails(*command, "--predict", data / "City", "--adapt-bn", 2)
+    assert f"--predict {data / 'City'}: {data / 'City'}/gtFine" in message
+    assert "where labels would be taken for images; name the folder of the images" in message
 
 
 @pytest.mark.parametrize("task", ["score", "folder", "predict", "export", "ccd"])
@@ -405,6 +443,8 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     ("GTA5_1.ckpt", ["--panels", 3], "--panels needs --save"),
     ("GTA5_1.ckpt", ["--export", "onnx"], "--export"),
     ("GTA5_1.ckpt", ["--predict", "x.png", "--set", "test"], "--set has no effect with --predict"),
+    ("GTA5_1.ckpt", ["--predict", ""], "--predict is empty: give it a value"),
+    ("GTA5_1.ckpt", ["--predict", "a.png", "b.png"], "unexpected b.png: an option takes one value"),
     (".", ["--save"], "--save takes one checkpoint"),
     (".", ["--predict", "x.png"], "--predict takes one checkpoint"),
     (".", ["--export", "mindir"], "--export takes one checkpoint"),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dataset.pipeline import DomainSampler
+from options.train_options import get_arguments, shared_options
 from tests.golden import write_city
 from tests.scripts import (
     EVALUATE,
@@ -171,6 +172,16 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
     assert f"{steps} steps are done; resume with: msrun --worker_num=2 --local_worker_num=2" in output
     argv = ["--continue-train", tmp_path / "run", "--iter-size", 2, "--num-steps-stop", steps + 1]
     assert f"resuming from {tmp_path / 'run' / f'GTA5_{steps}.ckpt'}" in run(TRAIN, *argv).stdout
+
+
+def test_what_processes_have_to_have_in_common():
+    """The learning rate, say; but machines have disks of their own."""
+
+    def shared(*argv: str) -> dict:
+        return shared_options(get_arguments([*argv, "--not-val"]))
+
+    assert shared("--data-dir", "/disk1", "--device-id", "3", "--num-workers", "8") == shared()
+    assert shared("--learning-rate", "1e-4") != shared() != shared("--recipe", "released")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from dataset.classes import CLASS_NAMES
 from dataset.demo_scenes import write_demo_data
 from tests.scripts import module
 from utils import ablation
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,13 @@ def test_ablation_names_mistakes_in_one_line(argv, named, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         ablation.get_arguments()
     assert named in (message := capsys.readouterr().err) and message.count("\n") == 1
+
+
+def test_ablation_leaves_folders_of_others_alone(tmp_path):
+    (tmp_path / "GTA5_2000.ckpt").touch()
+    with pytest.raises(UserError, match="something else than a run of the ablation; choose another --folder"):
+        ablation.do(tmp_path, [], 1)
+    assert (tmp_path / "GTA5_2000.ckpt").exists()
 
 
 @pytest.mark.slow
@@ -81,6 +89,7 @@ def test_curves_of_a_run_and_of_one_under_way(reference, tmp_path):
 
 def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_path):
     assert "no rows in loss.csv" in module("utils.curves", tmp_path, code=2).stderr
+    assert "folder is empty: give it a value" in module("utils.curves", "", code=2).stderr
     assert "nowhere: no such folder" in module("utils.curves", tmp_path / "nowhere", code=2).stderr
     (tmp_path / "matplotlib.py").write_text("raise ImportError")  # found first
     assert "pip install matplotlib" in module("utils.curves", reference, cwd=tmp_path, code=2).stderr
@@ -163,7 +172,6 @@ def class_features(path, data, count):
 
 def test_ccd_needs_two_classes_that_occur_in_both_domains_and_differ():
     from utils.ccd import distances, downsample_labels
-    from utils.errors import UserError
 
     source, target = np.full((2, 19, 3), np.nan)
     source[[1, 2]], target[[2, 5]] = 1.0, 2.0

@@ -138,7 +138,7 @@ def test_a_run_in_segments_ends_with_the_same_bits(reference, data, tmp_path):
     assert "has 5 steps, more than --num-steps-stop 4" in fails(TRAIN, *argv, "--num-steps-stop", 4)
     output = run(TRAIN, *argv).stdout
     assert "all 5 steps are done" in output
-    scored_by = re.search("evaluate with: python CLAN_evaluate_city.py (.*)", output)[1]
+    scored_by = re.search(f"evaluate with: python {ROOT}/CLAN_evaluate_city.py (.*)", output)[1]
     assert "mIoU" in run(EVALUATE, *shlex.split(scored_by), "--save-path", tmp_path / "result").stdout
     run(TRAIN, *argv, "--num-steps-stop", 6)
     for name in ("loss.csv", "miou.csv"):

@@ -163,6 +163,7 @@ def test_training_from_synthia_selects_by_16_classes(trained):
             assert float(row[f"mIoU_{classes}"]) == pytest.approx(mean, rel=1e-7)
         assert f"mIoU_16 {float(row['mIoU_16']):.2f}" in done.stdout
         assert f"mIoU_13 {float(row['mIoU_13']):.2f}" in done.stdout
+    assert "--input-size 64,48 --classes 16 --device cpu\n" in done.stdout  # the command to evaluate it
     best = checkpoint.read(str(folder / "GTA5_best.ckpt"))
     assert float(best["best_mIoU"]) == pytest.approx(max(float(row["mIoU_16"]) for row in scores), rel=1e-6)
     options = json.loads((folder / "options.json").read_text())

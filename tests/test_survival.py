@@ -210,6 +210,36 @@ def test_a_run_without_a_checkpoint_starts_again(reference, data, tmp_path):
     assert "no run in it" in fails(TRAIN, "--continue-train", tmp_path / "empty")
 
 
+def test_a_checkpoint_that_was_named_is_the_newest_to_resume_from(reference, tmp_path):
+    """A damaged one is replaced by one before it, never by a later one."""
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    (folder / "GTA5_2.ckpt").write_bytes(b"damaged")
+    assert run_folder.find_resumable(str(folder / "GTA5_2.ckpt"))[1] == folder / "GTA5_1.ckpt"
+    (folder / "GTA5_1.ckpt").unlink()
+    with pytest.raises(UserError, match="GTA5_2.ckpt: not a readable MindSpore checkpoint"):
+        run_folder.find_resumable(str(folder / "GTA5_2.ckpt"))
+
+
+def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tmp_path):
+    """A link leads to the run's options; a copy has none. A run that begins with one finds it again."""
+    link, copy, new = tmp_path / "latest.ckpt", tmp_path / "backup" / "mine.ckpt", tmp_path / "new"
+    link.symlink_to(reference / "GTA5_4.ckpt")
+    assert get_arguments(["--resume", str(link)]).preheat_steps == 2
+    copy.parent.mkdir()
+    shutil.copy(reference / "GTA5_4.ckpt", copy)
+    assert f"{copy.parent / 'options.json'} is missing: give the options" in refused("--resume", copy)
+    new.mkdir()
+    run_folder.fork_run(copy.parent, new, copy.name, 4)
+    assert run_folder.find_resumable(str(new))[1] == new / "GTA5_4.ckpt"
+
+
+def test_a_table_alone_is_nothing_to_resume(tmp_path):
+    (tmp_path / "miou.csv").touch()
+    with pytest.raises(UserError, match="holds a run; choose another --snapshot-dir or move it away$"):
+        run_folder.check_new(tmp_path)
+
+
 @slow
 def test_torn_tables_and_leftovers_of_a_kill(reference, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 4)
@@ -500,6 +530,8 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path, mon
     assert "--epsilon 0.9 contradicts" in refused("--continue-train", folder, "--epsilon", "0.9")
     (folder / "options.json").write_text(json.dumps({**options, "device_id": 3}))  # of another machine
     assert get_arguments(["--continue-train", str(folder)]).device_id == 0
+    (folder / "options.json").write_text(json.dumps({**options, "jit_level": "O1"}))
+    assert get_arguments(["--continue-train", str(folder), "--mode", "pynative"]).jit_level is None
     monkeypatch.setenv("RANK_SIZE", "eight")
     assert "RANK_SIZE is 'eight', not a number" in refused("--continue-train", folder)
 
@@ -572,9 +604,11 @@ def test_a_run_resumes_from_any_folder_while_its_lists_say_the_same(data, tmp_pa
 def test_each_list_is_compared_with_that_of_the_run(tmp_path, name, data):
     args = Namespace(**{**dict.fromkeys(("data_list", "gta5_split", "data_list_target")), name: "a file"})
     names = {"source": 1, "target": 2}
-    run_folder.check_lists(tmp_path, args, names)  # no options.json, or an old one: nothing to compare
+    run_folder.check_images(tmp_path, args, names)  # no options.json, or an old one: nothing to compare
     (tmp_path / "options.json").write_text(json.dumps({"names_crc32": names}))
-    run_folder.check_lists(tmp_path, args, names)
+    assert not run_folder.check_images(tmp_path, args, names)
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} a file: chooses other"):
-        run_folder.check_lists(tmp_path, args, {**names, data: 3})
-    run_folder.check_lists(tmp_path, Namespace(**{**vars(args), name: None}), {**names, data: 3})
+        run_folder.check_images(tmp_path, args, {**names, data: 3})
+    without = Namespace(**{**vars(args), name: None})
+    [line] = run_folder.check_images(tmp_path, without, {**names, data: 3})
+    assert line == f"the {data} images are not those of the run before: their order differs from here on"

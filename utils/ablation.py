@@ -129,7 +129,10 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
         return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), done before"
     if read_result(folder):  # of other options: kept
         rotate_existing(folder)
-    lock = run_folder.lock_run_dir(folder)  # a run may have outlived the process that started it
+    # A run may have outlived the process that started it.
+    lock = run_folder.lock_run_dir(folder, option="--folder")
+    if any(folder.iterdir()) and not (folder / "output.log").exists():
+        raise UserError(f"{folder} holds something else than a run of the ablation; choose another --folder")
     shutil.rmtree(folder)  # of a run that was killed
     folder.mkdir()
     if lock is not None:
@@ -266,7 +269,7 @@ def main(args) -> None:
     if args.evaluate:
         return evaluate_run(args.evaluate)
     folder = Path(args.folder)
-    lock = run_folder.lock_run_dir(folder)
+    lock = run_folder.lock_run_dir(folder, "working", "--folder")
     if args.tune:
         tune(args)
     adv, sentence = tuned(folder, args.steps)

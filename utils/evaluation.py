@@ -77,6 +77,12 @@ def with_logits(
             yield item, (C1[k : k + 1], C2[k : k + 1])
 
 
+def exit_if_signalled(*_, together: bool = False) -> None:
+    """Exit if a signal waits. Several processes have to `together`: one alone would leave others waiting."""
+    if (together or parallel.processes() == 1) and parallel.any_rank(interrupt.pending_signal()):
+        interrupt.exit_for_signal()
+
+
 def adapt_bn(
     net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
 ) -> None:
@@ -93,7 +99,7 @@ def adapt_bn(
     total = np.zeros(sum(p.size for p in statistics))
     net_G.set_train(True)
     for images, *_ in batches(data, batch_size, workers, mine):
-        interrupt.exit_if_pending()
+        exit_if_signalled()
         for p in statistics:
             p.set_data(ops.zeros_like(p))
         net_G(images)

@@ -77,4 +77,5 @@ def write_json(path: str | Path, content: dict) -> None:
     """`content` as indented JSON, atomically."""
     with atomic(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+        # Paths can be of any encoding; what is no text becomes an escape of JSON.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

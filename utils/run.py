@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 import time
 from argparse import Namespace
 from functools import cache
@@ -12,10 +13,10 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.classes import CLASS_NAMES, CLASS_SETS
+from dataset.classes import CLASS_NAMES, CLASS_SETS, NUM_CLASSES
 from dataset.image_folder import is_cityscapes
 from dataset.pipeline import names_crc32
-from options.train_options import absolute_paths
+from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, device, interrupt, parallel, run_folder, tables
 from utils.errors import UserError
 from utils.evaluation import evaluate
@@ -63,15 +64,18 @@ class Run:
             self.content = None  # 400 MB, which would be held until the end
         if self.done > stop:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
-        if parallel.processes() > 1 and not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done)):
-            raise UserError(
-                "the processes start from different values: do all see the same files in --snapshot-dir and "
-                "./model?"
-            )
         pair = (("source", source), ("target", target))
         checksums = {name: names_crc32(data) for name, data in pair if data is not None}
+        about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
+        if parallel.processes() > 1 and not parallel.all_equal(
+            checkpoint.fingerprint(step_cell, self.done, about)
+        ):
+            raise UserError(
+                "the processes start from different values, options or images: do all have the same command, "
+                "and see the same files in --snapshot-dir, ./model and the data sets?"
+            )
         if self.origin:
-            run_folder.check_lists(self.origin, args, checksums)
+            self.reports += run_folder.check_images(self.origin, args, checksums)
         every, *subsets = CLASS_SETS
         self.means = args.source == "synthia" and subsets or [every]  # the first decides on the best
         self.loss_csv, self.miou_csv = self.folder / "loss.csv", self.folder / "miou.csv"
@@ -100,7 +104,7 @@ class Run:
         if self.origin != folder.resolve():
             run_folder.check_new(folder)  # again: another process may have been faster
             if self.last:
-                run_folder.fork_run(self.origin, folder, self.last.name)
+                run_folder.fork_run(self.origin, folder, self.last.name, self.done)
         self.reports += run_folder.truncate_run(folder, self.origin or folder, self.done, self.damaged)
         about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
         options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
@@ -117,7 +121,8 @@ class Run:
         if not self.is_main:
             return
         tqdm.write(text)
-        with open(self.folder / "Train_log.log", "a", encoding="utf-8") as file:
+        log = self.folder / "Train_log.log"
+        with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths of any encoding
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def begin(self) -> None:
@@ -214,11 +219,15 @@ class Run:
         if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
             hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
-            hint += f" --device {self.args.device}"
-            hint += f" --device-id {self.args.device_id}" if self.args.device_id else ""
+            hint += f" {shlex.join(self.device_options())}"
             self.log(f"{self.done} steps are done; resume with: {hint}")
             parallel.barrier()  # until rank 0 has logged it: msrun ends all with the first
             interrupt.exit_for_signal()
+
+    def device_options(self) -> list[str]:
+        """Return the options that choose this run's device again."""
+        args, more = self.args, ["--device-id", str(self.args.device_id)]
+        return ["--device", args.device, *(more if args.device_id else [])]
 
     def end_if_failed(self, error: UserError | None, first: int) -> None:
         """Before a step: end in all processes if one could not read its images, or a signal waits.
@@ -243,7 +252,9 @@ class Run:
             plain = Path(target).is_dir() and not is_cityscapes(target)
             option = "--predict" if plain else "--data-dir"
             argv = ["--restore-from", str(self.last), option, target, "--input-size", "{},{}".format(*size)]
-            command = f"python CLAN_evaluate_city.py {shlex.join(argv)}"
+            argv += ["--classes", str(self.means[0])] if self.means[0] != NUM_CLASSES and not plain else []
+            script = Path(sys.argv[0]).with_name("CLAN_evaluate_city.py")
+            command = shlex.join(["python", str(script), *argv, *self.device_options()])
             self.log(f"all {self.done} steps are done; evaluate with: {command}")
         if self.lock is not None:
             os.close(self.lock)

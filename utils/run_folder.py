@@ -65,9 +65,10 @@ def archive_old_results(*results: Path) -> None:
 def check_new(folder: Path) -> None:
     """UserError if the folder holds a run: nothing is overwritten."""
     if any((folder / name).exists() for name in ("options.json", BEST, *TABLES)) or snapshots(folder):
+        resumable = (folder / "options.json").exists() or snapshots(folder)
+        hint = f", or resume it: --continue-train {quote(str(folder))}" if resumable else ""
         raise UserError(
-            f"{folder} already holds a run; choose another --snapshot-dir or move it away, or resume it: "
-            f"--continue-train {quote(str(folder))}"
+            f"{folder} already holds a run; choose another --snapshot-dir or move it away{hint}"
         )
 
 
@@ -75,11 +76,14 @@ def find_resumable(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]
     """A run's folder, the checkpoint to resume from, its content, and what is wrong with unreadable ones.
 
     `given` is a checkpoint, or a folder for the newest in it. Instead of a damaged one the newest readable
-    one of its folder is taken; None if the run there has none yet. UserError if there is no run.
+    one before it is taken; None if the run in the folder has none yet. UserError if there is no run, or none
+    before a damaged checkpoint that was named.
     """
     path = Path(given if Path(given).is_dir() else checkpoint.find(given)).resolve()
     folder = path if path.is_dir() else path.parent
-    others = [other for _, other in snapshots(folder) if other != path]
+    numbered = {other: steps for steps, other in snapshots(folder)}
+    newest = numbered.get(path, 10**9)
+    others = [other for other, steps in numbered.items() if other != path and steps <= newest]
     damaged: dict[Path, str] = {}
 
     def read(candidate: Path) -> dict:
@@ -102,9 +106,9 @@ def find_resumable(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]
             break
     best = folder / BEST
     if (damaged or not chosen) and best.exists() and best not in damaged:  # newer than what is left?
-        if (other := read(best)) and int(other["step"]) > int(content.get("step", 0)):
+        if (other := read(best)) and int(content.get("step", 0)) < int(other["step"]) <= newest:
             chosen, content = best, other
-    if chosen is None and not (folder / "options.json").is_file():
+    if chosen is None and not (path.is_dir() and (folder / "options.json").is_file()):
         hint = f"{folder}: no run in it to resume; start one without --continue-train"
         raise UserError(next(iter(damaged.values()), hint))
     return folder, chosen, content, damaged
@@ -115,25 +119,31 @@ def copy(path: Path, to: Path) -> None:
         shutil.copyfile(path, temporary)
 
 
-def check_lists(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> None:
+def check_images(folder: Path, args: Namespace, names_crc32: dict[str, int]) -> list[str]:
     """UserError if a list chooses other images, or another order, than in the run of `folder`.
 
     names_crc32: checksums of the names of "source" and "target". Runs of older versions have none to compare.
+    Returns a line for the log for data without a list that changed.
     """
     saved = read_json(folder / "options.json")
     before = saved.get("names_crc32") if isinstance(saved, dict) else None
     lists = {"data_list": "source", "gta5_split": "source", "data_list_target": "target"}
+    before = before if isinstance(before, dict) else names_crc32
+    changed = [data for data, crc in names_crc32.items() if before.get(data) != crc]
     for name, data in lists.items():
-        path = getattr(args, name)
-        if path and isinstance(before, dict) and names_crc32[data] != before.get(data):
+        if (path := getattr(args, name)) and data in changed:
             raise UserError(
                 f"--{name.replace('_', '-')} {path}: chooses other images, or another order, than in the "
                 f"run of {folder}; give the list that it had"
             )
+    return [f"the {data} images are not those of the run before: their order differs from here on"
+            for data in changed]  # fmt: skip
 
 
-def fork_run(origin: Path, folder: Path, last: str) -> None:
+def fork_run(origin: Path, folder: Path, last: str, done: int) -> None:
     """Begin `folder`, existing and empty, with copies of a run's checkpoint `last`, tables and options.
+
+    `done`: its steps. Whatever its name, the copy is found when the new run is resumed.
 
     The folder itself is not replaced: it may be the working directory or a mount. Its files are moved in at
     the end, the checkpoint first: after a kill in between nothing there starts again from step 0.
@@ -142,11 +152,12 @@ def fork_run(origin: Path, folder: Path, last: str) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new --snapshot-dir")
-    names = [name for name in (last, "options.json", *TABLES) if (origin / name).exists()]
-    for name in names:
-        copy(origin / name, temporary / name)
-    for name in names:
-        (temporary / name).replace(folder / name)
+    names = {last: last if last == BEST else f"GTA5_{done}.ckpt"}
+    names |= {name: name for name in ("options.json", *TABLES) if (origin / name).exists()}
+    for name, new in names.items():
+        copy(origin / name, temporary / new)
+    for new in names.values():
+        (temporary / new).replace(folder / new)
     temporary.rmdir()
 
 
