@@ -107,14 +107,13 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def each(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
-        exit_if_signalled()
+        exit_if_signalled(i, len(data))
         if args.save:
             save_prediction(folder, data.names[i], trainIds)
         if i in with_panel:
             save_panel(folder, data, i, label, trainIds, logits)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
-    exit_if_signalled(together=True)
     if parallel.rank() > 0:
         return
     print(iou_table(confusion, args.classes))
@@ -191,9 +190,8 @@ def evaluate_folder(args) -> None:
             continue
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        each = exit_if_signalled
-        confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each)
-        exit_if_signalled(together=True)
+        confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers,
+                             lambda i, *_: exit_if_signalled(i, len(data)))  # fmt: skip
         if is_main:
             files[str(steps)] = status
             write_json(about, {**settings, "files": files})  # before the row, which may not come
@@ -264,6 +262,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     def readable() -> Iterator[tuple[int, np.ndarray]]:
         for i, item in zip(mine, read_ahead(read, mine, args.num_workers, args.batch_size)):
+            exit_if_signalled(i, len(data))  # here, as others may have images that cannot be read
             if isinstance(item, UserError):
                 tqdm.write(f"skipped {item}")
                 skipped.append(data.names[i])
@@ -272,11 +271,9 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
         for (i, _), logits in with_logits(net_G, readable(), args.batch_size):
-            exit_if_signalled()
             rgb = data.image(i)
             save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2], args.classifier), rgb)
             bar.update()
-    exit_if_signalled(together=True)
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):
         kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))

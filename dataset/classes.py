@@ -28,8 +28,8 @@ def read_classes(path: Path) -> dict:
             pairs = info.get(key, []) if key == "synthia2train" else info[key]
             need(all((0 <= i < top and 0 <= t < n) or t == IGNORE_LABEL for i, t in pairs),
                  f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')  # fmt: skip
-        ids, trainIds = zip(*info["label2train"])
-        need(len(set(ids)) == len(ids) and set(trainIds).issuperset(range(n)),
+        trainIds = dict(info["label2train"])
+        need(len(trainIds) == len(info["label2train"]) and set(trainIds.values()).issuperset(range(n)),
              f'"label2train" needs an id for each trainId below {n}, and no id twice')  # fmt: skip
         need(len({n, *map(len, sets)}) == 1 + len(sets) and set(names).issuperset(sum(sets, [])),
              '"subsets" has to be lists of names in "label", each of another length')  # fmt: skip

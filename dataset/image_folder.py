@@ -34,10 +34,9 @@ class ImageFolder:
                                  and p.is_file() and not is_result(p.relative_to(root)))  # fmt: skip
         if not self.images:
             raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
-        trees = {Path(tree).name for tree in TREES} | {"gtFine"}
-        if inside := [p for p in self.images if root.is_dir() and trees & set(p.relative_to(root).parts)]:
-            raise UserError(f"{option} {path}: {inside[0]} is in it, where labels would be taken for images; "
-                            "name the folder of the images")
+        if inside := [p for p in self.images if root.is_dir() and "gtFine" in p.relative_to(root).parts]:
+            raise UserError(f"{option} {path}: {inside[0]} is in it, a label that would be taken for an "
+                            "image; name the folder of the images")
         files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.images]
         names = [str(file.with_suffix("")) for file in files]
         self.names = names if len(set(names)) == len(names) else [str(file) for file in files]

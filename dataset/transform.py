@@ -77,11 +77,15 @@ def to_input(
 
 
 def to_trainIds(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H)."""
+    """An image of raw ids (grey, or palette indices) -> trainIds uint8 (H, W), nearest to size (W, H).
+
+    A palette of raw ids in grey is a grey label whose file was made smaller: its ids are the colours.
+    """
     if image.mode not in ("L", "P"):
         raise UserError(f"{image.filename}: a label of mode {image.mode}; expected 8-bit ids, mode L or P")
-    if image.mode == "P" and set(image.palette.colors) <= GREY_IDS:
-        image = image.convert("L")  # a grey label whose file was made smaller: its ids are the colours
+    colours = set(image.palette.colors if image.palette else ()) - {(0, 0, 0), (255, 255, 255)}
+    if image.mode == "P" and colours and colours <= GREY_IDS:  # not black and white alone, to look at
+        image = image.convert("L")
     if size is not None:
         image = image.resize(size, Image.Resampling.NEAREST)
     return LABEL_TO_TRAIN[np.asarray(image)]
@@ -124,7 +128,8 @@ def png_files(folder: Path, pattern: str = "*.png") -> list[str]:
     """
     places, (*levels, name) = [folder] if folder.is_dir() else [], pattern.split("/")
     for _ in levels:
-        places = [path for place in places for path in place.iterdir() if path.is_dir()]
+        below = [path for place in places for path in place.iterdir()]
+        places = [path for path in below if path.is_dir() and path.name[0] != "."]
     files = [place / file for place in places for file in os.listdir(place) if file[0] != "."]
     return sorted(str(path.relative_to(folder)) for path in files if fnmatch(path.name, name))
 

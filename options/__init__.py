@@ -56,10 +56,10 @@ class Parser(argparse.ArgumentParser):
         for name, option in self.options.items():
             if getattr(args, name) == "":  # "$IMAGES" of a shell where IMAGES is not set
                 self.error(f"{(option.option_strings or [name])[0]} is empty: give it a value")
-        if unknown and unknown[0][:1] != "-":  # what a shell makes of *.jpg
-            self.error(f"unexpected {unknown[0]}: an option takes one value; quote what has spaces or *")
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
+            if not near and unknown[0][:1] != "-":  # what a shell makes of *.jpg
+                self.error(f"unexpected {unknown[0]}: it belongs to no option; quote what has spaces or *")
             self.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
         return args
 

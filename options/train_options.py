@@ -236,7 +236,7 @@ def read_saved_options(parser: Parser, path: Path, args: argparse.Namespace) -> 
         processes, lists_may_move = int(saved.get("processes", 1)), isinstance(saved.get("names_crc32"), dict)
         saved = {"source": "gta5", "gta5_split": None, "gta5_subset": "all", **saved}  # older runs lack them
         restored = {name for name, option in parser.options.items() if option.resume != "new"}
-        saved = {name: value for name, value in saved.items() if name in restored}
+        saved = {name: value for name, value in saved.items() if name in restored and value != ""}
     except (ValueError, TypeError, AttributeError, RecursionError):
         parser.error(f"{path} is damaged; move it away and give the options of the run by hand")
     if args.mode == "pynative":  # where it has no effect
@@ -253,13 +253,15 @@ def merge_resume_options(
 ) -> argparse.Namespace:
     """Return the options of a resumed run: its options.json, and what the command line may change."""
     given = Path(args.continue_train)
-    given = given.resolve() if given.is_symlink() else given
+    if given.is_symlink() and not (given.parent / "options.json").is_file():  # a link to a run elsewhere
+        given = Path(os.path.realpath(given))
     folder = given if given.is_dir() else given.parent
     path = folder / "options.json"
     if not path.is_file():
         if args.restore_from or args.restore_from_D:
             parser.error("--continue-train resumes from the checkpoint: leave out --restore-from")
-        if not args.snapshot_dir and (given.is_file() or any(folder.glob("GTA5_*.ckpt"))):
+        stems = () if given.is_dir() else (given.stem,)  # of a checkpoint, whose suffix may be left out
+        if not args.snapshot_dir and any(p.name.startswith(("GTA5_", *stems)) for p in folder.glob("*")):
             parser.error(f"{path} is missing: give the options of the run by hand, --snapshot-dir too")
         return args
     saved, lists_may_move, processes_then = read_saved_options(parser, path, args)

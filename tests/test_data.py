@@ -61,9 +61,15 @@ def test_a_grey_label_may_have_become_a_palette_of_its_ids(gta5):
     smaller.putpalette(np.repeat(values, 3).astype(np.uint8).tobytes())
     smaller.save(path)
     assert len(values) > 3 and np.array_equal(data[0][1], before)
-    smaller.putpalette(np.repeat(np.arange(len(values)) * 255 // len(values), 3).astype(np.uint8).tobytes())
-    smaller.save(path)  # greys that are no ids: to look at
-    assert np.array_equal(data[0][1], LABEL_TO_TRAIN[np.asarray(smaller.resize((96, 64), 0))])
+    indices = LABEL_TO_TRAIN[np.asarray(smaller.resize((96, 64), Image.Resampling.NEAREST))]
+    for greys in (range(0, 255, 12), [0], [0, 255]):
+        smaller.putpalette(np.repeat(np.resize(greys, len(values)), 3).astype(np.uint8).tobytes())
+        smaller.save(path)  # to look at, or of nothing
+        assert np.array_equal(data[0][1], indices)
+    raw = path.read_bytes()
+    begin = raw.index(b"PLTE") - 4
+    path.write_bytes(raw[:begin] + raw[begin + 12 + int.from_bytes(raw[begin : begin + 4], "big") :])
+    assert np.array_equal(data[0][1], indices)  # without any palette
 
 
 def test_mirror_flips_both_and_scale_the_image_alone(gta5):

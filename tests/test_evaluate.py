@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 
 import mindspore
 import numpy as np
@@ -224,16 +223,17 @@ def test_every_image_counts_alike_in_batch_statistics(trained, data, monkeypatch
 
 
 def test_processes_leave_for_a_signal_together(monkeypatch):
-    """One alone would leave the others waiting for its sums."""
-    monkeypatch.setattr(interrupt, "pending_signal", lambda: signal.SIGTERM)
+    """One alone would leave the others waiting for its sums. Of five images one process has three."""
+    asked = []
     monkeypatch.setattr(parallel, "processes", lambda: 2)
-    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: values)
-    exit_if_signalled()
+    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: asked.append(values) or values)
+    for i in (0, 2, 4):
+        exit_if_signalled(i, 5)
+    assert len(asked) == 2  # as often as the process that has images 1 and 3
+    monkeypatch.setattr(interrupt, "pending_signal", lambda: None)
+    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: values + 1)  # another process has one
     with pytest.raises(SystemExit, match="143"):
-        exit_if_signalled(together=True)
-    monkeypatch.setattr(parallel, "processes", lambda: 1)
-    with pytest.raises(SystemExit, match="143"):
-        exit_if_signalled()
+        exit_if_signalled(0, 5)
 
 
 def test_a_folder_without_a_checkpoint_that_can_be_read(argv, tmp_path):
@@ -393,7 +393,7 @@ def test_a_tree_of_cityscapes_is_not_predicted_as_a_whole(trained, argv, data, t
     command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *argv, "--save-path", tmp_path]
     message = fails(*command, "--predict", data / "City", "--adapt-bn", 2)
     assert f"--predict {data / 'City'}: {data / 'City'}/gtFine" in message
-    assert "where labels would be taken for images; name the folder of the images" in message
+    assert "a label that would be taken for an image; name the folder of the images" in message
 
 
 @pytest.mark.parametrize("task", ["score", "folder", "predict", "export", "ccd"])
@@ -444,7 +444,8 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     ("GTA5_1.ckpt", ["--export", "onnx"], "--export"),
     ("GTA5_1.ckpt", ["--predict", "x.png", "--set", "test"], "--set has no effect with --predict"),
     ("GTA5_1.ckpt", ["--predict", ""], "--predict is empty: give it a value"),
-    ("GTA5_1.ckpt", ["--predict", "a.png", "b.png"], "unexpected b.png: an option takes one value"),
+    ("GTA5_1.ckpt", ["--predict", "a.png", "b.png"], "unexpected b.png: it belongs to no option"),
+    ("GTA5_1.ckpt", ["—predict", "a.png"], "unknown option —predict, did you mean --predict?"),
     (".", ["--save"], "--save takes one checkpoint"),
     (".", ["--predict", "x.png"], "--predict takes one checkpoint"),
     (".", ["--export", "mindir"], "--export takes one checkpoint"),

@@ -119,7 +119,7 @@ def test_a_target_folder_that_does_not_fit_is_named(images, data, tmp_path):
     assert "empty: no image (.png, .jpg, .jpeg) in it" in message(tmp_path / "empty")
     assert "Cityscapes not found" in message(tmp_path / "nowhere")
     above = message(data)  # the folder above the tree
-    assert f"--data-dir-target {data}: {data}/City/" in above and "labels would be taken for images" in above
+    assert f"--data-dir-target {data}: {data}/City/" in above and "a label that would be taken" in above
     assert "--set and --data-list-target are for Cityscapes" in message(images, "--set", "val")
     shutil.copytree(images, tmp_path / "own")
     for name in ("a.png", "trip/a.jpg", "trip/a.JPEG", "trip/day/b.jpeg"):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from CLAN_train_gta5_2_city import train
 from dataset.pipeline import DomainSampler
-from options.train_options import get_arguments, shared_options
+from options.train_options import get_arguments
 from tests.golden import write_city
 from tests.scripts import (
     EVALUATE,
@@ -28,7 +29,9 @@ from tests.scripts import (
     run_parallel,
     train_words,
 )
-from utils import checkpoint
+from utils import checkpoint, parallel
+from utils.errors import UserError
+from utils.run import Run
 
 FROZEN = "tests/frozen.py"
 STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lambda-adv", 0.1]
@@ -174,14 +177,24 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
     assert f"resuming from {tmp_path / 'run' / f'GTA5_{steps}.ckpt'}" in run(TRAIN, *argv).stdout
 
 
-def test_what_processes_have_to_have_in_common():
-    """The learning rate, say; but machines have disks of their own."""
+def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path, monkeypatch):
+    """Machines have disks of their own, but one learning rate and the same images."""
+    numbers, start, processes = [], Run.start, parallel.processes
 
-    def shared(*argv: str) -> dict:
-        return shared_options(get_arguments([*argv, "--not-val"]))
+    def start_as_one_of_two(self, *parts):
+        monkeypatch.setattr(parallel, "processes", lambda: 2)
+        start(self, *parts)
 
-    assert shared("--data-dir", "/disk1", "--device-id", "3", "--num-workers", "8") == shared()
-    assert shared("--learning-rate", "1e-4") != shared() != shared("--recipe", "released")
+    monkeypatch.setattr(Run, "start", start_as_one_of_two)
+    monkeypatch.setattr(parallel, "all_equal", numbers.append)  # None: they are not
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "list.txt").write_text("00001.png\n00002.png\n")
+    other = ["--data-dir", tmp_path / "data" / "GTA5", "--num-workers", 8]
+    for more in ([], other, ["--learning-rate", 1e-4], ["--data-list", tmp_path / "list.txt"]):
+        monkeypatch.setattr(parallel, "processes", processes)
+        with pytest.raises(UserError, match="start from different values, options or images"):
+            train(get_arguments(train_words(data, tmp_path / "run", *more)))
+    assert numbers[0] == numbers[1] and len(set(numbers)) == 3
 
 
 @pytest.mark.slow

@@ -217,8 +217,10 @@ def test_a_checkpoint_that_was_named_is_the_newest_to_resume_from(reference, tmp
     (folder / "GTA5_2.ckpt").write_bytes(b"damaged")
     assert run_folder.find_resumable(str(folder / "GTA5_2.ckpt"))[1] == folder / "GTA5_1.ckpt"
     (folder / "GTA5_1.ckpt").unlink()
-    with pytest.raises(UserError, match="GTA5_2.ckpt: not a readable MindSpore checkpoint"):
-        run_folder.find_resumable(str(folder / "GTA5_2.ckpt"))
+    (folder / "GTA5_best.ckpt").write_bytes(b"damaged")
+    for name in ("GTA5_2.ckpt", "GTA5_best.ckpt"):
+        with pytest.raises(UserError, match=f"{name}: not a readable MindSpore checkpoint"):
+            run_folder.find_resumable(str(folder / name))
 
 
 def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tmp_path):
@@ -228,7 +230,13 @@ def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tm
     assert get_arguments(["--resume", str(link)]).preheat_steps == 2
     copy.parent.mkdir()
     shutil.copy(reference / "GTA5_4.ckpt", copy)
-    assert f"{copy.parent / 'options.json'} is missing: give the options" in refused("--resume", copy)
+    for name in (copy, copy.with_suffix("")):
+        assert f"{copy.parent / 'options.json'} is missing: give the options" in refused("--resume", name)
+    inside = tmp_path / "run" / "GTA5_4.ckpt"  # its file on a larger disk, its options beside the link
+    inside.parent.mkdir()
+    inside.symlink_to(copy)
+    shutil.copy(reference / "options.json", inside.parent)
+    assert get_arguments(["--resume", str(inside), "--snapshot-dir", str(new)]).preheat_steps == 2
     new.mkdir()
     run_folder.fork_run(copy.parent, new, copy.name, 4)
     assert run_folder.find_resumable(str(new))[1] == new / "GTA5_4.ckpt"
@@ -530,7 +538,7 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path, mon
     assert "--epsilon 0.9 contradicts" in refused("--continue-train", folder, "--epsilon", "0.9")
     (folder / "options.json").write_text(json.dumps({**options, "device_id": 3}))  # of another machine
     assert get_arguments(["--continue-train", str(folder)]).device_id == 0
-    (folder / "options.json").write_text(json.dumps({**options, "jit_level": "O1"}))
+    (folder / "options.json").write_text(json.dumps({**options, "jit_level": "O1", "restore_from_D": ""}))
     assert get_arguments(["--continue-train", str(folder), "--mode", "pynative"]).jit_level is None
     monkeypatch.setenv("RANK_SIZE", "eight")
     assert "RANK_SIZE is 'eight', not a number" in refused("--continue-train", folder)

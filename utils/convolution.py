@@ -1,8 +1,8 @@
 """Convolutions for the CPU whose gradients need no memory of their own.
 
 oneDNN takes the gradients of a convolution through a matrix of kernel x kernel copies of its input, and in a
-graph every convolution keeps its matrix: a step at 1280x720 + 1024x512 exceeds 24 GiB, one at 320x180 +
-256x128 takes 4.4. Written out as matrix products, the same gradients take their memory from MindSpore, which
+graph every convolution keeps its matrix: a step at 1280x720 + 1024x512 exceeds 24 GB, one at 320x180 +
+256x128 takes 4.7. Written out as matrix products, the same gradients take their memory from MindSpore, which
 uses it again for the next convolution: 11.7 and 2.3 GB.
 """
 

@@ -77,9 +77,14 @@ def with_logits(
             yield item, (C1[k : k + 1], C2[k : k + 1])
 
 
-def exit_if_signalled(*_, together: bool = False) -> None:
-    """Exit if a signal waits. Several processes have to `together`: one alone would leave others waiting."""
-    if (together or parallel.processes() == 1) and parallel.any_rank(interrupt.pending_signal()):
+def exit_if_signalled(i: int, count: int) -> None:
+    """Exit before image i of `count` if a signal waits in any process: all together, once each is there.
+
+    A process that left alone would let the others wait for its sums. Of the last `count` % processes images
+    some have none, so those are not looked at.
+    """
+    share = parallel.processes()
+    if i // share < count // share and parallel.any_rank(interrupt.pending_signal()):
         interrupt.exit_for_signal()
 
 
@@ -99,7 +104,8 @@ def adapt_bn(
     total = np.zeros(sum(p.size for p in statistics))
     net_G.set_train(True)
     for images, *_ in batches(data, batch_size, workers, mine):
-        exit_if_signalled()
+        if parallel.processes() == 1:
+            interrupt.exit_if_pending()
         for p in statistics:
             p.set_data(ops.zeros_like(p))
         net_G(images)

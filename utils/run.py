@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 import time
 from argparse import Namespace
 from functools import cache
@@ -253,7 +252,7 @@ class Run:
             option = "--predict" if plain else "--data-dir"
             argv = ["--restore-from", str(self.last), option, target, "--input-size", "{},{}".format(*size)]
             argv += ["--classes", str(self.means[0])] if self.means[0] != NUM_CLASSES and not plain else []
-            script = Path(sys.argv[0]).with_name("CLAN_evaluate_city.py")
+            script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
             command = shlex.join(["python", str(script), *argv, *self.device_options()])
             self.log(f"all {self.done} steps are done; evaluate with: {command}")
         if self.lock is not None:

@@ -82,7 +82,7 @@ def find_resumable(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]
     path = Path(given if Path(given).is_dir() else checkpoint.find(given)).resolve()
     folder = path if path.is_dir() else path.parent
     numbered = {other: steps for steps, other in snapshots(folder)}
-    newest = numbered.get(path, 10**9)
+    newest = 10**9 if path.is_dir() else numbered.get(path, -1)  # of what is called otherwise: unknown
     others = [other for other, steps in numbered.items() if other != path and steps <= newest]
     damaged: dict[Path, str] = {}
 
