@@ -25,7 +25,7 @@ from dataset.classes import CLASS_NAMES, CLASS_SETS
 from dataset.image_folder import ImageFolder, plain_folder
 from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
 from dataset.transform import IMG_MEAN, few, open_image
-from model.CLAN_G import Res_Deeplab, generator
+from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
 from utils import checkpoint, parallel, run_folder, tables
 from utils.errors import UserError, run_script
 from utils.evaluation import Predict, adapt_bn, evaluate, exit_if_signalled, label_map, with_logits
@@ -289,6 +289,7 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
     width, height = args.input_size
     path = Path(args.save_path) / f"CLAN_{model}_{width}x{height}.mindir"
     run_folder.archive_old_results(path)
+    net_G.maxpool = PaddedMaxPool()  # whatever exports it: the file may be for an NPU
     net_G.set_train(False)
     net = Predict(net_G, (height, width), args.classifier)
     x = Tensor(np.zeros((1, 3, height, width), np.float32))

@@ -258,6 +258,11 @@ class CLANStep(nn.Cell):
             self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
 
+    def clear_overflow(self) -> None:
+        """Forget what overflowed before on a 910A, whose flag tells of all that ran, validation too."""
+        if self.scaler is not None and device.chip() in device.FLOAT16_CHIPS:
+            amp.all_finite((Tensor([0.0]),))  # reads the flag and clears it
+
     def labelled_per_batch(self, step_batches: list) -> Tensor:
         """The mean number of labelled pixels in a batch of a step, over all its batches and processes.
 

@@ -106,6 +106,7 @@ def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
         ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4"}, 4, True),
         ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "RANK_ID": "3"}, 8, True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, 2, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "RANK_SIZE": "1"}, 2, True),
     ],
 )
 def test_a_job_of_several_processes_is_known_by_any_launcher(monkeypatch, environment, count, several):
@@ -114,6 +115,31 @@ def test_a_job_of_several_processes_is_known_by_any_launcher(monkeypatch, enviro
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (device.process_count(), device.launched()) == (count, several)
+
+
+@pytest.mark.parametrize(
+    "environment, chosen",
+    [
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "DEVICE_ID": "3"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, None),
+        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"}, 3),
+        ({}, 1),
+    ],
+)
+def test_each_process_has_the_npu_of_its_number(monkeypatch, environment, chosen):
+    """MindSpore counts the processes of a machine, unless a number is given: they cannot all have NPU 0."""
+    numbers, names = [], ("MS_ROLE", "MS_WORKER_NUM", "RANK_SIZE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE")
+    for name in (*names, "DEVICE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(is_pkg_support_device=lambda name: True))
+    monkeypatch.setattr(device, "init_communication", lambda: None)
+    monkeypatch.setattr(mindspore, "set_device", lambda name, number: numbers.append(number))
+    monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
+    monkeypatch.setattr(mindspore, "set_context", lambda **settings: None)
+    device.setup("ascend", 0 if environment else 1, "graph")
+    assert numbers == [chosen]
 
 
 def test_processes_that_cannot_join_say_why(tmp_path):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.scripts import ROOT, TRAIN, rows_of, train_words
+from tests.scripts import ROOT, TRAIN, python, rows_of, train_words
 
 # A program that looks for signals as the scripts do. On Ascend, CANN's compile pool makes a forkserver queue,
 # whose resource tracker unblocks SIGINT and SIGTERM; MindSpore's data pipelines and graphs set handlers.
@@ -58,6 +58,27 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
     assert process.poll() is None
     process.terminate()
     assert process.wait(20) == 143
+
+
+def test_a_lost_machine_ends_its_survivors():
+    """MindSpore's heartbeat sends SIGTERM from inside; a user's waits for the end of a step."""
+    program = "import os, signal, time; from utils import interrupt; interrupt.block(); pid = os.getpid(); "
+    program += "os.kill(pid, signal.SIGTERM) if {own} else os.system(f'kill {{pid}}'); time.sleep(1); "
+    program += "print(interrupt.pending_signal().name)"
+    for own, code, told in ((True, 143, "machine of this job is lost"), (False, 0, "SIGTERM")):
+        done = python(["-c", program.format(own=own)], ROOT, code, MS_ROLE="MS_WORKER")
+        assert told in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("join", ["--join=True", "--join=False"])
+def test_processes_end_with_an_msrun_that_waits_for_them(join):
+    """Without --join=True, msrun leaves at once and they train on."""
+    child = "import time; from utils import interrupt; interrupt.block(); time.sleep(2); "
+    child += "print(int(interrupt.pending_signal() or 0))"
+    launcher = "import subprocess, sys, time; "
+    launcher += f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(1)"
+    done = python(["-c", launcher, join, "script.py"], ROOT, 0, MS_ROLE="MS_WORKER")
+    assert done.stdout == ("15\n" if join == "--join=True" else "0\n")
 
 
 def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):

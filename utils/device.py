@@ -47,7 +47,7 @@ def prepare_environment() -> str | None:
 
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
-    names = ("MS_WORKER_NUM", "RANK_SIZE", "OMPI_COMM_WORLD_SIZE")
+    names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # the last one containers set to 1
     name = next((name for name in names if os.environ.get(name)), None)
     if name and not os.environ[name].isdecimal():
         raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
@@ -77,8 +77,9 @@ def setup(
         raise UserError("--device-id has no effect under msrun: each process takes the device of its number")
     if device_id and name == "CPU":
         raise UserError(f"--device-id {device_id} names an NPU, but the device is the CPU: --device-id 0")
-    if launched():  # None: msrun's processes agree on it
-        device_id = None if "MS_ROLE" in os.environ else int(os.environ.get("DEVICE_ID", 0))
+    if launched():  # None: MindSpore counts the processes of a machine; a rank table names the device
+        table = "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ
+        device_id = int(os.environ.get("DEVICE_ID", 0)) if table else None
     if name == "Ascend" and not ascend().is_pkg_support_device(name):
         reason = ascend().load_plugin_error() or "this MindSpore was built without it"
         scripts = sorted(Path("/usr/local/Ascend").glob("*/set_env.sh"))

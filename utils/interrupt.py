@@ -9,11 +9,13 @@ was started in between stays unblocked; there MindSpore turns SIGINT into SIGTER
 
 import ctypes
 import os
+import re
 import signal
 import stat
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 BLOCKED = {signal.SIGINT, signal.SIGTERM}
 handlers: dict[signal.Signals, object] = {}  # what `reblock` restores; empty until `block`
@@ -30,10 +32,28 @@ def block() -> None:
             ignored = signal.getsignal(number) == signal.SIG_IGN
             handlers[number] = signal.SIG_IGN if ignored else remember
         reblock()
-    if "MS_ROLE" in os.environ and sys.platform == "linux":
+    if "MS_ROLE" not in os.environ or sys.platform != "linux":
+        return
+    launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    if re.search(rb"--join(=|\0)True\0", launcher):  # otherwise it leaves its processes alone
         # msrun hands no SIGTERM on: when it dies of one, its processes get theirs from the kernel.
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ["MS_ROLE"] == "MS_WORKER":
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def watch() -> None:
+    """Exit at once when MindSpore sends this process SIGTERM: another process or machine of the job is lost.
+
+    The main thread may then wait for it in a collective for half an hour (HCCL_EXEC_TIMEOUT). A SIGTERM of
+    anybody else is left to `pending_signal`.
+    """
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getpid():
+            os.write(2, b"another process or machine of this job is lost\n")
+            os._exit(128 + signal.SIGTERM)
+        delivered.add(signal.SIGTERM)
 
 
 def reblock() -> None:

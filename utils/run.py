@@ -130,6 +130,7 @@ class Run:
         self.step_cell.set_train()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
         missing = self.done > 0 and at_checkpoint and str(self.done) not in self.validated
+        self.step_cell.clear_overflow()
         if parallel.any_rank(missing and self.is_main and self.val is not None):
             self.validate()
         self.started = time.perf_counter()
@@ -197,6 +198,7 @@ class Run:
         args = self.args
         confusion = evaluate(self.step_cell.net_G, self.val, "sum", args.batch_size, args.num_workers, each)
         self.step_cell.set_train()
+        self.step_cell.clear_overflow()
         means = [f"{mean_iou(confusion, n):.9g}" for n in self.means]
         score = float(means[0])  # as miou.csv has it, which a continued run reads
         more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(self.means[1:], means[1:]))
