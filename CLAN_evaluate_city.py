@@ -62,6 +62,8 @@ def one_checkpoint(args) -> None:
     content = checkpoint.read(path)
     set_up_device(args)
     run_folder.lock_results_dir(args.save_path)
+    if data is not None:
+        check_same(data)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
     parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G", complete=True))
@@ -86,6 +88,12 @@ def set_up_device(args) -> None:
     """Choose the device and print what it computes in, as the log of a training says it."""
     device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
     parallel.print_rank0(device.precision_line(device.precision("O0", args.conv_precision)))
+
+
+def check_same(data: cityscapesDataSet | ImageFolder) -> None:
+    """UserError if the processes, which share the images, do not see the same ones."""
+    if not parallel.all_equal(names_crc32(data)):
+        raise UserError("the processes see different images: do all machines have the same data?")
 
 
 def labelled_data(args) -> cityscapesDataSet:
@@ -155,6 +163,7 @@ def evaluate_folder(args) -> None:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
     set_up_device(args)
     run_folder.lock_results_dir(folder)
+    check_same(data)
     is_main, table, about = parallel.rank() == 0, folder / "miou.csv", folder / "miou.json"
     todo = sorted(found)
     if is_main:

@@ -21,7 +21,7 @@ class ImageFolder:
     is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. What is hidden
     and earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image,
-    or a tree of Cityscapes.
+    or labels are among them.
     """
 
     def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
@@ -34,7 +34,8 @@ class ImageFolder:
                                  and p.is_file() and not is_result(p.relative_to(root)))  # fmt: skip
         if not self.images:
             raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
-        if inside := [p for p in self.images if root.is_dir() and "gtFine" in p.relative_to(root).parts]:
+        labels = {"gtFine", "gtCoarse", "labels"}
+        if inside := [p for p in self.images if root.is_dir() and labels & set(p.relative_to(root).parts)]:
             raise UserError(f"{option} {path}: {inside[0]} is in it, a label that would be taken for an "
                             "image; name the folder of the images")
         files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.images]

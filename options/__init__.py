@@ -57,9 +57,9 @@ class Parser(argparse.ArgumentParser):
             if getattr(args, name) == "":  # "$IMAGES" of a shell where IMAGES is not set
                 self.error(f"{(option.option_strings or [name])[0]} is empty: give it a value")
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
-            if not near and unknown[0][:1] != "-":  # what a shell makes of *.jpg
+            if unknown[0][:1] not in "-–—":  # what a shell makes of *.jpg; long dashes come from web pages
                 self.error(f"unexpected {unknown[0]}: it belongs to no option; quote what has spaces or *")
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
             self.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
         return args
 

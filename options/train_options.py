@@ -260,8 +260,9 @@ def merge_resume_options(
     if not path.is_file():
         if args.restore_from or args.restore_from_D:
             parser.error("--continue-train resumes from the checkpoint: leave out --restore-from")
-        stems = () if given.is_dir() else (given.stem,)  # of a checkpoint, whose suffix may be left out
-        if not args.snapshot_dir and any(p.name.startswith(("GTA5_", *stems)) for p in folder.glob("*")):
+        begins = "GTA5_", f"{given.stem}."  # the suffix of a checkpoint may be left out
+        checkpoints = [p for p in folder.glob("*") if p.suffix in (".ckpt", ".pth", ".pt")]
+        if not args.snapshot_dir and any(p.name.startswith(begins) for p in checkpoints):
             parser.error(f"{path} is missing: give the options of the run by hand, --snapshot-dir too")
         return args
     saved, lists_may_move, processes_then = read_saved_options(parser, path, args)

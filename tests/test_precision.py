@@ -3,7 +3,7 @@
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import Tensor, amp, ops
 
 from CLAN_train_gta5_2_city import CLANStep
 from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
@@ -79,6 +79,15 @@ def test_loss_scaling_follows_the_precision_and_not_the_option(monkeypatch):
     assert make_step("O0").scaler is None and make_step("O2").scaler is not None
     monkeypatch.setattr(device, "precision", lambda *_: {"convolutions of G": "float16"})
     assert make_step("O0").target_scale == 1024
+
+
+def test_a_910A_forgets_what_overflowed_before(monkeypatch):
+    step, seen = make_step("O2"), []
+    monkeypatch.setattr(amp, "all_finite", seen.append)
+    step.clear_overflow()
+    monkeypatch.setattr(device, "chip", lambda: "ascend910")
+    step.clear_overflow()
+    assert len(seen) == 1
 
 
 @pytest.mark.slow

@@ -237,6 +237,9 @@ def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tm
     inside.symlink_to(copy)
     shutil.copy(reference / "options.json", inside.parent)
     assert get_arguments(["--resume", str(inside), "--snapshot-dir", str(new)]).preheat_steps == 2
+    assert run_folder.find_resumable(str(inside))[:2] == (inside.parent, inside)
+    with pytest.raises(UserError, match="no such checkpoint"):  # though a folder's name begins so
+        run_folder.find_resumable(get_arguments(["--resume", str(tmp_path / "back")]).continue_train)
     new.mkdir()
     run_folder.fork_run(copy.parent, new, copy.name, 4)
     assert run_folder.find_resumable(str(new))[1] == new / "GTA5_4.ckpt"

@@ -78,7 +78,7 @@ def with_logits(
 
 
 def exit_if_signalled(i: int, count: int) -> None:
-    """Exit before image i of `count` if a signal waits in any process: all together, once each is there.
+    """Exit at image i of `count` if a signal waits in any process: all together, once each is there.
 
     A process that left alone would let the others wait for its sums. Of the last `count` % processes images
     some have none, so those are not looked at.

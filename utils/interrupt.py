@@ -4,7 +4,8 @@ MindSpore sets handlers of its own, for SIGINT in each run of a graph and for SI
 those end the process. So both signals are blocked, in the main thread before there are others. That does not
 last: on Ascend, CANN's compile pool starts Python's multiprocessing resource tracker, which unblocks both. So
 each look blocks them again and restores handlers that remember what was delivered in between. (A thread that
-was started in between stays unblocked; there MindSpore turns SIGINT into SIGTERM, which is remembered.)
+was started in between stays unblocked; there MindSpore turns SIGINT into SIGTERM, which is remembered, but
+ends a process of msrun's: see `watch`.)
 """
 
 import ctypes
@@ -34,7 +35,9 @@ def block() -> None:
         reblock()
     if "MS_ROLE" not in os.environ or sys.platform != "linux":
         return
-    launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    launcher = b""
+    with suppress(OSError):  # started by something outside the container
+        launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     if re.search(rb"--join(=|\0)True\0", launcher):  # otherwise it leaves its processes alone
         # msrun hands no SIGTERM on: when it dies of one, its processes get theirs from the kernel.
         PR_SET_PDEATHSIG = 1
@@ -44,14 +47,14 @@ def block() -> None:
 
 
 def watch() -> None:
-    """Exit at once when MindSpore sends this process SIGTERM: another process or machine of the job is lost.
+    """Exit at once when MindSpore sends this process SIGTERM, as another one or a machine of the job is lost.
 
     The main thread may then wait for it in a collective for half an hour (HCCL_EXEC_TIMEOUT). A SIGTERM of
     anybody else is left to `pending_signal`.
     """
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getpid():
-            os.write(2, b"another process or machine of this job is lost\n")
+            os.write(2, b"ended by MindSpore: another process or machine of the job may be lost\n")
             os._exit(128 + signal.SIGTERM)
         delivered.add(signal.SIGTERM)
 

@@ -79,7 +79,9 @@ def find_resumable(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]
     one before it is taken; None if the run in the folder has none yet. UserError if there is no run, or none
     before a damaged checkpoint that was named.
     """
-    path = Path(given if Path(given).is_dir() else checkpoint.find(given)).resolve()
+    path = Path(given if Path(given).is_dir() else checkpoint.find(given))
+    linked = not path.is_dir() and (path.parent / "options.json").is_file()  # its file may lie elsewhere
+    path = path.parent.resolve() / path.name if linked else path.resolve()
     folder = path if path.is_dir() else path.parent
     numbered = {other: steps for steps, other in snapshots(folder)}
     newest = 10**9 if path.is_dir() else numbered.get(path, -1)  # of what is called otherwise: unknown
