@@ -249,10 +249,12 @@ class Run:
         if device.simulated():
             self.log(device.simulation_report())
         elif self.is_main:
-            target, size = self.args.data_dir_target, self.args.input_size_target
+            # Absolute paths: the command works from any folder.
+            target, size = os.path.abspath(self.args.data_dir_target), self.args.input_size_target
             plain = Path(target).is_dir() and not is_cityscapes(target)
             option = "--predict" if plain else "--data-dir"
-            argv = ["--restore-from", str(self.last), option, target, "--input-size", "{},{}".format(*size)]
+            argv = ["--restore-from", os.path.abspath(self.last), option, target]
+            argv += ["--input-size", "{},{}".format(*size)]
             argv += ["--classes", str(self.means[0])] if self.means[0] != NUM_CLASSES and not plain else []
             script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
             command = shlex.join(["python", str(script), *argv, *self.device_options()])
