@@ -256,7 +256,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     """
     folder = Path(args.save_path) / "predict"
     for source in {path.parent for path in data.images}:
-        if folder.resolve() in (source.resolve(), *source.resolve().parents):  # it would be renamed
+        if source.resolve().is_relative_to(folder.resolve()):  # it would be renamed
             raise UserError(f"{source} is where --predict writes its results: choose another --save-path")
     if Path(args.predict).is_file():
         data[0]  # UserError before earlier results are renamed

@@ -34,11 +34,11 @@ class ImageFolder:
                                  and p.is_file() and not is_result(p.relative_to(root)))  # fmt: skip
         if not self.images:
             raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
-        labels = {"gtFine", "gtCoarse", "labels"}
-        if inside := [p for p in self.images if root.is_dir() and labels & set(p.relative_to(root).parts)]:
-            raise UserError(f"{option} {path}: {inside[0]} is in it, a label that would be taken for an "
-                            "image; name the folder of the images")
-        files = [p.relative_to(root if root.is_dir() else root.parent) for p in self.images]
+        place = root if root.is_dir() else root.parent
+        files, labels = [p.relative_to(place) for p in self.images], {"gtFine", "gtCoarse", "labels"}
+        if inside := [file for file in files if labels & set(file.parent.parts)]:
+            raise UserError(f"{option} {path}: {place / inside[0]} is in it, a label that would be taken for "
+                            "an image; name the folder of the images")
         names = [str(file.with_suffix("")) for file in files]
         self.names = names if len(set(names)) == len(names) else [str(file) for file in files]
 

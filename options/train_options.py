@@ -9,6 +9,7 @@ from pathlib import Path
 from options import Parser, add_machine_options, group_adder, number, size
 from utils.device import process_count
 from utils.errors import UserError
+from utils.files import follow_link
 
 # Where the paper's text and the authors' released code differ; the published 43.2 mIoU comes from the code.
 RECIPES = {
@@ -252,9 +253,7 @@ def merge_resume_options(
     parser: Parser, args: argparse.Namespace, argv: list[str] | None
 ) -> argparse.Namespace:
     """Return the options of a resumed run: its options.json, and what the command line may change."""
-    given = Path(args.continue_train)
-    if given.is_symlink() and not (given.parent / "options.json").is_file():  # a link to a run elsewhere
-        given = Path(os.path.realpath(given))
+    given = follow_link(Path(args.continue_train))
     folder = given if given.is_dir() else given.parent
     path = folder / "options.json"
     if not path.is_file():

@@ -65,6 +65,12 @@ def rotate_existing(*paths: Path) -> list[Path]:
             return [path.rename(name) for path, name in zip(paths, names) if path.exists()]
 
 
+def follow_link(path: Path) -> Path:
+    """A link to a checkpoint or a run leads to its run, unless options.json is beside the link itself."""
+    beside = (path.parent / "options.json").is_file()
+    return Path(os.path.realpath(path)) if path.is_symlink() and not beside else path
+
+
 def read_json(path: str | Path) -> object:
     """The content of a JSON file; None if it cannot be read."""
     try:

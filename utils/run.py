@@ -65,14 +65,13 @@ class Run:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
         pair = (("source", source), ("target", target))
         checksums = {name: names_crc32(data) for name, data in pair if data is not None}
-        about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
-        if parallel.processes() > 1 and not parallel.all_equal(
-            checkpoint.fingerprint(step_cell, self.done, about)
-        ):
-            raise UserError(
-                "the processes start from different values, options or images: do all have the same command, "
-                "and see the same files in --snapshot-dir, ./model and the data sets?"
-            )
+        if parallel.processes() > 1:
+            about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
+            if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
+                raise UserError(
+                    "the processes start from different values, options or images: do all have the same "
+                    "command, and see the same files in --snapshot-dir, ./model and the data sets?"
+                )
         if self.origin:
             self.reports += run_folder.check_images(self.origin, args, checksums)
         every, *subsets = CLASS_SETS

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils import checkpoint, parallel, tables
 from utils.errors import UserError
-from utils.files import atomic, read_json, rotate_existing, write_json
+from utils.files import atomic, follow_link, read_json, rotate_existing, write_json
 
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
@@ -79,10 +79,9 @@ def find_resumable(given: str) -> tuple[Path, Path | None, dict, dict[Path, str]
     one before it is taken; None if the run in the folder has none yet. UserError if there is no run, or none
     before a damaged checkpoint that was named.
     """
-    path = Path(given if Path(given).is_dir() else checkpoint.find(given))
-    linked = not path.is_dir() and (path.parent / "options.json").is_file()  # its file may lie elsewhere
-    path = path.parent.resolve() / path.name if linked else path.resolve()
-    folder = path if path.is_dir() else path.parent
+    path = follow_link(Path(given if Path(given).is_dir() else checkpoint.find(given)))
+    folder = (path if path.is_dir() else path.parent).resolve()
+    path = folder if path.is_dir() else folder / path.name
     numbered = {other: steps for steps, other in snapshots(folder)}
     newest = 10**9 if path.is_dir() else numbered.get(path, -1)  # of what is called otherwise: unknown
     others = [other for other, steps in numbered.items() if other != path and steps <= newest]
