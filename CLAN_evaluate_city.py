@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from utils import device, interrupt
+from utils.system import device, interrupt
 
 environment_note = device.prepare_environment()  # before mindspore is imported
 if args:
@@ -22,17 +22,19 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, CLASS_SETS
+from dataset.file_lists import few
 from dataset.image_folder import ImageFolder, plain_folder
 from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
-from dataset.transform import IMG_MEAN, few, open_image
+from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
-from utils import checkpoint, parallel, run_folder, tables
-from utils.errors import UserError, run_script
-from utils.evaluation import Predict, adapt_bn, evaluate, exit_if_signalled, label_map, with_logits
-from utils.files import atomic, read_json, rotate_existing, write_json
+from model.upsample import up
+from utils import checkpoint, run_folder, tables
+from utils.evaluation import Predict, adapt_bn, evaluate, label_map, with_logits
 from utils.loss import alignment_map
 from utils.metrics import class_iou, iou_table, mean_iou, mean_name, number_or_none
-from utils.upsample import up
+from utils.system import parallel
+from utils.system.errors import UserError, run_script
+from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import PANEL_WIDTH, panel, save_prediction
 
 
@@ -115,7 +117,7 @@ def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path:
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def each(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
-        exit_if_signalled(i, len(data))
+        parallel.exit_if_signalled(i, len(data))
         if args.save:
             save_prediction(folder, data.names[i], trainIds)
         if i in with_panel:
@@ -200,7 +202,7 @@ def evaluate_folder(args) -> None:
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers,
-                             lambda i, *_: exit_if_signalled(i, len(data)))  # fmt: skip
+                             lambda i, *_: parallel.exit_if_signalled(i, len(data)))  # fmt: skip
         if is_main:
             files[str(steps)] = status
             write_json(about, {**settings, "files": files})  # before the row, which may not come
@@ -271,7 +273,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     def readable() -> Iterator[tuple[int, np.ndarray]]:
         for i, item in zip(mine, read_ahead(read, mine, args.num_workers, args.batch_size)):
-            exit_if_signalled(i, len(data))  # here, as others may have images that cannot be read
+            parallel.exit_if_signalled(i, len(data))  # here, as others may have images that cannot be read
             if isinstance(item, UserError):
                 tqdm.write(f"skipped {item}")
                 skipped.append(data.names[i])

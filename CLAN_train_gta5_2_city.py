@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
-from utils import device, interrupt
+from utils.system import device, interrupt
 
 environment_note = device.prepare_environment()  # before mindspore is imported
 if args:
@@ -25,15 +25,16 @@ from dataset.image_folder import plain_folder
 from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from model.CLAN_D import discriminator
-from model.CLAN_G import CLASSIFIERS, freeze_bn_affine, generator
-from utils import checkpoint, parallel
-from utils.convolution import use_low_memory_grad
-from utils.errors import UserError, run_script
+from model.CLAN_G import CLASSIFIERS, freeze_bn_affine, generator, recompute, to_mixed_precision
+from model.convolution import use_low_memory_grad
+from model.upsample import CPUUpsample, Up
+from utils import checkpoint
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
 from utils.run import Run
 from utils.softmax import softmax
+from utils.system import parallel
+from utils.system.errors import UserError, run_script
 from utils.tables import LOSSES
-from utils.upsample import CPUUpsample, Up
 
 SOURCE, TARGET = 0.0, 1.0  # domain labels of the discriminator
 
@@ -292,9 +293,9 @@ def prepare_networks(args, net_G, net_D) -> None:
     if efficient:
         use_low_memory_grad(net_G, net_D)
     for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
-        device.to_mixed_precision(net)
+        to_mixed_precision(net)
     if args.recompute:
-        device.recompute(net_G)
+        recompute(net_G)
     net_G.update_parameters_name("net_G.")
     net_D.update_parameters_name("net_D.")
 
@@ -437,7 +438,7 @@ def main(args) -> None:
     machine = args.device, args.device_id, args.mode, args.jit_level, args.conv_precision
     args.device = device.setup(*machine).lower()
     if args.demo:
-        from utils.demo import demo
+        from utils.tools.demo import demo
 
         demo(args)
     else:

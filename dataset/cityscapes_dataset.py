@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.transform import check_files, open_image, png_files, read_list, to_input, to_trainIds
-from utils.errors import UserError
+from dataset.file_lists import check_files, png_files, read_list
+from dataset.transform import open_image, to_input, to_trainIds
+from utils.system.errors import UserError
 
 TREES = ("leftImg8bit", "leftimg8bit", "data/leftImg8bit", "data/leftimg8bit")  # where images may lie
 

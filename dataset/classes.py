@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 INFO_PATH = Path(__file__).parent / "cityscapes_list" / "info.json"
 IGNORE_LABEL = 255

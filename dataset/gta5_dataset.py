@@ -5,17 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.transform import (
-    check_files,
-    few,
-    missing_files,
-    open_image,
-    png_files,
-    read_list,
-    to_input,
-    to_trainIds,
-)
-from utils.errors import UserError
+from dataset.file_lists import check_files, few, missing_files, png_files, read_list
+from dataset.transform import open_image, to_input, to_trainIds
+from utils.system.errors import UserError
 
 HOME = "https://download.visinf.tu-darmstadt.de/data/from_games/"
 MAX_ABSENT = 0.01  # of the pairs of a list

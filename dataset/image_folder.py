@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.cityscapes_dataset import TREES
 from dataset.transform import open_image, to_input
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -6,9 +6,10 @@ import numpy as np
 from PIL import Image
 
 from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH
+from dataset.file_lists import png_files, read_list
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.transform import open_image, png_files, read_list
-from utils.errors import UserError
+from dataset.transform import open_image
+from utils.system.errors import UserError
 
 SYNTHIA_TO_TRAIN = np.full(2**16, IGNORE_LABEL, np.uint8)  # SYNTHIA's id -> trainId, as AdaptSegNet has it
 for _id, _train_id in INFO.get("synthia2train", []):

@@ -3,7 +3,7 @@
 from mindspore import Tensor, mint, nn, ops
 
 from dataset.classes import NUM_CLASSES
-from utils.device import on_npu
+from utils.system.device import on_npu
 
 
 def leaky_relu(x: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 Names follow the authors' PyTorch modules (layer1 … layer4, layer5 = C1, layer6 = C2), so that their
 checkpoints map one to one; see utils/checkpoint.py.
 """
+
+import mindspore
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Initializer, Normal
 
 from dataset.classes import NUM_CLASSES
-from utils.convolution import Convolution
-from utils.device import on_npu
-from utils.errors import UserError
+from model.convolution import Convolution
+from utils.system.device import on_npu
+from utils.system.errors import UserError
 
 CLASSIFIERS = ("layer5.", "layer6.")  # the parameters of C1 and of C2 begin so
 
@@ -137,3 +139,24 @@ def freeze_bn_affine(G: Res_Deeplab) -> None:
         if isinstance(cell, nn.BatchNorm2d):
             cell.gamma.requires_grad = False
             cell.beta.requires_grad = False
+
+
+def to_mixed_precision(net) -> None:
+    """Let a network compute in float16, apart from batch norm, with weights kept in float32."""
+    net.to_float(mindspore.float16)
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, nn.BatchNorm2d):
+            cell.to_float(mindspore.float32)
+
+
+def recompute(net_G) -> None:
+    """Let the activations inside ResNet's blocks be computed again when their gradients are.
+
+    But not batch norm's, whose running statistics would move twice.
+    """
+    for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4):
+        for block in layer:
+            block.recompute()
+            for _, cell in block.cells_and_names():
+                if isinstance(cell, nn.BatchNorm2d):
+                    cell.bn_train.recompute(False)

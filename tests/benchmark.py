@@ -104,7 +104,8 @@ def serve_step(size: str) -> None:
     from mindspore import Tensor
 
     from options.train_options import get_arguments
-    from utils import checkpoint, device
+    from utils import checkpoint
+    from utils.system import device
 
     device.setup("cpu", 0, "graph")
     source, target = (f"{w},{h}" for w, h in pair(size))
@@ -123,9 +124,10 @@ def serve_evaluation(folder: str) -> None:
     from mindspore import Tensor
 
     from dataset.cityscapes_dataset import cityscapesDataSet
-    from utils import checkpoint, device
+    from utils import checkpoint
     from utils.evaluation import label_map
     from utils.metrics import confusion_matrix
+    from utils.system import device
     from utils.visual import save_prediction
 
     device.setup("cpu", 0, "graph")
@@ -154,7 +156,7 @@ def serve_evaluation(folder: str) -> None:
 
 def serve_reading(folder: str, which: str, workers: str) -> None:
     """READ images per turn through the input pipeline with so many workers."""
-    from utils import device
+    from utils.system import device
 
     device.prepare_environment()
     from dataset.cityscapes_dataset import cityscapesDataSet

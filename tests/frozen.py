@@ -13,7 +13,7 @@ from mindspore import nn
 
 import model.CLAN_G
 from options.train_options import get_arguments
-from utils.errors import run_script
+from utils.system.errors import run_script
 
 model.CLAN_G.batch_norm = lambda channels: nn.BatchNorm2d(channels, use_batch_statistics=False)
 run_script(script.main, get_arguments())

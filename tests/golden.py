@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from tests.scripts import EVALUATE, ROOT, TRAIN, python
-from utils import device
+from utils.system import device
 
 FOLDER = Path(__file__).parent / "golden"
 LABEL_IDS = np.uint8([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 0, 4])
@@ -192,11 +192,11 @@ def first_step(recipe: str) -> dict:
     from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
     from model.CLAN_D import discriminator
     from model.CLAN_G import freeze_bn_affine, generator
+    from model.upsample import up
     from options.train_options import get_arguments
     from utils import checkpoint
     from utils.loss import alignment_map
     from utils.softmax import softmax
-    from utils.upsample import up
 
     setup = load(recipe)["setup"]
     size = {"source": tuple(setup["source"]), "target": tuple(setup["target"])}

@@ -13,7 +13,7 @@ from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.golden import shapes_D, shapes_G, state
 from utils import checkpoint, run_folder
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

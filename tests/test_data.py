@@ -17,8 +17,8 @@ from dataset.pipeline import DomainSampler, batches
 from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from tests.golden import write_city, write_gta5
 from tests.scripts import ROOT, python
-from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.system.errors import UserError
+from utils.system.files import read_json, write_json
 
 
 @pytest.fixture
@@ -146,7 +146,8 @@ def test_files_that_macos_adds_are_no_images(gta5, city):
 
 def test_text_files_are_utf_8_whatever_the_locale_says(tmp_path):
     (tmp_path / "list.txt").write_text("zürich/1.png\n", encoding="utf-8")
-    script = "from pathlib import Path; from dataset.transform import read_list; from utils.files import *; "
+    script = "from pathlib import Path; from dataset.file_lists import read_list; "
+    script += "from utils.system.files import *; "
     script += "write_json('a.json', {'names': read_list('list.txt', [], Path())}); print(read_json('a.json'))"
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     python(["-c", script], tmp_path, 0, **ascii_only, PYTHONIOENCODING="utf-8")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.demo_scenes import draw_scene, write_demo_data
+from utils.tools.demo_scenes import draw_scene, write_demo_data
 
 IDS = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
 
@@ -73,7 +73,7 @@ def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw_scene(seed, *args)
 
-    monkeypatch.setattr("dataset.demo_scenes.draw_scene", interrupted)
+    monkeypatch.setattr("utils.tools.demo_scenes.draw_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_demo_data(tmp_path, seed=7, source=3, target=2, val=2)
     assert not list(tmp_path.iterdir())

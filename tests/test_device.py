@@ -10,8 +10,8 @@ import pytest
 import CLAN_train_gta5_2_city as script
 from options.train_options import get_arguments
 from tests.scripts import EAGER, ROOT, TRAIN, python, run, train_words
-from utils import device
-from utils.errors import UserError
+from utils.system import device
+from utils.system.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["auto", "ascend"])

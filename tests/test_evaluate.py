@@ -16,14 +16,16 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
 from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
+from model.upsample import up
 from tests.golden import write_city
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
 from tests.test_torch_file import lit, pid, tensor, zipped
-from utils import ccd, checkpoint, device, interrupt, parallel, run_folder
-from utils.errors import UserError
-from utils.evaluation import adapt_bn, best_class, evaluate, exit_if_signalled
+from utils import checkpoint, run_folder
+from utils.evaluation import adapt_bn, best_class, evaluate
 from utils.loss import alignment_map
-from utils.upsample import up
+from utils.system import device, interrupt, parallel
+from utils.system.errors import UserError
+from utils.tools import ccd
 from utils.visual import CLASSES, ERRORS, colourise, heatmap, overlay
 
 
@@ -229,16 +231,16 @@ def test_processes_leave_for_a_signal_together(monkeypatch):
     monkeypatch.setattr(parallel, "processes", lambda: 2)
     monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: asked.append(values) or values)
     for i in (0, 2, 4):
-        exit_if_signalled(i, 5)
+        parallel.exit_if_signalled(i, 5)
     assert len(asked) == 2  # as often as the process that has images 1 and 3
     monkeypatch.setattr(interrupt, "pending_signal", lambda: None)
     monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: values + 1)  # another process has one
     with pytest.raises(SystemExit, match="143"):
-        exit_if_signalled(0, 5)
+        parallel.exit_if_signalled(0, 5)
     monkeypatch.undo()
     monkeypatch.setattr(interrupt, "pending_signal", lambda: signal.SIGINT)
     with pytest.raises(SystemExit, match="130"):  # alone, at any image
-        exit_if_signalled(4, 5)
+        parallel.exit_if_signalled(4, 5)
 
 
 def test_processes_that_see_different_images_do_not_share_them(data, monkeypatch):

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from mindspore.train.checkpoint_pb2 import Checkpoint
 from PIL import ExifTags, Image
 
-from dataset.transform import open_image, read_list, to_input, to_trainIds
+from dataset.file_lists import read_list
+from dataset.transform import open_image, to_input, to_trainIds
 from options.train_options import get_arguments
 from tests.golden import synthetic_image
 from utils import checkpoint, tables
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # CLAN_FUZZ=5000 looks longer than every run of the tests does.

@@ -16,7 +16,7 @@ from tests.scripts import ROOT, TRAIN, python, rows_of, train_words
 # whose resource tracker unblocks SIGINT and SIGTERM; MindSpore's data pipelines and graphs set handlers.
 PROGRAM = """
 import multiprocessing, signal, time
-from utils import interrupt
+from utils.system import interrupt
 interrupt.block()
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -62,7 +62,8 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
 
 def test_a_lost_machine_ends_its_survivors():
     """MindSpore's heartbeat sends SIGTERM from inside; a user's waits for the end of a step."""
-    program = "import os, signal, time; from utils import interrupt; interrupt.block(); pid = os.getpid(); "
+    program = "import os, signal, time; from utils.system import interrupt; "
+    program += "interrupt.block(); pid = os.getpid(); "
     program += "os.kill(pid, signal.SIGTERM) if {own} else os.system(f'kill {{pid}}'); time.sleep(1); "
     program += "print(interrupt.pending_signal().name)"
     for own, code, told in ((True, 143, "machine of the job may be lost"), (False, 0, "SIGTERM")):
@@ -73,7 +74,8 @@ def test_a_lost_machine_ends_its_survivors():
 @pytest.mark.parametrize("join", ["--join=True", "--join=False"])
 def test_processes_end_with_an_msrun_that_waits_for_them(tmp_path, join):
     """Without --join=True, msrun leaves at once and they train on."""
-    child = "import os, time; from pathlib import Path; from utils import interrupt; parent = os.getppid(); "
+    child = "import os, time; from pathlib import Path; from utils.system import interrupt; "
+    child += "parent = os.getppid(); "
     child += f"interrupt.block(); Path({str(tmp_path / 'ready')!r}).touch()\n"
     child += "while os.getppid() == parent: time.sleep(0.05)\n"
     child += "time.sleep(0.5); print(int(interrupt.pending_signal() or 0))"
@@ -108,7 +110,7 @@ def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
 # The training script, all of whose threads start with both signals unblocked.
 UNBLOCKED = """
 import multiprocessing, runpy, sys
-from utils import device
+from utils.system import device
 setup = device.setup
 def setup_and_unblock(*options):
     name = setup(*options)

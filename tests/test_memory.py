@@ -14,14 +14,14 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from CLAN_train_gta5_2_city import CLANStep
+from model import convolution
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
+from model.upsample import CPUUpsample, Up
 from options.train_options import get_arguments
 from tests.benchmark import Worker
 from tests.scripts import ROOT, TRAIN, train_words
-from utils import convolution
 from utils.flops import generator_flop, step_flop
-from utils.upsample import CPUUpsample, Up
 
 RNG = np.random.default_rng(0)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from dataset.camvid_idd import convert
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
 from dataset.image_folder import ImageFolder
 from dataset.pipeline import names_crc32
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
 from utils import checkpoint
-from utils.errors import UserError
+from utils.system.errors import UserError
+from utils.tools.camvid_idd import convert
 
 RNG = np.random.default_rng(20)
 FAST = ["--num-steps", 2, "--save-pred-every", 1, *EAGER]
@@ -238,4 +238,4 @@ def test_what_is_wrong_in_the_real_pair_is_named(real):
     assert f"1 of 6 label files are missing: {other}" in message()
     shutil.rmtree(real / "CamVid" / "test")
     assert f"--camvid: no *.png in {real / 'CamVid' / 'test'}" in message()
-    assert "belong together" in module("utils.ablation", "--camvid", real / "CamVid", code=2).stderr
+    assert "belong together" in module("utils.tools.ablation", "--camvid", real / "CamVid", code=2).stderr

@@ -29,9 +29,10 @@ from tests.scripts import (
     run_parallel,
     train_words,
 )
-from utils import checkpoint, parallel
-from utils.errors import UserError
+from utils import checkpoint
 from utils.run import Run
+from utils.system import parallel
+from utils.system.errors import UserError
 
 FROZEN = "tests/frozen.py"
 STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lambda-adv", 0.1]

@@ -12,7 +12,8 @@ from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.golden import synthetic_image
 from tests.scripts import TRAIN, losses, rows_of, run, train_words
-from utils import checkpoint, device
+from utils import checkpoint
+from utils.system import device
 
 FACTORS = {"preheating": (1.0, 1.0, 0.0), "weighted": (0.9, 0.4, 40.0)}  # damp, base, local
 

@@ -40,7 +40,7 @@ def test_links_lead_somewhere(name):
 def known():
     """The options of all scripts and tools."""
     text = run("CLAN_evaluate_city.py", "--help").stdout
-    for tool in ("utils.ablation", "utils.ccd", "tests.benchmark", "tests.golden"):
+    for tool in ("utils.tools.ablation", "utils.tools.ccd", "tests.benchmark", "tests.golden"):
         text += module(tool, "--help").stdout
     return {*re.findall(r"--[\w-]+", text), *build_parser()._option_string_actions, *OF_OTHERS}
 

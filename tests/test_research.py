@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from dataset.classes import CLASS_NAMES
-from dataset.demo_scenes import write_demo_data
 from tests.scripts import module
-from utils import ablation
-from utils.errors import UserError
+from utils.system.errors import UserError
+from utils.tools import ablation
+from utils.tools.demo_scenes import write_demo_data
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_ablation_leaves_folders_of_others_alone(tmp_path):
 def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     write_demo_data(tmp_path / "data" / "demo", 1, source=8, target=8, val=4)
     argv = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
-    done = module("utils.ablation", *argv, cwd=tmp_path)
+    done = module("utils.tools.ablation", *argv, cwd=tmp_path)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1"
     results = {row: json.loads((folder / row / "result.json").read_text()) for row in ("source", "clan")}
     gain = results["clan"]["mIoU"] - results["source"]["mIoU"]
@@ -53,10 +53,10 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
 
     (folder / "clan" / "result.json").unlink()  # as if it had been killed
-    again = module("utils.ablation", *argv, cwd=tmp_path).stdout
+    again = module("utils.tools.ablation", *argv, cwd=tmp_path).stdout
     assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
     assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
-    module("utils.ablation", *argv[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
+    module("utils.tools.ablation", *argv[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
     kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
     assert kept["mIoU"] == results["source"]["mIoU"]
 
@@ -64,35 +64,35 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
 def test_curves_of_a_run_and_of_one_under_way(reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
-    done = module("utils.curves", folder)
+    done = module("utils.tools.curves", folder)
     assert re.search(r"after 6 steps: mIoU [0-9.]+\n", done.stdout) and "missing" not in done.stdout
     whole = Image.open(folder / "curves.png").tobytes()
     # Under way: no validation yet, and the last row is being written. As if at full size: the authors' curve.
     (folder / "miou.csv").unlink()
     table = (folder / "loss.csv").read_text()
     (folder / "loss.csv").write_text(table[:-9])
-    assert "miou.csv is missing" in module("utils.curves", folder).stdout
+    assert "miou.csv is missing" in module("utils.tools.curves", folder).stdout
     partial = Image.open(folder / "curves.png").tobytes()
     options = json.loads((folder / "options.json").read_text())
     full = {"model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512]}
     full["batch_size"] = 1
     (folder / "options.json").write_text(json.dumps({**options, **full}))
     (folder / "miou.csv").write_text("step,mIoU\n2000,27.5\n4000,30.25\n")
-    done = module("utils.curves", folder)
+    done = module("utils.tools.curves", folder)
     assert "after 4000 steps: mIoU 30.25; the authors' run had 28.83" in done.stdout
     assert len({whole, partial, Image.open(folder / "curves.png").tobytes()}) == 3
     # From SYNTHIA: means over 16 and 13 classes, and nobody's curve beside them.
     (folder / "options.json").write_text(json.dumps({**options, **full, "source": "synthia"}))
     (folder / "miou.csv").write_text("step,mIoU_16,mIoU_13\n4000,30.25,35.5\n")
-    assert "after 4000 steps: mIoU_16 30.25\n" in module("utils.curves", folder).stdout
+    assert "after 4000 steps: mIoU_16 30.25\n" in module("utils.tools.curves", folder).stdout
 
 
 def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_path):
-    assert "no rows in loss.csv" in module("utils.curves", tmp_path, code=2).stderr
-    assert "folder is empty: give it a value" in module("utils.curves", "", code=2).stderr
-    assert "nowhere: no such folder" in module("utils.curves", tmp_path / "nowhere", code=2).stderr
+    assert "no rows in loss.csv" in module("utils.tools.curves", tmp_path, code=2).stderr
+    assert "folder is empty: give it a value" in module("utils.tools.curves", "", code=2).stderr
+    assert "nowhere: no such folder" in module("utils.tools.curves", tmp_path / "nowhere", code=2).stderr
     (tmp_path / "matplotlib.py").write_text("raise ImportError")  # found first
-    assert "pip install matplotlib" in module("utils.curves", reference, cwd=tmp_path, code=2).stderr
+    assert "pip install matplotlib" in module("utils.tools.curves", reference, cwd=tmp_path, code=2).stderr
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
     folder = tmp_path / "result" / "ccd"
     folder.mkdir(parents=True)
     (folder / "ccd.json").write_text("an earlier one")
-    done = module("utils.ccd", "--restore-from", *both, *argv, cwd=tmp_path)
+    done = module("utils.tools.ccd", "--restore-from", *both, *argv, cwd=tmp_path)
     assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
     result = json.loads((folder / "ccd.json").read_text())
     assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 1600
@@ -171,7 +171,7 @@ def class_features(path, data, count):
 
 
 def test_ccd_needs_two_classes_that_occur_in_both_domains_and_differ():
-    from utils.ccd import distances, downsample_labels
+    from utils.tools.ccd import distances, downsample_labels
 
     source, target = np.full((2, 19, 3), np.nan)
     source[[1, 2]], target[[2, 5]] = 1.0, 2.0

@@ -18,7 +18,7 @@ from options.train_options import get_arguments
 from tests.golden import synthetic_image, write_gta5
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, python, refused, rows_of, run, train_words
 from utils import checkpoint
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 NAMES = ("0000000.png", "0000001.png", "0000002.png")
 SYNTHIA_IDS = {  # of the data set's own list of classes

@@ -1,6 +1,6 @@
 """One training step of CLAN, small network, against NumPy and MindSpore's plain operators.
 
-Nothing of utils/loss.py, utils/softmax.py or utils/upsample.py is used here: losses, alignment map and
+Nothing of utils/loss.py, utils/softmax.py or model/upsample.py is used here: losses, alignment map and
 updates are written out again from the paper and the released code, so that a change of the method fails a
 test. The weights of the losses are large: every term has to be visible.
 """
@@ -19,7 +19,7 @@ from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
 from utils import checkpoint
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 SOURCE_SIZE, TARGET_SIZE = (56, 48), (48, 40)  # width, height
 WARM_UP, LATER = 3, 20  # two steps of 40, with 10 of warm-up

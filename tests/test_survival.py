@@ -24,12 +24,13 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
-from dataset.demo_scenes import write_demo_data
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests.scripts import EAGER, EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
-from utils import checkpoint, demo, run_folder, tables
-from utils.errors import UserError
+from utils import checkpoint, run_folder, tables
+from utils.system.errors import UserError
+from utils.tools import demo
+from utils.tools.demo_scenes import write_demo_data
 
 # Nearly all runs here are of G alone; test_scripts.py and test_parallel.py resume the graphs of both networks
 # to the bit.
@@ -386,7 +387,7 @@ def test_a_training_of_the_demo_that_fails_ends_those_beside_it(data, tmp_path, 
 def test_a_signal_ends_the_distances_of_centres(reference, data, tmp_path, number):
     argv = ["--restore-from", reference / "GTA5_1.ckpt", reference / "GTA5_6.ckpt", "--device", "cpu"]
     argv += ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--input-size", "96,64"]
-    process = start(*argv, script="utils.ccd", cwd=tmp_path)
+    process = start(*argv, script="utils.tools.ccd", cwd=tmp_path)
     assert "tensors matched" in process.stdout.readline()  # all images are still to come
     process.send_signal(number)
     assert ended(process, number) == f"stopped by {number.name}\n"
@@ -399,7 +400,7 @@ def test_a_signal_ends_the_ablation_and_its_runs(tmp_path, number):
     """SIGTERM to the ablation alone, as a batch system sends it; Ctrl-C to all processes of the terminal."""
     write_demo_data(tmp_path / "data" / "demo", 1, source=4, target=4, val=2)
     argv = ["--steps", 100_000, "--seeds", 1, "--rows", "source"]
-    process = start(*argv, script="utils.ablation", cwd=tmp_path, start_new_session=True)
+    process = start(*argv, script="utils.tools.ablation", cwd=tmp_path, start_new_session=True)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1" / "stage_a"
     wait_for(lambda: steps_in(folder), process)
     (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)

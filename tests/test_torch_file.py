@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 from utils.torch_file import MAGIC, load
 
 FIXTURES = Path(__file__).parent / "fixtures"

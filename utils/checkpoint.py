@@ -23,8 +23,8 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from dataset.classes import CLASS_NAMES, INFO_PATH
 from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
-from utils.errors import UserError
-from utils.files import atomic
+from utils.system.errors import UserError
+from utils.system.files import atomic
 
 BN_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
             "running_var": "moving_variance"}

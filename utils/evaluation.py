@@ -12,9 +12,9 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import NUM_CLASSES
 from dataset.pipeline import batch_of, batches, evenly_spaced_indices, read_ahead
 from model.CLAN_G import Res_Deeplab
-from utils import interrupt, parallel
+from model.upsample import up
 from utils.metrics import confusion_matrix
-from utils.upsample import up
+from utils.system import interrupt, parallel
 
 
 class Predict(nn.Cell):
@@ -75,17 +75,6 @@ def with_logits(
         C1, C2 = net_G(batch_of([x for _, x, *_ in group]))
         for k, item in enumerate(group):
             yield item, (C1[k : k + 1], C2[k : k + 1])
-
-
-def exit_if_signalled(i: int, count: int) -> None:
-    """Exit at image i of `count` if a signal waits in any process: all together, once each is there.
-
-    A process that left alone would let the others wait for its sums. Of the last `count` % processes images
-    some have none, so those are not looked at.
-    """
-    share = parallel.processes()
-    if i // share < count // share and parallel.any_rank(interrupt.pending_signal()):
-        interrupt.exit_for_signal()
 
 
 def adapt_bn(

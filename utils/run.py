@@ -16,12 +16,13 @@ from dataset.classes import CLASS_NAMES, CLASS_SETS, NUM_CLASSES
 from dataset.image_folder import is_cityscapes
 from dataset.pipeline import names_crc32
 from options.train_options import absolute_paths, shared_options
-from utils import checkpoint, device, interrupt, parallel, run_folder, tables
-from utils.errors import UserError
+from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
-from utils.files import flush
 from utils.flops import step_flop
 from utils.metrics import class_iou, mean_iou, mean_name
+from utils.system import device, interrupt, parallel
+from utils.system.errors import UserError
+from utils.system.files import flush
 from utils.tables import LOSSES
 
 

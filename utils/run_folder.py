@@ -15,9 +15,10 @@ from shlex import quote
 
 import numpy as np
 
-from utils import checkpoint, parallel, tables
-from utils.errors import UserError
-from utils.files import atomic, follow_link, read_json, rotate_existing, write_json
+from utils import checkpoint, tables
+from utils.system import parallel
+from utils.system.errors import UserError
+from utils.system.files import atomic, follow_link, read_json, rotate_existing, write_json
 
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")

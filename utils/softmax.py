@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor, ops
 
-from utils.device import on_npu
+from utils.system.device import on_npu
 
 on_npu = ops.constexpr(on_npu)  # for graphs: known when they are compiled
 # The operators themselves: of the functions around them, MindSpore compiles all lines into every graph.

@@ -5,8 +5,8 @@ import math
 import re
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.files import atomic
+from utils.system.errors import UserError
+from utils.system.files import atomic
 
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")  # columns of loss.csv
 

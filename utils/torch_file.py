@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy format
 RESAVE = "re-save it in PyTorch as a plain state dict: torch.save(model.state_dict(), path)"

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL
 from dataset.transform import PALETTE, TRAIN_TO_LABEL
-from utils.files import atomic
+from utils.system.files import atomic
 
 COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is black
 COLOURS[: len(PALETTE)] = PALETTE
@@ -105,40 +105,3 @@ def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.n
         "alignment map M": heatmap(M / top),
     }
     return panels([list(cells.values())], list(cells), top, M.shape[0], {**CLASSES, **ERRORS})
-
-
-def bars(
-    title: str, labels: list[str], series: dict[str, list[tuple[float, float | None]]]
-) -> Image.Image:
-    """Horizontal bars: for each label one of each series, of (value, standard deviation or None); from 0."""
-    colours, width, head, slot, gap = ("#2f5d8a", "#e0a458", "#7a9e7e"), 560, 64, 20, 10
-    font = ImageFont.load_default(size=16)
-    left = round(max(font.getlength(label) for label in labels)) + 2 * gap
-    group = slot * len(series) + gap
-    top = max((value + (sd or 0) for values in series.values() for value, sd in values), default=1) or 1
-    figure = Image.new("RGB", (left + width + 150, head + group * len(labels) + gap), "white")
-    draw = ImageDraw.Draw(figure)
-    draw.text((gap, gap), title, "black", font)
-    x = gap
-    for name, colour in zip(series, colours):
-        draw.rectangle((x, 40, x + 14, 54), colour)
-        draw.text((x + 20, 47), name, "black", font, anchor="lm")
-        x += 20 + draw.textlength(name, font) + 30
-    for n, label in enumerate(labels):
-        y = head + n * group
-        draw.text((left - gap, y + (group - gap) / 2), label, "black", font, anchor="rm")
-        for k, (values, colour) in enumerate(zip(series.values(), colours)):
-            value, sd = values[n]
-            a, b = y + k * slot + 2, y + (k + 1) * slot - 2
-            end = left + width * max(value, 0) / top
-            draw.rectangle((left, a, end, b), colour)
-            if sd is not None:
-                ends, middle = [left + width * max(value + s * sd, 0) / top for s in (-1, 1)], (a + b) / 2
-                draw.line((ends[0], middle, ends[1], middle), "black", 2)
-                for x in ends:
-                    draw.line((x, middle - 4, x, middle + 4), "black", 2)
-                end = max(end, ends[1])
-            text = f"{value:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
-            draw.text((end + 8, (a + b) / 2), text, "black", font, anchor="lm")
-    draw.line((left, head, left, head + group * len(labels) - gap), "black", 1)
-    return figure

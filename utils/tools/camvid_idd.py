@@ -6,10 +6,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.transform import check_files, open_image, png_files, read_list
-from utils import interrupt
-from utils.errors import UserError
-from utils.files import atomic_folder
+from dataset.file_lists import check_files, png_files, read_list
+from dataset.transform import open_image
+from utils.system import interrupt
+from utils.system.errors import UserError
+from utils.system.files import atomic_folder
 
 # Ids of both data sets -> raw ids of Cityscapes: road 7, sidewalk 8, building 11 (whatever is far: vegetation
 # too), fence 13 (whatever stands at the roadside), sky 23, person 24 (riders too), car 26, not labelled 0.

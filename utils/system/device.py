@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 FLOAT16_CHIPS, HF32_CHIPS = ("ascend910",), ("ascend910b", "ascend910_93")  # what convolutions compute in
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
@@ -187,31 +187,6 @@ def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
 def precision_line(precision: dict[str, str]) -> str:
     """Return the values of `precision` as a line for the log."""
     return "precision: " + ", ".join(f"{name} {value}" for name, value in precision.items())
-
-
-def to_mixed_precision(net) -> None:
-    """Let a network compute in float16, apart from batch norm, with weights kept in float32."""
-    import mindspore
-
-    net.to_float(mindspore.float16)
-    for _, cell in net.cells_and_names():
-        if isinstance(cell, mindspore.nn.BatchNorm2d):
-            cell.to_float(mindspore.float32)
-
-
-def recompute(net_G) -> None:
-    """Let the activations inside ResNet's blocks be computed again when their gradients are.
-
-    But not batch norm's, whose running statistics would move twice.
-    """
-    from mindspore import nn
-
-    for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4):
-        for block in layer:
-            block.recompute()
-            for _, cell in block.cells_and_names():
-                if isinstance(cell, nn.BatchNorm2d):
-                    cell.bn_train.recompute(False)
 
 
 def on_cpu() -> bool:

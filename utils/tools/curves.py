@@ -1,6 +1,6 @@
 """Plot five losses, both learning rates and mIoU of a training over steps; also of one under way.
 
-    python -m utils.curves ./checkpoint        reads loss.csv, miou.csv and options.json, writes curves.png
+    python -m utils.tools.curves ./checkpoint    reads loss.csv, miou.csv and options.json, writes curves.png
 
 Needs matplotlib (pip install matplotlib). A full-size run of the paper's network is plotted next to the
 authors' own curve.
@@ -14,8 +14,8 @@ from scipy.ndimage import uniform_filter1d
 
 from options import Parser
 from utils import tables
-from utils.errors import UserError, run_script
-from utils.files import atomic, read_json
+from utils.system.errors import UserError, run_script
+from utils.system.files import atomic, read_json
 from utils.tables import LOSSES
 
 # The authors' validation mIoU after every 2,000 steps up to 100,000 (released code, one run).

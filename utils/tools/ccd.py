@@ -19,7 +19,7 @@ float64, so memory does not grow with the number of images. With --adapt-bn each
 BN statistics re-estimated on its own train images, as the evaluation script's option does for the target.
 """
 
-from utils import device, interrupt  # isort: skip
+from utils.system import device, interrupt  # isort: skip
 
 device.prepare_environment()  # before mindspore is imported
 if __name__ == "__main__":
@@ -41,11 +41,11 @@ from dataset.pipeline import batches, evenly_spaced_indices
 from model.CLAN_G import Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, run_folder
-from utils.errors import UserError, run_script
 from utils.evaluation import adapt_bn
-from utils.files import atomic, write_json
 from utils.metrics import number_or_none
-from utils.visual import bars
+from utils.system.errors import UserError, run_script
+from utils.system.files import atomic, write_json
+from utils.tools.bars import bars
 
 WHEN, DOMAINS = ("before", "after"), ("source", "target")
 

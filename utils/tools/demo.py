@@ -24,18 +24,19 @@ from PIL import Image
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
-from dataset.demo_scenes import write_demo_data
 from model.CLAN_G import Res_Deeplab, generator
-from utils import checkpoint, device, interrupt
-from utils.errors import UserError
+from model.upsample import up
+from utils import checkpoint
 from utils.evaluation import adapt_bn, evaluate
-from utils.files import atomic, write_json
 from utils.loss import alignment_map
 from utils.metrics import class_iou, mean_iou, number_or_none
-from utils.upsample import up
+from utils.system import device, interrupt
+from utils.system.errors import UserError
+from utils.system.files import atomic, write_json
+from utils.tools.demo_scenes import write_demo_data
 from utils.visual import CLASSES, colourise, heatmap, panels
 
-TRAIN = Path(__file__).parent.parent / "CLAN_train_gta5_2_city.py"
+TRAIN = Path(__file__).parents[2] / "CLAN_train_gta5_2_city.py"
 SIZE = (192, 96)
 COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "192,96", "--batch-size", "2",
           "--random-mirror", "--classifier-lr-mult", "1", "--not-val"]

@@ -1,14 +1,15 @@
 """Ablation of CLAN on the demo's domains over seeds, with its baselines.
 
-    python -m utils.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
-    python -m utils.ablation --camvid DIR --idd DIR --tune ...
+    python -m utils.tools.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
+    python -m utils.tools.ablation --camvid DIR --idd DIR --tune ...
 
 The second line runs the baselines and CLAN on photographs: from CamVid to IDD-Lite, both converted once.
 
-Every row is a stage B of the demo (utils/demo.py): equal start, steps, schedule and source images; evaluated
-on the target's val set with re-estimated and with running BN statistics. --tune first chooses lambda_adv
-of TAN and of CLAN, each from the same values, on seeds that are not reported. Every run is a process of its
-own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does what is missing. On the CPU.
+Every row is a stage B of the demo (utils/tools/demo.py): equal start, steps, schedule and source images;
+evaluated on the target's val set with re-estimated and with running BN statistics. --tune first chooses
+lambda_adv of TAN and of CLAN, each from the same values, on seeds that are not reported. Every run is a
+process of its own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does what is missing.
+On the CPU.
 """
 
 import os
@@ -21,22 +22,22 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from utils import device, interrupt  # isort: skip
+from utils.system import device, interrupt  # isort: skip
 
 device.prepare_environment()  # before mindspore is imported
 if __name__ == "__main__":
     interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
 
-from dataset.camvid_idd import convert
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.demo_scenes import demo_files, write_demo_data
 from model.CLAN_G import generator
 from options import Parser, number, train_options
 from utils import run_folder
-from utils.demo import CLAN, STAGE_A, STAGE_B, TRAIN, build_argv, score, wait_for
-from utils.errors import UserError, run_script
-from utils.files import atomic, atomic_folder, read_json, rotate_existing, write_json
-from utils.visual import bars
+from utils.system.errors import UserError, run_script
+from utils.system.files import atomic, atomic_folder, read_json, rotate_existing, write_json
+from utils.tools.bars import bars
+from utils.tools.camvid_idd import convert
+from utils.tools.demo import CLAN, STAGE_A, STAGE_B, TRAIN, build_argv, score, wait_for
+from utils.tools.demo_scenes import demo_files, write_demo_data
 
 TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
 GRID, TUNING_SEEDS = ("0.3", "1", "3"), (101, 102)
@@ -141,7 +142,7 @@ def do(folder: Path, command: list[str], jobs: int) -> str:
     with open(folder / "output.log", "w", encoding="utf-8") as log:
         log.write(f"python {TRAIN.name} {' '.join(command)}\n")
         log.flush()
-        for program in ([TRAIN], ["-m", "utils.ablation", "--evaluate"]):
+        for program in ([TRAIN], ["-m", "utils.tools.ablation", "--evaluate"]):
             child = [sys.executable, *program, *command]
             process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
             [code] = wait_for([process])

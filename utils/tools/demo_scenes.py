@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from dataset.transform import LABEL_TO_TRAIN
-from utils import interrupt
-from utils.files import atomic_folder
+from utils.system import interrupt
+from utils.system.files import atomic_folder
 from utils.visual import colourise
 
 Colour = tuple[float, float, float]

@@ -13,7 +13,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 from mindspore.communication import get_group_size, get_rank
 
-from utils.device import launched
+from utils.system import interrupt
+from utils.system.device import launched
 
 
 def processes() -> int:
@@ -94,3 +95,14 @@ def print_rank0(text: str) -> None:
     """Print in rank 0 only."""
     if rank() == 0:
         print(text, flush=True)
+
+
+def exit_if_signalled(i: int, count: int) -> None:
+    """Exit at image i of `count` if a signal waits in any process: all together, once each is there.
+
+    A process that left alone would let the others wait for its sums. Of the last `count` % processes images
+    some have none, so those are not looked at.
+    """
+    share = processes()
+    if i // share < count // share and any_rank(interrupt.pending_signal()):
+        interrupt.exit_for_signal()
