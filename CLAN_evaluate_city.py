@@ -88,7 +88,7 @@ def one_checkpoint(args) -> None:
 
 def set_up_device(args) -> None:
     """Choose the device and print what it computes in, as the log of a training says it."""
-    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
+    device.setup(args)
     parallel.print_rank0(device.precision_line(device.precision("O0", args.conv_precision)))
 
 

@@ -435,8 +435,7 @@ def default_initial_weights(args) -> str:
 def main(args) -> None:
     if args.demo and device.launched():
         raise UserError("--demo is for one process: start it without msrun")
-    machine = args.device, args.device_id, args.mode, args.jit_level, args.conv_precision
-    args.device = device.setup(*machine).lower()
+    device.setup(args)
     if args.demo:
         from utils.tools.demo import demo
 

@@ -107,9 +107,9 @@ def serve_step(size: str) -> None:
     from utils import checkpoint
     from utils.system import device
 
-    device.setup("cpu", 0, "graph")
     source, target = (f"{w},{h}" for w, h in pair(size))
-    args = get_arguments(["--input-size", source, "--input-size-target", target])
+    args = get_arguments(["--input-size", source, "--input-size-target", target, "--device", "cpu"])
+    device.setup(args)
     net_G, net_D = script.generator("resnet101"), script.discriminator("resnet101")
     checkpoint.load(net_G, golden.state(golden.shapes_G(), "t"), "generated", "net_G")
     checkpoint.load(net_D, golden.state(golden.shapes_D(), "tD."), "generated", "net_D")
@@ -124,13 +124,14 @@ def serve_evaluation(folder: str) -> None:
     from mindspore import Tensor
 
     from dataset.cityscapes_dataset import cityscapesDataSet
+    from options.train_options import get_arguments
     from utils import checkpoint
     from utils.evaluation import label_map
     from utils.metrics import confusion_matrix
     from utils.system import device
     from utils.visual import save_prediction
 
-    device.setup("cpu", 0, "graph")
+    device.setup(get_arguments(["--device", "cpu"]))
     net_G = script.generator("resnet101").set_train(False)
     checkpoint.load(net_G, golden.state(golden.shapes_G()), "generated", "net_G")
     data = cityscapesDataSet(folder, "val", labels=True)

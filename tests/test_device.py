@@ -138,7 +138,7 @@ def test_each_process_has_the_npu_of_its_number(monkeypatch, environment, chosen
     monkeypatch.setattr(mindspore, "set_device", lambda name, number: numbers.append(number))
     monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
     monkeypatch.setattr(mindspore, "set_context", lambda **settings: None)
-    device.setup("ascend", 0 if environment else 1, "graph")
+    device.setup(get_arguments(["--device", "ascend", "--device-id", "0" if environment else "1"]))
     assert numbers == [chosen]
 
 
@@ -149,18 +149,18 @@ def test_processes_that_cannot_join_say_why(tmp_path):
 
 def test_every_device_compiles_at_the_level_that_help_says(monkeypatch):
     """Not at the O2 that MindSpore 2.7 takes for a 910A."""
-    contexts = {}
+    contexts, devices = {}, []
     monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(is_pkg_support_device=lambda name: True))
-    monkeypatch.setattr(mindspore, "set_device", lambda *_: None)
+    monkeypatch.setattr(mindspore, "set_device", lambda name, _: devices.append(name))
     monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
     monkeypatch.setattr(mindspore, "set_context", lambda **settings: contexts.update(settings))
-    assert device.setup("auto", 0, "graph") == "Ascend"
-    assert contexts["jit_config"] == {"jit_level": "O0"}
+    device.setup(get_arguments([]))
+    assert devices == ["Ascend"] and contexts["jit_config"] == {"jit_level": "O0"}
 
 
 def test_jit_level_is_no_option_of_pynative():
     with pytest.raises(UserError, match="--jit-level has no effect with --mode pynative"):
-        device.setup("cpu", 0, "pynative", "O1")
+        device.setup(get_arguments(["--device", "cpu", "--mode", "pynative", "--jit-level", "O1"]))
 
 
 def test_a_run_with_the_jit_level_that_went_says_so(tmp_path, capsys):

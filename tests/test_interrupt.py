@@ -112,10 +112,9 @@ UNBLOCKED = """
 import multiprocessing, runpy, sys
 from utils.system import device
 setup = device.setup
-def setup_and_unblock(*options):
-    name = setup(*options)
+def setup_and_unblock(args):
+    setup(args)
     multiprocessing.get_context("forkserver").Queue()
-    return name
 device.setup = setup_and_unblock
 sys.argv[:] = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -17,12 +17,13 @@ from shlex import quote
 import mindspore
 import numpy as np
 from google.protobuf.message import DecodeError
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from dataset.classes import CLASS_NAMES, INFO_PATH
 from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
+from utils.system.device import assign
 from utils.system.errors import UserError
 from utils.system.files import atomic
 
@@ -158,7 +159,7 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     for name, parameter in net.parameters_and_names():
         value = tensors.get(name)
         if value is not None and value.shape == parameter.shape and value.dtype.kind == "f":
-            parameter.set_data(Tensor(value.astype(np.float32)))
+            assign(parameter, value)
             matched.append(name)
         else:
             left.append(name)
@@ -237,5 +238,5 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
                 f"{path}: {p.name} is missing or of another shape; --continue-train needs a checkpoint "
                 "of this project, made with the same --method, --model and --amp-level"
             )
-        p.set_data(Tensor(value, p.dtype))
+        assign(p, value)
     return int(content["step"]), float(np.nan_to_num(content["best_mIoU"]))

@@ -15,6 +15,7 @@ from model.CLAN_G import Res_Deeplab
 from model.upsample import up
 from utils.metrics import confusion_matrix
 from utils.system import interrupt, parallel
+from utils.system.device import assign
 
 
 class Predict(nn.Cell):
@@ -96,9 +97,9 @@ def adapt_bn(
         if parallel.processes() == 1:
             interrupt.exit_if_pending()
         for p in statistics:
-            p.set_data(ops.zeros_like(p))
+            assign(p, np.zeros(p.shape))
         net_G(images)
         total += len(images) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
     mean = parallel.all_reduce_sum(total) / len(indices)
     for p, part in zip(statistics, np.split(mean, np.cumsum([p.size for p in statistics])[:-1])):
-        p.set_data(Tensor(part, mindspore.float32))
+        assign(p, part)

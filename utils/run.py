@@ -83,7 +83,7 @@ class Run:
             self._prepare_folder(checksums)
         count = len(target) if target is not None else "no"
         self.log(
-            f"{args.method}, recipe {args.recipe}, {args.model} on {args.device}: {len(source)} source "
+            f"{args.method}, recipe {args.recipe}, {args.model} on {device.target()}: {len(source)} source "
             f"images, {count} target images, {self.per_step} of each per step (batch size "
             f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
             f"{self.done} to {stop}; files in {self.folder}"
@@ -106,8 +106,8 @@ class Run:
                 run_folder.fork_run(self.origin, folder, self.last.name, self.done)
         self.reports += run_folder.truncate_run(folder, self.origin or folder, self.done, self.damaged)
         about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
-        options = {**vars(args), **absolute_paths(args), **about, "versions": device.versions()}
-        run_folder.write_options(folder, options, self.done)
+        about |= {"device": device.target(), "versions": device.versions()}
+        run_folder.write_options(folder, {**vars(args), **absolute_paths(args), **about}, self.done)
         tables.start(self.loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), self.done)
         header = ("step", *map(mean_name, self.means), *CLASS_NAMES)
         rows = tables.start(self.miou_csv, header, self.done + 1)
@@ -228,7 +228,7 @@ class Run:
     def device_options(self) -> list[str]:
         """Return the options that choose this run's device again."""
         args, more = self.args, ["--device-id", str(self.args.device_id)]
-        return ["--device", args.device, *(more if args.device_id else [])]
+        return ["--device", device.target(), *(more if args.device_id else [])]
 
     def end_if_failed(self, error: UserError | None, first: int) -> None:
         """Before a step: end in all processes if one could not read its images, or a signal waits.

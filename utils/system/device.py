@@ -3,6 +3,7 @@
 Call `prepare_environment()` before mindspore is imported; this module itself imports it only when asked to.
 """
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -59,15 +60,14 @@ def launched() -> bool:
     return "MS_ROLE" in os.environ or process_count() > 1
 
 
-def setup(
-    device: str, device_id: int, mode: str, jit_level: str | None = None, conv_precision: str = "default"
-) -> str:
-    """Choose device and mode of MindSpore; returns the device used: "Ascend", "GPU" or "CPU".
+def setup(args: argparse.Namespace) -> None:
+    """Choose device and mode of MindSpore from the machine's options (see options.add_machine_options).
 
     A process of several joins the others; then each has the device of its number on its machine.
     """
     import mindspore
 
+    device, device_id, mode, jit_level = args.device, args.device_id, args.mode, args.jit_level
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
     if name is None:  # an NPU that cannot be used is an error, not a reason to train on the CPU
         name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_sign() else "CPU"
@@ -87,7 +87,7 @@ def setup(
         raise UserError(unusable(device, reason, f"first: source {script} (README, \"Environment\"); "))
     try:
         mindspore.set_device(name, None if name == "CPU" else device_id)
-        if conv_precision == "float32":
+        if args.conv_precision == "float32":
             float32_convolutions(name)
         if name == "Ascend" and not launched():
             mindspore.runtime.synchronize()  # starts the NPU: what is wrong with it shows here
@@ -99,7 +99,6 @@ def setup(
     mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
     if launched():
         init_communication()
-    return name
 
 
 def init_communication() -> None:
@@ -189,18 +188,31 @@ def precision_line(precision: dict[str, str]) -> str:
     return "precision: " + ", ".join(f"{name} {value}" for name, value in precision.items())
 
 
-def on_cpu() -> bool:
-    """Return whether MindSpore computes on the CPU; `setup` decides."""
+def target() -> str:
+    """Return the device in use, which `setup` chose: "ascend", "gpu" or "cpu"."""
     import mindspore
 
-    return mindspore.get_context("device_target") == "CPU"
+    return mindspore.get_context("device_target").lower()
+
+
+def on_cpu() -> bool:
+    """Return whether MindSpore computes on the CPU."""
+    return target() == "cpu"
 
 
 def on_npu() -> bool:
     """Return whether MindSpore computes on Ascend."""
-    import mindspore
+    return target() == "ascend"
 
-    return mindspore.get_context("device_target") == "Ascend"
+
+def assign(parameter, values) -> None:
+    """Change a parameter in place to `values`, an array of its shape.
+
+    Graphs that are already compiled do not see a buffer replaced by Parameter.set_data.
+    """
+    from mindspore import Tensor, ops
+
+    ops.assign(parameter, Tensor(values, parameter.dtype))
 
 
 def simulated() -> bool:

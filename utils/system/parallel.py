@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, ops
 from mindspore.communication import get_group_size, get_rank
 
 from utils.system import interrupt
-from utils.system.device import launched
+from utils.system.device import assign, launched
 
 
 def processes() -> int:
@@ -87,8 +87,7 @@ def average(parameters: list[Parameter]) -> None:
     values = [p.asnumpy() for p in parameters]
     mean = all_reduce_sum(np.concatenate([v.ravel() for v in values])) / np.float32(processes())
     for p, part in zip(parameters, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
-        # In place: set_data would give the parameter memory of its own, and compiled graphs keep the old one.
-        ops.assign(p, Tensor(part.reshape(p.shape)))
+        assign(p, part.reshape(p.shape))
 
 
 def print_rank0(text: str) -> None:

@@ -95,7 +95,7 @@ def evaluate_run(command: list[str]) -> None:
     args = train_options.get_arguments(command)
     folder = Path(args.snapshot_dir)
     started, path = (folder / "options.json").stat().st_mtime, folder / f"GTA5_{args.num_steps_stop}.ckpt"
-    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
+    device.setup(args)
     city, size = args.data_dir_target, args.input_size_target
     val = cityscapesDataSet(city, "val", size=size, labels=True)
     unlabelled = cityscapesDataSet(city, "train", size=size)

@@ -139,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
         print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
-    device.setup(args.device, args.device_id, args.mode, args.jit_level, args.conv_precision)
+    device.setup(args)
     run_folder.lock_results_dir(args.save_path)
     # One network for two checkpoints of a kind: it is compiled once.
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}

@@ -54,12 +54,12 @@ def demo(args) -> None:
     if (folder / "stage_a").exists():
         raise UserError(f"{folder} already holds a demo; choose another --snapshot-dir or move that one away")
     data = write_demo_data("./data/demo", seed)
-    machine = {"--device": args.device, "--device-id": args.device_id, "--mode": args.mode,
+    machine = {"--device": device.target(), "--device-id": args.device_id, "--mode": args.mode,
                "--conv-precision": args.conv_precision, "--num-workers": args.num_workers,
                **({"--jit-level": args.jit_level} if args.jit_level else {})}
 
     def command(name: str, steps: int, options: list[str]) -> list[str]:
-        faster = ["--save-memory"] if args.device == "cpu" else []  # pays after 200 steps
+        faster = ["--save-memory"] if device.on_cpu() else []  # pays after 200 steps
         return build_argv(data, folder / name, steps, seed, [*options, *faster, *flat(machine)])
 
     last = {name: folder / name / f"GTA5_{steps}.ckpt" for name in METHODS}
@@ -68,7 +68,7 @@ def demo(args) -> None:
     stage_b = {name: command(name, steps, [*start, *options]) for name, options in METHODS.items()}
     try:
         train({"stage_a": command("stage_a", steps * 5 // 2, STAGE_A)})
-        if args.device == "cpu":
+        if device.on_cpu():
             train(stage_b)
         else:  # one NPU
             for name, argv in stage_b.items():
