@@ -113,9 +113,9 @@ def serve_step(size: str) -> None:
     net_G, net_D = script.generator("resnet101"), script.discriminator("resnet101")
     checkpoint.load(net_G, golden.state(golden.shapes_G(), "t"), "generated", "net_G")
     checkpoint.load(net_D, golden.state(golden.shapes_D(), "tD."), "generated", "net_D")
-    step = script.CLANStep(args, net_G, net_D, np.full(1000, 1e-4)).set_train()
+    step = script.CLANStep(args, net_G, net_D).set_train()
     images = tuple(Tensor(x) for x in inputs(size))
-    serve(lambda: step.step([images], *SETTINGS, lr=2.5e-4).tolist())
+    serve(lambda: step.step([images], *SETTINGS, lr=2.5e-4, lr_D=1e-4).tolist())
 
 
 def serve_evaluation(folder: str) -> None:
