@@ -1,4 +1,4 @@
-"""Signals that arrive between two looks, whatever other software has done to masks and handlers meanwhile."""
+"""Endings: signals, whatever other software does to masks and handlers, and output that nobody reads."""
 
 import os
 import pty
@@ -12,8 +12,8 @@ import pytest
 
 from tests.scripts import ROOT, TRAIN, python, rows_of, train_words
 
-# A program that looks for signals as the scripts do. On Ascend, CANN's compile pool makes a forkserver queue,
-# whose resource tracker unblocks SIGINT and SIGTERM; MindSpore's data pipelines and graphs set handlers.
+# A program that polls signals as the scripts do. On Ascend, CANN's compile pool makes a forkserver queue, and
+# so unblocks SIGINT and SIGTERM; MindSpore's data pipelines and graphs set handlers.
 PROGRAM = """
 import multiprocessing, signal, time
 from utils.system import interrupt
@@ -30,7 +30,7 @@ while True:
 
 
 def start(prefix: str) -> subprocess.Popen:
-    """The program, started by a shell, once it is ready; in a process group of its own."""
+    """Start the program by a shell, in a process group of its own; return once it is ready."""
     command = f"{prefix} {shlex.join([sys.executable, '-c', PROGRAM])}"
     process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
@@ -51,7 +51,7 @@ def test_a_signal_is_seen_although_others_unblock_it(number, code):
     "prefix, ignored", [("exec nohup", signal.SIGHUP), ("trap '' INT; exec", signal.SIGINT)]
 )
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
-    """`nohup`, and the background jobs of a script's shell."""
+    """As with nohup, or in the background jobs of a shell script."""
     process = start(prefix)
     process.send_signal(ignored)
     time.sleep(0.3)
@@ -61,7 +61,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
 
 
 def test_a_lost_machine_ends_its_survivors():
-    """MindSpore's heartbeat sends SIGTERM from inside; a user's waits for the end of a step."""
+    """MindSpore's heartbeat sends SIGTERM from within the process; one of a user is deferred."""
     program = "import os, signal, time; from utils.system import interrupt; "
     program += "interrupt.block(); pid = os.getpid(); "
     program += "os.kill(pid, signal.SIGTERM) if {own} else os.system(f'kill {{pid}}'); time.sleep(1); "
@@ -73,7 +73,7 @@ def test_a_lost_machine_ends_its_survivors():
 
 @pytest.mark.parametrize("join", ["--join=True", "--join=False"])
 def test_processes_end_with_an_msrun_that_waits_for_them(tmp_path, join):
-    """Without --join=True, msrun leaves at once and they train on."""
+    """Without --join=True, msrun exits at once and they continue."""
     child = "import os, time; from pathlib import Path; from utils.system import interrupt; "
     child += "parent = os.getppid(); "
     child += f"interrupt.block(); Path({str(tmp_path / 'ready')!r}).touch()\n"
@@ -107,7 +107,7 @@ def test_a_lost_terminal_ends_a_training_with_a_checkpoint(data, tmp_path):
     assert f"{done} steps are done; resume with" in log
 
 
-# The training script, all of whose threads start with both signals unblocked.
+# The training script, with SIGINT and SIGTERM unblocked before MindSpore starts its threads.
 UNBLOCKED = """
 import multiprocessing, runpy, sys
 from utils.system import device
@@ -134,7 +134,7 @@ def test_a_signal_in_an_unblocked_thread_ends_a_training_with_a_checkpoint(data,
         time.sleep(0.05)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
-    # In a step, MindSpore makes SIGTERM of SIGINT.
+    # During a step, MindSpore turns SIGINT into SIGTERM.
     assert process.returncode in (128 + number, 128 + signal.SIGTERM), output
     done = len(rows_of(folder / "loss.csv"))
     assert f"{done} steps are done" in output

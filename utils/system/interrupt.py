@@ -1,11 +1,10 @@
-"""Deferred signals: Ctrl-C, SIGTERM and SIGHUP are looked for between two steps or images.
+"""Deferred signals: Ctrl-C, SIGTERM and SIGHUP are polled between two steps or images.
 
-MindSpore sets handlers of its own, for SIGINT in each run of a graph and for SIGTERM with a data pipeline;
-those end the process. So both signals are blocked, in the main thread before there are others. That does not
-last: on Ascend, CANN's compile pool starts Python's multiprocessing resource tracker, which unblocks both. So
-each look blocks them again and restores handlers that remember what was delivered in between. (A thread that
-was started in between stays unblocked; there MindSpore turns SIGINT into SIGTERM, which is remembered, but
-ends a process of msrun's: see `watch`.)
+MindSpore installs handlers that kill the process, for SIGINT in each run of a graph and for SIGTERM with a
+data pipeline. So SIGINT and SIGTERM are blocked before it starts threads, and polled. CANN unblocks them
+again (its compile pool starts Python's multiprocessing resource tracker), so every poll blocks them again and
+reinstalls handlers that only remember. A thread that was started in between keeps them unblocked: there
+MindSpore turns SIGINT into SIGTERM, which is remembered too, but ends a process of msrun (see `watch`).
 """
 
 import ctypes
@@ -81,7 +80,7 @@ def remember(number: int, _) -> None:
 
 
 def pending_signal() -> signal.Signals | None:
-    """The signal that waits or was delivered, if one was."""
+    """Return the signal that is pending or was delivered, the lowest of several; None if there is none."""
     if not handlers:
         return None
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
@@ -91,13 +90,17 @@ def pending_signal() -> signal.Signals | None:
 
 
 def exit_if_pending(*_) -> None:
-    """SystemExit with the customary code, 129, 130 or 143, if a signal waits."""
+    """Raise SystemExit with the customary code, 128 plus the signal's number, if a signal is pending."""
     if pending_signal():
         exit_for_signal()
 
 
-def exit_for_signal() -> None:
-    """SystemExit with the code of the signal that waits; of SIGTERM if it waits in another process."""
+def exit_for_signal(quiet: bool = False) -> None:
+    """Raise SystemExit with the code of the pending signal, of SIGTERM if another process has it.
+
+    quiet: print nothing, as all processes but rank 0.
+    """
     number = pending_signal() or signal.SIGTERM
-    print(f"stopped by {number.name}")
+    if not quiet:
+        print(f"stopped by {number.name}")
     raise SystemExit(128 + number)
