@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.scripts import ROOT, TRAIN, python, rows_of, train_words
+from tests.scripts import EAGER, ROOT, TRAIN, python, rows_of, train_words
 
 # A program that polls signals as the scripts do. On Ascend, CANN's compile pool makes a forkserver queue, and
 # so unblocks SIGINT and SIGTERM; MindSpore's data pipelines and graphs set handlers.
@@ -38,17 +38,22 @@ def start(prefix: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_is_seen_although_others_unblock_it(number, code):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_signal_is_seen_although_others_unblock_it(name):
     process = start("exec")
-    process.send_signal(number)
+    process.send_signal(signal.Signals[name])
     output = process.communicate(timeout=20)[0]
-    assert process.returncode == code, output
-    assert number == signal.SIGHUP or output == f"stopped by {number.name}\n"  # a lost terminal is not told
+    assert process.returncode == 128 + signal.Signals[name], output
+    assert output == f"stopped by {name}\n"
 
 
 @pytest.mark.parametrize(
-    "prefix, ignored", [("exec nohup", signal.SIGHUP), ("trap '' INT; exec", signal.SIGINT)]
+    "prefix, ignored",
+    [
+        ("exec nohup", signal.SIGHUP),
+        ("trap '' INT; exec", signal.SIGINT),
+        ("trap '' USR1; exec", signal.SIGUSR1),
+    ],
 )
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
     """As with nohup, or in the background jobs of a shell script."""
@@ -58,6 +63,81 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
     assert process.poll() is None
     process.terminate()
     assert process.wait(20) == 143
+
+
+RUNS = """
+import os, signal
+from utils.system import interrupt
+from utils.system.errors import UserError, run_script
+def state():
+    numbers = sorted(signal.Signals)
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ()), [signal.getsignal(number) for number in numbers]
+def end(_):
+    pass
+def fail(_):
+    raise UserError("a mistake")
+def stop(_):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    interrupt.exit_if_pending()
+before = state()
+for main, code in ((end, 0), (stop, 138), (fail, 2), (end, 0)):
+    interrupt.block()
+    try:
+        run_script(main, None)
+        assert code == 0
+    except SystemExit as error:
+        assert error.code == code
+    assert state() == before, main
+    assert interrupt.pending_signal() is None
+"""
+
+
+def test_a_run_gives_mask_and_handlers_back():
+    """To a notebook, where the next run, and Ctrl-C, need them."""
+    python(["-c", RUNS], ROOT, 0)
+
+
+PRINTS = """
+import os, sys
+from utils.system import interrupt
+from utils.system.errors import run_script
+def main(_):
+    file = open(sys.argv[1], "w")
+    for number in (1, 2):
+        os.write(number, b"as MindSpore's C++ code\\n")
+    for i in range(1999):
+        print(i, "of stdout", flush=i % 2)
+        print(i, "of stderr", file=sys.stderr)
+    file.write("done")
+interrupt.block()
+run_script(main, None)
+"""
+
+
+@pytest.mark.parametrize("streams", ["", "2>&1", "2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_program_continues_when_nobody_reads_its_output(tmp_path, streams):
+    """The reader leaves after one line, or there never was one."""
+    command = shlex.join([sys.executable, "-c", PRINTS, str(tmp_path / "result")])
+    with open(tmp_path / "stderr", "wb") as stderr:
+        process = subprocess.Popen(["sh", "-c", f"exec {command} {streams}"], cwd=ROOT, stderr=stderr,
+                                   stdout=subprocess.PIPE)  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(20) == 0
+    assert (tmp_path / "result").read_text() == "done"  # also if a closed stream's number was free for it
+    lines = (tmp_path / "stderr").read_text().count("\n")
+    assert lines == (0 if "2>" in streams else 2000)  # a stream that is read loses nothing
+
+
+def test_a_training_continues_when_nobody_reads_its_output(data, tmp_path):
+    argv = train_words(data, tmp_path / "run", "--num-steps", 3, "--not-val", "--method", "source", *EAGER)
+    process = subprocess.Popen([sys.executable, ROOT / TRAIN, *argv], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert len(rows_of(tmp_path / "run" / "loss.csv")) == 3 and (tmp_path / "run" / "GTA5_3.ckpt").exists()
+    assert "all 3 steps are done" in (tmp_path / "run" / "Train_log.log").read_text()
 
 
 def test_a_lost_machine_ends_its_survivors():

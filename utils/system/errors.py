@@ -6,13 +6,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.system import interrupt
+
 
 class UserError(Exception):
     """A user's mistake: reported as one line without a traceback, with exit code 2."""
 
 
 def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Call main(args); a UserError, or an OSError such as a full disk, becomes one line and exit code 2."""
+    """Call main(args); report a UserError, or an OSError such as a full disk, in one line with exit code 2.
+
+    At the end, the process gets back what `interrupt.block` took.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may have bytes of any encoding
     try:
@@ -25,3 +30,5 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        interrupt.release()
