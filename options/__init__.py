@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
+from os.path import expanduser
 
 
 def size(text: str) -> tuple[int, int]:
@@ -55,7 +56,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), a) for a in args]
+        if any(arg.endswith("\r") for arg in args):  # after a backslash it has cut off the following lines
+            self.error("an argument ends with a carriage return: the script or file that it comes from has "
+                       "Windows line ends; convert it: sed -i 's/\\r$//' FILE")  # fmt: skip
+        args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), arg) for arg in args]
+        # Shells do not expand the ~ of --option=~/path.
+        args = [re.sub(r"^(--[\w-]+=)?(~.*)", lambda m: (m[1] or "") + expanduser(m[2]), arg) for arg in args]
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args=None, namespace=None):

@@ -13,13 +13,19 @@ from tempfile import TemporaryDirectory
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path` to write to; at the end flush it to disk and rename it.
 
-    Even after a kill or a power failure, `path` has either its old content or the new one.
+    Even after a kill or a power failure, `path` has either its old content or the new one. Its permissions
+    are those of any new file: MindSpore makes its files read-only for their owner.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         flush(temporary)
         os.replace(temporary, path)
         with suppress(OSError):  # not every network file system flushes folders
