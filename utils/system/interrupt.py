@@ -27,14 +27,14 @@ delivered: set[signal.Signals] = set()
 
 
 def block() -> None:
-    """Defer the signals and protect stdout and stderr, until `release` (POSIX only).
+    """Defer the signals until `release` (POSIX only), and call `keep_output`.
 
     To be called before mindspore is imported. A signal that was ignored when the program started (by nohup,
     or by a shell for its background jobs) stays ignored.
     """
     release()
+    keep_output()
     if hasattr(signal, "pthread_sigmask"):
-        keep_output()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         for number in SIGNALS:
             previous[number] = signal.getsignal(number), number in blocked
@@ -84,8 +84,11 @@ class Output(io.FileIO):
 def keep_output() -> None:
     """Let a program continue, with its logs in files, when nobody reads its stdout or stderr any more.
 
-    As with `| head -2`, a tee that was killed, a lost terminal, and streams that were closed from the start.
+    As with `| head -2`, a tee that was killed, a lost terminal, and streams that were closed from the start
+    (POSIX only).
     """
+    if os.name != "posix":
+        return
     for number in range(3):
         try:
             os.fstat(number)
