@@ -223,7 +223,7 @@ class Run:
             hint += f" {shlex.join(self.device_options())}"
             self.log(f"{self.done} steps are done; resume with: {hint}")
             parallel.barrier()  # until rank 0 has logged it: msrun ends all with the first
-            interrupt.exit_for_signal()
+            interrupt.exit_for_signal(quiet=not self.is_main)
 
     def device_options(self) -> list[str]:
         """Return the options that choose this run's device again."""
