@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH
-from dataset.file_lists import png_files, read_list
+from dataset.file_lists import list_images
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.transform import open_image
 from utils.system.errors import UserError
@@ -17,7 +17,7 @@ for _id, _train_id in INFO.get("synthia2train", []):
 
 
 class SYNTHIADataSet(GTA5DataSet):
-    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; item i is (image, label).
+    """RGB/NAME.png (or .jpg) with GT/LABELS/NAME.png below `root`; item i is (image, label).
 
     image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
     UserError if the folders, a file of the list, a label or the package pyspng is missing.
@@ -34,7 +34,7 @@ class SYNTHIADataSet(GTA5DataSet):
             )
         if not INFO.get("synthia2train"):
             raise UserError(f'{INFO_PATH}: --source synthia needs "synthia2train", pairs [id, trainId]')
-        names = read_list(list_path, png_files(images), images)
+        names, self.reports = list_images(images, list_path)
         self._set_files("SYNTHIA", images, labels, names)
         png_reader()
 
