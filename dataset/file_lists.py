@@ -84,14 +84,15 @@ def read_list(path: str, where: Path) -> list[str]:
         text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin it with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read this list ({error})") from None
-    names, real = [], cache(os.path.realpath)  # which asks the disk for every folder of a path
+    names, absolute = [], os.path.abspath(where)
+    real = cache(os.path.realpath)  # as it asks the disk for every folder of a path
     for entry in (line.strip() for line in text.splitlines() if line.strip()):
-        file, base = os.path.abspath(where / entry), os.path.abspath(where)
+        file, base = os.path.normpath(os.path.join(absolute, entry)), absolute
         if not file.startswith(base + os.sep) and "\0" not in file:  # perhaps it is, behind links
-            file, base = os.path.join(real(os.path.dirname(file)), os.path.basename(file)), real(where)
+            file, base = os.path.join(real(os.path.dirname(file)), os.path.basename(file)), real(absolute)
         if not file.startswith(base + os.sep):
             raise UserError(f"{path}: {entry} is not below {where}, the folder of the images")
-        names.append(os.path.relpath(file, base))
+        names.append(file[len(base) + 1 :])
     return names
 
 
@@ -167,9 +168,12 @@ def find_files(paths: list[Path]) -> dict[Path, Path]:
     for folder in {path.parent for path in paths}:
         names = [e.name for e in os.scandir(folder) if e.is_file()] if folder.is_dir() else []
         there[folder] = {**{key(name): name for name in names}, **{name: name for name in names}}
-    pairs = ((path, there[path.parent]) for path in paths)
-    names = ((path, names.get(path.name) or names.get(key(path.name))) for path, names in pairs)
-    return {path: path.with_name(name) for path, name in names if name}
+    found = {}
+    for path in paths:
+        names = there[path.parent]
+        if name := names.get(path.name) or names.get(key(path.name)):
+            found[path] = path if name == path.name else path.with_name(name)
+    return found
 
 
 def check_files(paths: list[Path], what: str) -> list[Path]:

@@ -33,8 +33,7 @@ class GTA5DataSet:
         names, self.reports = list_images(images, list_path)
         if split:
             names = read_split(split, subset, names, images)
-        absent = absent_pairs(names, images, labels)
-        if absent:
+        if (split or list_path) and (absent := absent_pairs(names, images, labels)):
             self.reports += (
                 f"{split or list_path}: {len(absent)} of {len(names)} images skipped: GTA5 here has neither "
                 f"image nor label of {few(absent, 25)}",
