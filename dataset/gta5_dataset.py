@@ -14,14 +14,15 @@ MAX_ABSENT = 0.01  # of the pairs of a list
 
 
 class GTA5DataSet:
-    """images/NNNNN.png (or .jpg) with labels/NNNNN.png below `root`; item i is (image, label).
+    """images/NNNNN.png with labels/NNNNN.png below `root`; item i is (image, label).
 
     image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
     Without `list_path` all images, or with `split` and `subset` those of a subset of the file split.mat.
-    Both may name a few pairs that are not there, up to 1 % of theirs. `reports`: a line for each kind of
-    images that were skipped.
+    Both may name a few pairs that are not there, up to 1 % of theirs: `reports` says which were skipped.
     UserError if the folders, more files of the list or the split, or a label alone is missing.
     """
+
+    reports: tuple[str, ...] = ()
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 720),
                  split: str | None = None, subset: str = "all"):
@@ -43,7 +44,7 @@ class GTA5DataSet:
         self._warned = False
 
     def _set_files(self, what: str, images: Path, labels: Path, names: list[str]):
-        """Set the images of these names and their labels; UserError if a file is missing."""
+        """Set names, images and labels; UserError if an image or label is missing."""
         self.names = names
         self.images = check_files([images / name for name in names], f"{what} image")
         self.labels = check_files(label_paths(labels, names), f"{what} label")
@@ -74,11 +75,6 @@ class GTA5DataSet:
         return to_trainIds(ids, self.size)
 
 
-def label_paths(labels: Path, names: list[str]) -> list[Path]:
-    """Return the labels of some images: PNG files of the same stems."""
-    return [labels / Path(name).with_suffix(".png") for name in names]
-
-
 def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
     """The names with neither image nor label; none if more than 1 %: the data set is incomplete then.
 
@@ -88,6 +84,11 @@ def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
     pairs = zip(names, label_paths(labels, names))
     absent = [name for name, label in pairs if images / name not in there[0] and label not in there[1]]
     return absent if len(absent) <= MAX_ABSENT * len(names) else []
+
+
+def label_paths(labels: Path, names: list[str]) -> list[Path]:
+    """Return the labels of some images, which may be JPEG: PNG files of the same stems."""
+    return [labels / Path(name).with_suffix(".png") for name in names]
 
 
 def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:

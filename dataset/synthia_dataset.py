@@ -17,7 +17,7 @@ for _id, _train_id in INFO.get("synthia2train", []):
 
 
 class SYNTHIADataSet(GTA5DataSet):
-    """RGB/NAME.png (or .jpg) with GT/LABELS/NAME.png below `root`; item i is (image, label).
+    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; item i is (image, label).
 
     image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
     UserError if the folders, a file of the list, a label or the package pyspng is missing.
