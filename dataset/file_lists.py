@@ -142,7 +142,7 @@ def check_no_labels(root: Path, names: list[str], what: str) -> None:
         others = sorted({*names} - {*kind}) if labels else []
         if any(is_label(root / name) is False for name in others[:: len(others) // 5 + 1]):
             raise UserError(f"{what}: {root / labels[0]} is in it, a label that would be taken for an image; "
-                            "name the folder of the images")
+                            "name the folder of the images, or move the labels away")
 
 
 def is_label(path: Path) -> bool | None:
