@@ -358,7 +358,7 @@ def train(args) -> Path:
 
     # -------------------------------------------------------------------------------------------- data
     source, target, val = datasets(args, run.per_step)
-    run.reports += source.reports
+    run.reports += [line for data in (source, target, val) if data for line in data.reports]
     if val is None and not args.not_val:
         run.reports.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
 

@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
     trains = sets
     if args.adapt_bn:
         trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
-    for line in sets[0].reports:
+    for line in sets[0].reports + sets[1].reports:
         print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
