@@ -1,4 +1,12 @@
-"""Train CLAN (Luo et al., CVPR 2019) from GTA5 or SYNTHIA to Cityscapes. See --help; --demo needs no data."""
+"""Train CLAN (Luo et al., CVPR 2019): adapt a segmentation network from GTA5 or SYNTHIA to Cityscapes.
+
+    python CLAN_train_gta5_2_city.py                        the paper's training; writes ./checkpoint
+    python CLAN_train_gta5_2_city.py --resume ./checkpoint  continues it
+    python CLAN_train_gta5_2_city.py --demo                 minutes on a CPU, on generated images
+    msrun --worker_num=8 --local_worker_num=8 --join=True CLAN_train_gta5_2_city.py    on eight NPUs
+
+Read `train` for the order of things, `CLANStep.step` for one step, and the passes for the losses.
+"""
 
 from options.train_options import get_arguments
 

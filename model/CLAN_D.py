@@ -1,4 +1,4 @@
-"""Discriminator D of CLAN: which domain does a map of class probabilities come from?"""
+"""Discriminator D of CLAN, which tells from which domain a map of class probabilities comes."""
 
 from mindspore import Tensor, mint, nn, ops
 
@@ -7,19 +7,20 @@ from utils.system.device import on_npu
 
 
 def leaky_relu(x: Tensor) -> Tensor:
+    """Return max(x, 0.2 x)."""
     return ops.maximum(x, 0.2 * x)
 
 
 def leaky_relu_npu(x: Tensor) -> Tensor:
-    """Two kernels with the gradient's instead of 13; the CPU has none of them."""
+    """Return the same by an operator that the CPU lacks: 2 kernels instead of 13, gradient included."""
     return mint.nn.functional.leaky_relu(x, 0.2)
 
 
 class FCDiscriminator(nn.Cell):
-    """Probabilities (N, num_classes, H, W) -> one logit per 32x32 cell, (N, 1, H // 32, W // 32); 0 = source.
+    """Map probabilities (N, num_classes, H, W) to one logit per 32x32 cell, (N, 1, H // 32, W // 32).
 
-    Five 4x4 convolutions of stride 2 with bias, leaky ReLU 0.2 between them. MindSpore's own initial values
-    for nn.Conv2d match the reference's: U(+-1/sqrt(fan_in)) for weights and biases.
+    Low logits mean source. Five 4x4 convolutions of stride 2 with bias, leaky ReLU 0.2 between them.
+    MindSpore's initial values of nn.Conv2d match the reference's: U(+-1/sqrt(fan_in)) for weights and biases.
     """
 
     def __init__(self, num_classes: int = NUM_CLASSES, ndf: int = 64):
@@ -42,5 +43,5 @@ class FCDiscriminator(nn.Cell):
 
 
 def discriminator(model: str) -> FCDiscriminator:
-    """The paper's D (ndf 64, 2.78 M parameters), or a narrow one for the demo's `small` G."""
+    """Return the paper's D (ndf 64, 2.78 M parameters), or a narrow one for the demo's `small` G."""
     return FCDiscriminator(ndf=16 if model == "small" else 64)

@@ -17,21 +17,21 @@ CLASSIFIERS = ("layer5.", "layer6.")  # the parameters of C1 and of C2 begin so
 
 
 def conv(c_in: int, c_out: int, kernel: int, init: Initializer, stride: int = 1, dilation: int = 1):
-    """A convolution without bias that keeps the size (padding = dilation for 3x3), apart from its stride."""
+    """Return a convolution without bias whose padding keeps the size if the stride is 1."""
     return nn.Conv2d(c_in, c_out, kernel, stride, pad_mode="pad", padding=dilation * (kernel // 2),
                      dilation=dilation, has_bias=False, weight_init=init)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Running value = 0.9 old + 0.1 batch, as PyTorch's momentum 0.1."""
+    """Return batch norm with running value = 0.9 old + 0.1 batch, as PyTorch's momentum 0.1."""
     return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.9)
 
 
 class PaddedMaxPool(nn.Cell):
     """3x3, stride 2, padding 1, ceil mode: (N, C, H, W) -> (N, C, H // 2 + 1, W // 2 + 1).
 
-    Equal to nn.MaxPool2d after a ReLU, as zeros are padded. That one is a kernel of the AI CPU on Ascend, in
-    scalar loops; on the CPU this form takes three times as long.
+    Zero padding equals ceil-mode pooling only after a ReLU. Used on Ascend, where nn.MaxPool2d runs on the
+    slow AI CPU; on the CPU the built-in is three times faster.
     """
 
     def __init__(self):
@@ -69,7 +69,7 @@ class Bottleneck(nn.Cell):
 
 
 class Classifier_Module(nn.Cell):
-    """Parameters of one classifier, four dilated 3x3 convolutions with bias; Res_Deeplab applies them."""
+    """The parameters of a classifier: four dilated 3x3 convolutions with bias, which Res_Deeplab applies."""
 
     def __init__(self, c_in: int, num_classes: int, dilations: tuple[int, ...]):
         super().__init__()
@@ -79,7 +79,7 @@ class Classifier_Module(nn.Cell):
 
 
 class Res_Deeplab(nn.Cell):
-    """Images (N, 3, H, W) float32, BGR minus the mean -> logits of C1 and C2, each (N, num_classes, h, w).
+    """Map images (N, 3, H, W) float32, BGR minus the mean, to logits of C1 and C2, (N, num_classes, h, w).
 
     The logits are not upsampled: 1280x720 gives 161x91, because the max pooling rounds up (ceil mode).
     """
@@ -125,7 +125,7 @@ class Res_Deeplab(nn.Cell):
 
 def generator(model: str) -> Res_Deeplab:
     """Return `resnet101`, the paper's network, 45.3 M parameters, or `small`, one block per layer, 0.9 M."""
-    if model not in ("resnet101", "small"):  # of a checkpoint that another version wrote
+    if model not in ("resnet101", "small"):  # a checkpoint may say so
         raise UserError(f"no network is called {model!r}; there are resnet101 and small")
     if model == "small":
         return Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
@@ -142,7 +142,7 @@ def freeze_bn_affine(G: Res_Deeplab) -> None:
 
 
 def to_mixed_precision(net) -> None:
-    """Let a network compute in float16, apart from batch norm, with weights kept in float32."""
+    """Let a network compute in float16, except batch norm; its weights stay float32."""
     net.to_float(mindspore.float16)
     for _, cell in net.cells_and_names():
         if isinstance(cell, nn.BatchNorm2d):
@@ -150,9 +150,9 @@ def to_mixed_precision(net) -> None:
 
 
 def recompute(net_G) -> None:
-    """Let the activations inside ResNet's blocks be computed again when their gradients are.
+    """Recompute the activations inside ResNet's blocks for their gradients, instead of keeping them.
 
-    But not batch norm's, whose running statistics would move twice.
+    Batch norm is left out: its running statistics would be updated twice.
     """
     for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4):
         for block in layer:

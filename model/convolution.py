@@ -1,9 +1,9 @@
-"""Convolutions for the CPU whose gradients need no memory of their own.
+"""Convolutions with memory-efficient gradients for the CPU.
 
-oneDNN takes the gradients of a convolution through a matrix of kernel x kernel copies of its input, and in a
-graph every convolution keeps its matrix: a step at 1280x720 + 1024x512 exceeds 24 GB, one at 320x180 +
-256x128 takes 4.7. Written out as matrix products, the same gradients take their memory from MindSpore, which
-uses it again for the next convolution: 11.7 and 2.3 GB.
+oneDNN computes the gradients of a convolution through a matrix of kernel x kernel copies of its input, and in
+a graph every convolution keeps its own matrix: a step at 1280x720 + 1024x512 exceeds 24 GB, one at 320x180 +
+256x128 takes 4.7 GB. Written as matrix products, the same gradients use MindSpore's memory pool, which serves
+one convolution after the other: 11.7 and 2.3 GB.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from mindspore import nn, ops
 
 
 def use_low_memory_grad(*nets: nn.Cell) -> None:
-    """Give all convolutions larger than 1x1 the gradients of this module; the forward pass stays as it is."""
+    """Give all convolutions larger than 1x1 the gradients of this module; the forward pass stays."""
     for net in nets:
         for _, cell in list(net.cells_and_names()):
             if isinstance(cell, nn.Conv2d) and max(cell.kernel_size) > 1:
@@ -30,13 +30,13 @@ def use_low_memory_grad(*nets: nn.Cell) -> None:
 
 @cache
 def low_memory_convolution(kernel: int, stride: int, padding: int, dilation: int) -> nn.Cell:
-    """One cell for all convolutions of a kind: MindSpore compiles a cell once for every object."""
+    """Return one shared cell for all convolutions of a kind, as MindSpore compiles every object anew."""
     keeps_size = stride == 1 and 2 * padding == dilation * (kernel - 1)
     return (SameSize if keeps_size else Unfolded)(kernel, stride, padding, dilation)
 
 
 class Convolution(nn.Cell):
-    """x (N, C, H, W), weight (K, C, kernel, kernel) -> (N, K, H', W'), with MindSpore's own gradients."""
+    """Convolve x (N, C, H, W) with weight (K, C, kernel, kernel); MindSpore's own gradients."""
 
     def __init__(self, kernel: int, stride: int, padding: int, dilation: int):
         super().__init__(auto_prefix=False)
@@ -47,7 +47,7 @@ class Convolution(nn.Cell):
 
 
 class Unfolded(Convolution):
-    """The result is weight times x unfolded, (N, C kernel^2, H' W'): its gradients are products too."""
+    """As weight times the unfolded x, (N, C kernel^2, H' W'): the gradients are matrix products."""
 
     def __init__(self, kernel: int, stride: int, padding: int, dilation: int):
         super().__init__(kernel, stride, padding, dilation)
@@ -59,7 +59,7 @@ class Unfolded(Convolution):
 
     def bprop(self, x, weight, out, dout):
         (n, c, h, w), k, size = x.shape, weight.shape[0], self.kernel * self.kernel
-        x = ops.depend(x, dout)  # unfold it now, not in the forward pass: it would stay allocated
+        x = ops.depend(x, dout)  # unfold in the backward pass; from the forward pass it would stay allocated
         dout = self.reshape(dout, (n, k, -1))
         unfolded = self.reshape(self.unfold(x), (n, c * size, -1))
         dw = self.reshape(self.sum(self.product_bt(dout, unfolded), 0), weight.shape)
@@ -69,11 +69,11 @@ class Unfolded(Convolution):
 
 
 class SameSize(Unfolded):
-    """Convolutions that keep the size. Unfolding `dout` alone gives both gradients.
+    """For convolutions that keep the size, where the unfolded `dout` gives both gradients.
 
-    It is much the smaller one where 2048 channels become 38, and nothing is folded. Both need the taps of the
-    kernel in the opposite order and another place: a product with the exchange matrix does both, exactly.
-    ops.Transpose would keep an index of 8 bytes for every weight: 0.9 GB in ResNet-101.
+    dout has 38 channels where x has 2048, so unfolding dout is cheap. Both gradients need the kernel flipped;
+    multiplying by an exchange matrix flips it exactly. ops.Transpose would keep an index of 8 bytes for every
+    weight: 0.9 GB in ResNet-101.
     """
 
     def __init__(self, kernel: int, stride: int, padding: int, dilation: int):
@@ -82,12 +82,12 @@ class SameSize(Unfolded):
 
     def bprop(self, x, weight, out, dout):
         (n, c, h, w), k, size = x.shape, weight.shape[0], self.kernel * self.kernel
-        weight = ops.depend(weight, dout)  # turn it now, not in the forward pass: it would stay allocated
+        weight = ops.depend(weight, dout)  # flip in the backward pass, as above
         exchange = self.tile(self.exchange, (k, 1, 1))
         unfolded = self.reshape(self.unfold(dout), (n, k * size, h * w))
         dw = self.sum(self.product_bt(unfolded, self.reshape(x, (n, c, h * w))), 0)
         dw = self.product_at(self.reshape(dw, (k, size, c)), exchange)
-        turned = self.product_bt(exchange, self.reshape(weight, (k, c, size)))
-        turned = self.tile(self.reshape(turned, (1, k * size, c)), (n, 1, 1))
-        dx = self.product_at(turned, unfolded)
+        flipped = self.product_bt(exchange, self.reshape(weight, (k, c, size)))
+        flipped = self.tile(self.reshape(flipped, (1, k * size, c)), (n, 1, 1))
+        dx = self.product_at(flipped, unfolded)
         return self.reshape(dx, (n, c, h, w)), self.reshape(dw, (k, c, self.kernel, self.kernel))

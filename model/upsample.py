@@ -4,17 +4,17 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-# The operator of ops.interpolate, of which MindSpore would compile all 170 lines into every graph.
+# The operator inside ops.interpolate, all 170 lines of which MindSpore would compile into every graph.
 bilinear = ops.ResizeBilinearV2(align_corners=True)
 
 
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, h, w), float32 or of a network in mixed precision, -> float32 (N, C, H, W) for size (H, W)."""
+    """Upsample (N, C, h, w), float16 or float32, to float32 (N, C, H, W) for size (H, W)."""
     return bilinear(x.astype(mindspore.float32), size)
 
 
 class Up(nn.Cell):
-    """Cell form of `up` for a fixed size."""
+    """`up` as a cell, for a fixed size (H, W)."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
@@ -25,7 +25,7 @@ class Up(nn.Cell):
 
 
 class CPUUpsample(Up):
-    """`Up` with its gradient as two matrix products; MindSpore's own takes 6 times the forward on the CPU."""
+    """`Up` with its gradient as two matrix products; MindSpore's takes 6 times as long on the CPU."""
 
     def bprop(self, x, out, dout):
         (n, c, h, w), (H, W) = x.shape, self.size
@@ -37,6 +37,6 @@ class CPUUpsample(Up):
 
 @ops.constexpr
 def interpolation_matrix(n: int, N: int) -> Tensor:
-    """(N, n) weights of n points in each of N, positions in float32 as in the operator."""
+    """Return the weights (N, n) of n points in each of N points, at float32 positions as in the operator."""
     at = np.arange(N, dtype=np.float32) * np.float32((n - 1) / max(N - 1, 1))
     return Tensor(np.maximum(1 - abs(at[:, None] - np.arange(n, dtype=np.float32)), 0).astype(np.float32))

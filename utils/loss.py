@@ -10,13 +10,13 @@ row_product = ops.MatMul(transpose_b=True)  # (m, k) times (n, k) -> (m, n)
 
 
 def seg_loss(logits: Tensor, labels: Tensor, labelled: Tensor, focal: bool = False) -> Tensor:
-    """Segmentation loss of logits (N, C, H, W) against trainIds (N, H, W); pixels labelled 255 do not count.
+    """Return the segmentation loss of logits (N, C, H, W) against trainIds (N, H, W); label 255 is ignored.
 
     Cross-entropy -log p (the paper), or with `focal` the released code's -(1 - p)^2 log p with p in
     [1e-9, 1 - 1e-9]. labelled: the number of pixels to divide by, a float32 scalar.
     """
     labels = labels.expand_dims(1)
-    log_p = log_softmax_at(logits, labels)  # 0 where there is no label: those pixels add 0 to either loss
+    log_p = log_softmax_at(logits, labels)  # 0 where there is no label, which adds 0 to either loss
     if focal:
         p = ops.clamp(ops.exp(log_p), 1e-9, 1 - 1e-9)
         log_p = (1 - p) * (1 - p) * ops.log(p)
@@ -24,21 +24,21 @@ def seg_loss(logits: Tensor, labels: Tensor, labelled: Tensor, focal: bool = Fal
 
 
 def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
-    """M = 1 - cos(softmax(logits1), softmax(logits2)) over the classes, (N, C, H, W) twice -> (N, 1, H, W).
+    """Return M = 1 - cos(softmax(logits1), softmax(logits2)), (N, 1, H, W), of two (N, C, H, W) (the paper).
 
-    0 where C1 and C2 agree. The cosine does not change when a vector is scaled: softmax need not be
-    normalised.
+    The cosine is over the classes; M is 0 where C1 and C2 agree. It does not depend on the length of a
+    vector, so softmax need not be normalised.
     """
     e1, e2 = unnormalised_softmax(logits1), unnormalised_softmax(logits2)
     dot = class_sum(e1 * e2)
     return 1 - dot * ops.rsqrt(class_sum(e1 * e1) * class_sum(e2 * e2))
 
 
-def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:
-    """mean(weight * BCE(logits, domain)): D's logits (N, 1, H, W), domain 0 = source or 1 = target.
+def adv_loss(logits: Tensor, domain: float, weight: Tensor | float) -> Tensor:
+    """Return mean(weight * BCE(logits, domain)) of D's logits (N, 1, H, W), domain 0 = source, 1 = target.
 
-    `weight` is (N, 1, H, W) or a scalar: 1 for vanilla adversarial training, epsilon + lambda_local * M for
-    CLAN.
+    weight: (N, 1, H, W) or a scalar; 1 for vanilla adversarial training, epsilon + lambda_local * M for CLAN
+    (the paper).
     """
     bce = softplus(-logits if domain else logits)
     return (weight * bce).mean()

@@ -1,4 +1,4 @@
-"""Softmax over the class axis, written out for the CPU: MindSpore's own is slow there over axis 1."""
+"""Softmax over the class axis, written out for the CPU, where MindSpore's own is slow over axis 1."""
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -6,19 +6,19 @@ from mindspore import Tensor, ops
 from utils.system import device
 
 on_npu = ops.constexpr(device.on_npu)  # for graphs: known when they are compiled
-# The operators themselves: of the functions around them, MindSpore compiles all lines into every graph.
+# Operators, as MindSpore would compile all lines of the functions around them into every graph.
 reduce_max = ops.ReduceMax(keep_dims=True)
 conv1x1 = ops.Conv2D(1, 1)
 
 
 def shifted_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(logits - max) of logits (N, C, H, W), and that max over C (N, 1, H, W), without a gradient."""
+    """Return exp(logits - max) of logits (N, C, H, W), and the max over C, (N, 1, H, W), a constant."""
     highest = ops.stop_gradient(reduce_max(logits, 1))
     return ops.exp(logits - highest), highest
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Class probabilities of logits (N, C, H, W), stable for logits of any size."""
+    """Return the class probabilities of logits (N, C, H, W), stable for logits of any size."""
     if on_npu():
         return ops.softmax(logits, 1)
     e, _ = shifted_exp(logits)
@@ -26,13 +26,13 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def unnormalised_softmax(logits: Tensor) -> Tensor:
-    """`softmax` times some number per pixel."""
+    """Return `softmax` times a factor per pixel, for what does not depend on that factor."""
     return softmax(logits) if on_npu() else shifted_exp(logits)[0]
 
 
 def log_softmax_at(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each pixel's label, both (N, 1, H, W); 0 for labels that are no class."""
-    if on_npu():  # a gather's gradient is an AI-CPU kernel on a 910A; on the CPU this form is the slower one
+    """Return the log-probability of each pixel's label, both (N, 1, H, W); 0 for labels that are no class."""
+    if on_npu():  # the gradient of gather_elements is an AI-CPU kernel on a 910A; on the CPU it is faster
         one_hot = (labels == class_axis(logits.shape[1])).astype(logits.dtype)
         return (ops.log_softmax(logits, 1) * one_hot).sum(axis=1, keepdims=True)
     highest_label = logits.shape[1] - 1
@@ -43,18 +43,19 @@ def log_softmax_at(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_sum(x: Tensor) -> Tensor:
-    """Sum over the classes: (N, C, H, W) -> (N, 1, H, W)."""
+    """Sum over the classes: (N, C, H, W) to (N, 1, H, W)."""
     if on_npu():
         return x.sum(axis=1, keepdims=True)
-    return conv1x1(x, ones(x.shape[1]))  # the same in a fifth of the time
+    return conv1x1(x, ones(x.shape[1]))  # the same sum in a fifth of the time
 
 
 @ops.constexpr
 def ones(count: int) -> Tensor:
+    """Return a kernel (1, count, 1, 1) of ones."""
     return Tensor(np.ones((1, count, 1, 1), np.float32))
 
 
 @ops.constexpr
 def class_axis(count: int) -> Tensor:
-    """0 to count - 1 as (1, count, 1, 1), to be compared with labels."""
+    """Return 0 to count - 1 as (1, count, 1, 1), to compare with labels."""
     return Tensor(np.arange(count, dtype=np.int32).reshape(1, count, 1, 1))
