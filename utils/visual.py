@@ -1,4 +1,4 @@
-"""Predictions as images, in the ids and the colours of info.json, which are those of Cityscapes."""
+"""Predictions as images, in the ids and colours of Cityscapes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dataset.classes import CLASS_NAMES, IGNORE_LABEL
 from dataset.transform import PALETTE, TRAIN_TO_LABEL
 from utils.system.files import atomic
 
-COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; ignored pixels (255) are black
+COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is black
 COLOURS[: len(PALETTE)] = PALETTE
 CLASSES = {name: tuple(map(int, colour)) for name, colour in zip(CLASS_NAMES, PALETTE)}
 ERRORS = {"correct": (215, 215, 215), "wrong": (214, 39, 40), "ignored": (0, 0, 0)}
@@ -17,19 +17,19 @@ PANEL_WIDTH = 480  # of each image in a panel
 
 
 def colourise(trainIds: np.ndarray) -> np.ndarray:
-    """Return trainIds (H, W), 255 = ignored, in the colours of their classes, RGB uint8 (H, W, 3)."""
+    """trainIds (H, W), 255 = ignored -> RGB uint8 (H, W, 3)."""
     return COLOURS[trainIds]
 
 
 def overlay(image: np.ndarray, trainIds: np.ndarray) -> np.ndarray:
-    """Return the mean of an image, RGB uint8 (H, W, 3), and the colours of its classes."""
+    """RGB uint8 (H, W, 3), half the image and half the colours of its classes."""
     return ((image.astype(np.uint16) + colourise(trainIds)) // 2).astype(np.uint8)
 
 
 def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.ndarray | None = None) -> None:
-    """Write labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
+    """labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
 
-    With the image, RGB uint8 of the same size, write overlay/<name>_overlay.png, too.
+    With the image, RGB uint8 of the same size, overlay/<name>_overlay.png as well.
     """
     kinds = {"labelIds": TRAIN_TO_LABEL[trainIds], "color": colourise(trainIds)}
     if image is not None:
@@ -40,7 +40,7 @@ def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.nda
 
 
 def heatmap(values: np.ndarray) -> np.ndarray:
-    """Return values (H, W) in [0, 1] as RGB uint8 (H, W, 3): dark blue is 0, light yellow is 1."""
+    """Values (H, W) in [0, 1] -> RGB uint8 (H, W, 3), from dark blue (0) over red to light yellow (1)."""
     stops = np.array([(8, 8, 48), (90, 20, 110), (190, 50, 85), (245, 135, 45), (252, 253, 190)], float)
     x = np.clip(values, 0, 1) * (len(stops) - 1)
     return np.stack([np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)], -1).astype(np.uint8)
@@ -49,10 +49,10 @@ def heatmap(values: np.ndarray) -> np.ndarray:
 def panels(
     rows: list[list[np.ndarray]], captions: list[str], top: float, height: int, entries: dict[str, tuple]
 ) -> Image.Image:
-    """Return a figure of images, RGB uint8 each, with a caption above each column.
+    """Return a figure of images, uint8 RGB each, under one caption per column, above a legend of `entries`.
 
-    Each image is shown `height` pixels high. The last column holds heat maps; the colour bar next to it goes
-    from 0 to `top`. Below the images is a legend of `entries`, {name: colour}.
+    Each image is shown `height` pixels high. The last column is `heatmap` of values from 0 to `top`, as the
+    colour bar next to it says.
     """
     gap, head, bar, columns = 6, 28, 64, 8
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
@@ -77,7 +77,7 @@ def panels(
 
 
 def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
-    """Paste a colour bar of `heatmap` for values from 0 to `top` into a figure, labels included 64 wide."""
+    """The colours of `heatmap`, values from `top` down to 0, three of them written next to it; 64 wide."""
     draw, font, (x, y) = ImageDraw.Draw(figure), ImageFont.load_default(size=16), place
     ramp = heatmap(np.linspace(1, 0, height)[:, None].repeat(14, 1))
     figure.paste(Image.fromarray(ramp), place)
@@ -86,13 +86,13 @@ def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: fl
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the errors of trainIds (H, W), 255 = ignored, in the colours of ERRORS, RGB uint8 (H, W, 3)."""
+    """trainIds (H, W) twice, 255 = ignored -> RGB uint8 (H, W, 3) in the colours of ERRORS."""
     kind = np.where(truth == IGNORE_LABEL, 2, prediction != truth)
     return np.array(list(ERRORS.values()), np.uint8)[kind]
 
 
 def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
-    """Return a figure of one image, its prediction, ground truth, errors and alignment map, with a legend.
+    """Return a figure about one image: itself, prediction, ground truth, errors, alignment map and a legend.
 
     `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w).
     """
