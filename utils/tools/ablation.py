@@ -69,8 +69,10 @@ ROWS = {  # row: its label in the table, its method, further options
     "epsilon_1": ("CLAN, epsilon 1", "clan", "--epsilon", "1"),
     "oracle": ("oracle: the target's labels", "source"),
 }
+STEPS, FOLDER = 500, "./checkpoint/ablation"
+PHOTO_STEPS, PHOTO_FOLDER, PHOTO_DATA = 800, "./checkpoint/camvid-idd", "./data/camvid-idd"
 PHOTO_ROWS = ["source", "control", "tan", "clan", "oracle"]
-PHOTO_DATA, PHOTO_SIZE = "./data/camvid-idd", ["--input-size", "192,136", "--input-size-target", "192,136"]
+PHOTO_SIZE = ["--input-size", "192,136", "--input-size-target", "192,136"]
 TUNED, GRID, TUNING_SEEDS = ("tan", "clan"), ("0.3", "1", "3"), [101, 102]
 BASES = {"source": "source", "control": "control", "tan": "TAN", "clan": "CLAN"}  # to which rows are compared
 STATISTICS = {"re-estimated BN statistics": "mIoU", "running BN statistics": "mIoU_running"}
@@ -105,8 +107,10 @@ def runs_of_seed(args: Namespace, seed: int, rows: dict[str, list[str]]) -> dict
 
 
 def demo_data(seed: int) -> Path:
-    """Return the folder of the demo's images of a seed, with the labelled train images of the target in
-    Oracle/, in GTA5's layout; generate what is missing."""
+    """Return the folder of the demo's images of a seed; generate it if it is missing.
+
+    Oracle/ in it has the labelled train images of the target, in GTA5's layout.
+    """
     data = write_demo_data("./data/demo", seed)
     oracle = data / "Oracle"
     if not oracle.is_dir():
@@ -315,18 +319,18 @@ def get_arguments() -> Namespace:
     tuning_seeds = ", ".join(map(str, TUNING_SEEDS))
     add("--tune", action="store_true", help=f"first choose lambda_adv of TAN and CLAN from {', '.join(GRID)} "
         f"on seeds {tuning_seeds}; otherwise it is 1")  # fmt: skip
-    add("--seeds", type=list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5", metavar="SEEDS",
+    add("--seeds", type=list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",
         help="with commas between them (default: %(default)s)")  # fmt: skip
     add("--camvid", metavar="DIR", help="CamVid in SegNet's version: {train,val,test} and {...}annot")
     add("--idd", metavar="DIR", help="IDD-Lite: leftImg8bit and gtFine; both data sets are converted to "
         f"{PHOTO_DATA}, unless it exists")  # fmt: skip
-    add("--rows", type=list_of(str), metavar="ROWS", help="with commas between them, of "
+    add("--rows", type=list_of(str), help="with commas between them, of "
         f"{', '.join(ROWS)} (default: all; with --camvid {', '.join(PHOTO_ROWS)})")  # fmt: skip
     add("--steps", type=number(int, 1), help="of stage B; stage A takes 2.5 times as many, with --camvid "
-        "3.125 times (default: 500, with --camvid 800)")  # fmt: skip
+        f"3.125 times (default: {STEPS}, with --camvid {PHOTO_STEPS})")  # fmt: skip
     add("--jobs", type=number(int, 1), default=1,
         help="runs at a time; above 1 each has one thread (default: %(default)s)")  # fmt: skip
-    add("--folder", help="of all runs (default: ./checkpoint/ablation; with --camvid camvid-idd there)")
+    add("--folder", help=f"of all runs (default: {FOLDER}, with --camvid {PHOTO_FOLDER})")
     add("--markdown", metavar="FILE", help="also write the table to this file")
     add("--chart", metavar="FILE", help="also write a bar chart to this file, .png")
     args = parser.parse_args()
@@ -336,8 +340,8 @@ def get_arguments() -> Namespace:
         parser.error(f"--seeds: lambda_adv is chosen on {tuning_seeds}; take others")
     if args.chart and Path(args.chart).suffix != ".png":
         parser.error(f"--chart {args.chart}: the name has to end in .png")
-    args.steps = args.steps or (800 if args.camvid else 500)
-    args.folder = args.folder or f"./checkpoint/{'camvid-idd' if args.camvid else 'ablation'}"
+    args.steps = args.steps or (PHOTO_STEPS if args.camvid else STEPS)
+    args.folder = args.folder or (PHOTO_FOLDER if args.camvid else FOLDER)
     args.rows = args.rows or (PHOTO_ROWS if args.camvid else list(ROWS))
     for row in args.rows:
         if row not in ROWS:
