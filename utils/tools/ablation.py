@@ -244,43 +244,34 @@ def tune(args: Namespace) -> tuple[dict[str, str], str]:
                     f"{', '.join(GRID)} on seeds {seeds} (mIoU {'; '.join(texts)}).")  # fmt: skip
 
 
-def summarise(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[str, tuple | None]]:
-    """Return for each row (mean, sd, n) over seeds of each value, in points of mIoU; sd None for one seed.
+def mean_sd(values: list[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation, None for one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
-    Values: mIoU, mIoU_running, and both minus those of each of BASES, paired by seed; None without a pair.
+
+def table(results: dict, rows: list[str], seeds: list[int]) -> str:
+    """Return Markdown, in points of mIoU: a table for each kind of BN statistics.
+
+    Cells are mean (sd) over seeds of mIoU, and of its differences to BASES, paired by seed.
     """
 
-    def mean_sd_n(values: list[float]) -> tuple | None:
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        return (statistics.fmean(values), sd, len(values)) if values else None
+    def cell(values: list[float], sign: str = "") -> str:
+        mean, sd = mean_sd(values)
+        return f"{mean:{sign}.2f}" + ("" if sd is None else f" ({sd:.2f})")
 
-    summary = {row: {} for row in rows}
-    for row, values in summary.items():
-        for name in STATISTICS.values():
-            values[name] = mean_sd_n([results[seed, row][name] for seed in seeds])
-            for base in BASES:
-                paired = [seed for seed in seeds if base != row and (seed, base) in results]
-                differences = [results[seed, row][name] - results[seed, base][name] for seed in paired]
-                values[f"{name} - {base}"] = mean_sd_n(differences)
-    return summary
-
-
-def table(summary: dict, note: str) -> str:
-    """Return Markdown: one table for each kind of BN statistics, then the note."""
     lines = []
     for title, name in STATISTICS.items():
         lines += [f"| {title} | n | mIoU | " + " | ".join(f"− {base}" for base in BASES.values()) + " |",
                   "|---" * (3 + len(BASES)) + "|"]  # fmt: skip
-        for row, values in summary.items():
-            cells = [ROWS[row][0], str(values[name][2])]
-            for column in (name, *(f"{name} - {base}" for base in BASES)):
-                mean, sd, _ = values[column] or (None, None, 0)
-                sign = "+" if "-" in column else ""
-                spread = "" if sd is None else f" ({sd:.2f})"
-                cells.append("–" if mean is None else f"{mean:{sign}.2f}{spread}")
+        values = {row: [results[seed, row][name] for seed in seeds] for row in rows}
+        for row in rows:
+            cells = [ROWS[row][0], str(len(seeds)), cell(values[row])]
+            for base in BASES:
+                known = base in rows and base != row
+                cells.append(cell([a - b for a, b in zip(values[row], values[base])], "+") if known else "–")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join([*lines, note]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main(args: Namespace) -> None:
@@ -289,23 +280,23 @@ def main(args: Namespace) -> None:
     if args.tune:
         lambda_adv, origin = tune(args)
     results = run_all(args, args.seeds, {row: options_of(row, lambda_adv) for row in args.rows})
-    summary = summarise(results, args.rows, args.seeds)
 
     threads = {result["threads"] or "all" for result in results.values()}
     domains = "CamVid to IDD-Lite, " if args.camvid else ""
     note = (f"{domains}{args.steps} steps; mean (standard deviation) over seeds "
             f"{', '.join(map(str, args.seeds))}, points of mIoU on the target's val set; differences are "
             f"paired by seed. {origin} OMP threads of a run: {', '.join(sorted(threads))}.")  # fmt: skip
-    text = table(summary, note)
+    text = f"{table(results, args.rows, args.seeds)}{note}\n"
     print(f"\n{text}")
     if args.markdown:
         with atomic(args.markdown) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if args.chart:
-        values = {label: [summary[row][name][:2] for row in args.rows] for label, name in STATISTICS.items()}
+        series = {label: [mean_sd([results[seed, row][name] for seed in args.seeds]) for row in args.rows]
+                  for label, name in STATISTICS.items()}  # fmt: skip
         title = f"mIoU (%) on the target, mean and sd over n = {len(args.seeds)} seeds"
         with atomic(args.chart) as temporary:
-            bars(title, [ROWS[row][0] for row in args.rows], values).save(temporary)
+            bars(title, [ROWS[row][0] for row in args.rows], series).save(temporary)
 
 
 def list_of(kind: Callable[[str], object]) -> Callable[[str], list]:
