@@ -96,6 +96,8 @@ def check_same(data: cityscapesDataSet | ImageFolder) -> None:
     """UserError if the processes, which share the images, do not see the same ones."""
     if not parallel.all_equal(names_crc32(data)):
         raise UserError("the processes see different images: do all machines have the same data?")
+    for line in data.reports:
+        parallel.print_rank0(line)
 
 
 def labelled_data(args) -> cityscapesDataSet:

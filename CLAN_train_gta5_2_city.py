@@ -39,168 +39,147 @@ from utils.tables import LOSSES
 SOURCE, TARGET = 0.0, 1.0  # domain labels of the discriminator
 
 
-class Graph(nn.Cell):
-    """A method of CLANStep as one compiled graph; mindspore.jit takes twice the time on the CPU."""
+class Pass(nn.Cell):
+    """A forward and backward pass of one network over one domain; in graph mode one compiled graph.
 
-    def __init__(self, method):
-        super().__init__(auto_prefix=False)
-        self.method = method
-
-    def construct(self, *inputs):
-        return self.method(*inputs)
-
-
-class CLANStep(nn.Cell):
-    """One training step of CLAN: its losses, their gradients at the weights before the step, the update.
-
-    `step` runs five compiled graphs one after the other: source and target pass of G and of D, update. With
-    --random-scale every size of an image then compiles passes of its own, not every pair of sizes a step.
+    The method `losses` of a pass returns the loss to take the gradient of, and what the pass returns. The
+    gradient is added to `sums`, like PyTorch's `.grad`: the parameters are updated in place, since graphs
+    would keep copies of inputs and outputs. The passes of source and target are separate graphs:
+    --random-scale compiles 3 + 3 of them, one per size and domain, not 3 x 3.
     """
 
-    def __init__(self, args, net_G, net_D, lr_D: np.ndarray):
+    def __init__(self, weights: ParameterTuple, sums: ParameterTuple, add: bool, scaler, factor: float = 1.0):
+        """add: whether to add to `sums` or to replace them. factor: of this pass in loss scaling."""
         super().__init__(auto_prefix=False)  # the parameters keep their names
-        prepare_networks(args, net_G, net_D)
-        Upsample = CPUUpsample if device.on_cpu() else Up
-        self.net_G, self.net_D = net_G, net_D
-        self.up_source = Upsample(args.input_size[::-1])  # (height, width)
-        self.up_target = Upsample(args.input_size_target[::-1])
-        self.method, self.focal = args.method, args.seg_loss == "focal"
-        self.detach_map = args.detach_weight_map
-        self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
-        self.w5 = ParameterTuple(net_G.layer5.trainable_params())
-        self.w6 = ParameterTuple(net_G.layer6.trainable_params())
-        self.weights_G = ParameterTuple(net_G.trainable_params())
-        self.weights_D = ParameterTuple(net_D.trainable_params())
-        self.source_grad = mindspore.value_and_grad(self.source_loss, None, self.weights_G, has_aux=True)
-        self.target_grad = mindspore.value_and_grad(self.target_loss, None, self.weights_G, has_aux=True)
-        self.D_source_grad = mindspore.value_and_grad(self.D_source_loss, None, self.weights_D, has_aux=True)
-        self.D_target_grad = mindspore.value_and_grad(self.D_target_loss, None, self.weights_D, has_aux=True)
-        # Gradient accumulators, like PyTorch's `.grad`. As inputs and outputs of the graphs, each graph would
-        # keep a copy of its own.
-        self.grads_G = self.weights_G.clone("sum", init="zeros")
-        self.grads_D = self.weights_D.clone("sum", init="zeros")
-        # The first pass of a step of one batch need not add: the sums are never set to zero.
-        self.begin_sum = ops.assign if args.iter_size == 1 else ops.assign_add
+        self.gradient = mindspore.value_and_grad(self.losses, None, weights, has_aux=True)
+        self.sums, self.accumulate = sums, ops.assign_add if add else ops.assign
+        self.scaler, self.factor = scaler, factor
         self.map = ops.HyperMap()
 
-        # Momentum for G, classifiers at a multiple of the backbone's learning rate; Adam for D, which indexes
-        # its learning rates with a step counter that checkpoints hold.
-        repeat_updates = args.repeat_backbone_updates
-        self.updates = tuple(updates_per_step(w.name) if repeat_updates else 1 for w in self.weights_G)
-        mult = args.classifier_lr_mult
-        self.lr_mult = tuple(mult if is_classifier(w.name) else 1.0 for w in self.weights_G)
-        self.momentum, self.weight_decay = Tensor(args.momentum, mindspore.float32), args.weight_decay
-        self.moments = self.weights_G.clone("optimizer_G.moments", init="zeros")
-        self.sgd = ops.SGD(weight_decay=args.weight_decay)
-        # It wants a flag for every value: 1 where the moment is yet to begin. Ours begin at 0.
-        flags = {w.shape: Tensor(np.zeros(w.shape, np.float32)) for w in self.weights_G}
-        self.flags = tuple(flags[w.shape] for w in self.weights_G)
-        if self.method != "source":
-            self.optimizer_D = nn.Adam(self.weights_D, lr_D.tolist(), beta1=0.9, beta2=0.99)
-            for p in self.optimizer_D.get_parameters():
-                if not p.name.startswith("net_"):
-                    p.name = f"optimizer_D.{p.name}"
+    def construct(self, *inputs):
+        (_, *results), grads = self.gradient(*inputs)
+        if self.scaler is not None:
+            grads = self.map(ops.partial(ops.mul, 1 / (self.factor * self.scaler.scale_value)), grads)
+        self.map(self.accumulate, self.sums, grads)
+        return results
 
-        self.set_up_scaling(args)
-        self.graphs = (
-            self.source_pass, self.target_pass, self.D_source_pass, self.D_target_pass, self.update
-        )  # fmt: skip
-        if args.mode == "graph":
-            self.graphs = tuple(map(Graph, self.graphs))
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the loss times the scale of mixed precision: small gradients would underflow in float16."""
+        return loss if self.scaler is None else loss * (self.factor * self.scaler.scale_value)
 
-    # ---------------------------------------------------------------------------------------------- losses
 
-    def source_loss(self, x, y, labelled):
-        """L_seg(C1) + L_seg(C2) of x (N, 3, H, W) float32 and y (N, H, W) int32.
+class SourcePass(Pass):
+    """G on labelled source images: L_seg(C1) + L_seg(C2)."""
 
-        labelled: the number of pixels to divide by. Returns the scaled loss for the gradient, the loss and
-        p1 + p2 (N, 19, h, w). G sees each image once: D's pass reuses these logits, which at G's own size
-        take little memory until then.
+    def __init__(self, args, net_G: nn.Cell, up: nn.Cell, *accumulation):
+        super().__init__(*accumulation)
+        self.net_G, self.up, self.focal = net_G, up, args.seg_loss == "focal"
+
+    def losses(self, x, y, labelled):
+        """x (N, 3, H, W) float32, y (N, H, W) int32, labelled: the number of pixels to divide by.
+
+        Returns the scaled loss, L_seg, and p1 + p2 (N, 19, h, w). G sees each image once: D's pass reuses
+        these logits, which at G's own size take little memory until then.
         """
         p1, p2 = self.net_G(x)
         p = p1 + p2
-        p1, p2 = self.up_source(p1), self.up_source(p2)
+        p1, p2 = self.up(p1), self.up(p2)
         loss = seg_loss(p1, y, labelled, self.focal) + seg_loss(p2, y, labelled, self.focal)
         return self.scaled(loss), loss, p
 
-    def target_loss(self, x, damp, base, local):
-        """damp (lambda_adv L_adv + 2 lambda_weight L_weight) of x (N, 3, H, W).
 
-        A pixel of L_adv has the weight base + local M. t1, t2: logits of C1 and C2; q: probabilities;
-        o: D's logits at image size; M: alignment map. Returns the scaled loss, both terms, t1 + t2
-        (N, 19, h, w) and the pixel weights, (N, 1, H, W) or a scalar.
+class TargetPass(Pass):
+    """G on unlabelled target images: damp (lambda_adv L_adv + 2 lambda_weight L_weight)."""
+
+    def __init__(self, args, net_G: nn.Cell, net_D: nn.Cell, up: nn.Cell, *accumulation):
+        super().__init__(*accumulation)
+        self.net_G, self.net_D, self.up = net_G, net_D, up
+        self.w5 = ParameterTuple(net_G.layer5.trainable_params())
+        self.w6 = ParameterTuple(net_G.layer6.trainable_params())
+        self.is_clan, self.detach_map = args.method == "clan", args.detach_weight_map
+        self.lambda_adv, self.lambda_weight = args.lambda_adv, args.lambda_weight
+
+    def losses(self, x, damp, base, local):
+        """x (N, 3, H, W) float32; a pixel of L_adv has the weight base + local M.
+
+        t1, t2: logits of C1 and C2; q: probabilities; o: D's logits at image size; M: alignment map.
+        Returns the scaled loss, both terms, t1 + t2 (N, 19, h, w) and the pixel weights, (N, 1, H, W) or a
+        scalar.
         """
         t1, t2 = self.net_G(x)
         t = t1 + t2
-        t1, t2 = self.up_target(t1), self.up_target(t2)
+        t1, t2 = self.up(t1), self.up(t2)
         q = softmax(t1 + t2)
         weight, loss_weight = base, damp * 0.0
-        if self.method == "clan":
+        if self.is_clan:
             # Where C1 and C2 disagree, the class is not aligned yet: its adversarial loss is weighted more.
             M = alignment_map(t1, t2)
             weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
         # G is trained so that D labels target predictions as source. D's weights get no gradient here.
-        o = self.up_target(self.net_D(q))
+        o = self.up(self.net_D(q))
         loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)
-        return self.scaled(loss_adv + loss_weight, self.target_scale), loss_adv, loss_weight, t, weight
+        return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, t, weight
 
-    def D_source_loss(self, p):
-        """Binary cross-entropy of D on the source. p = p1 + p2 is an input of the graph: detached from G."""
-        loss = adv_loss(self.up_source(self.net_D(softmax(self.up_source(p)))), SOURCE, Tensor(1.0))
-        return self.scaled(loss), loss
 
-    def D_target_loss(self, t, weight):
-        """As D_source_loss on the target, t = t1 + t2, with the pixel weights of the target pass."""
-        loss = adv_loss(self.up_target(self.net_D(softmax(self.up_target(t)))), TARGET, weight)
-        return self.scaled(loss), loss
+class DiscriminatorPass(Pass):
+    """D on the predictions for one domain: binary cross-entropy with the domain's label."""
 
-    # -------------------------------------------------------------------------------------------- one step
+    def __init__(self, net_D: nn.Cell, up: nn.Cell, domain: float, *accumulation):
+        super().__init__(*accumulation)
+        self.net_D, self.up, self.domain = net_D, up, domain
 
-    def step(self, step_batches, damp: float, base: float, local: float, lr: float) -> np.ndarray:
-        """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
-
-        step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s.
-        damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr: the backbone's.
+    def losses(self, logits, weight=1.0):
+        """logits: p1 + p2 or t1 + t2 (N, 19, h, w), as an input of the graph detached from G; weight: those
+        of the target's pixels. Returns the scaled loss and the loss.
         """
-        source_pass, target_pass, D_source_pass, D_target_pass, update = self.graphs
-        damp, base, local, lr = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr))
-        labelled = self.labelled_per_batch(step_batches)
-        losses = []  # in the order of LOSSES
-        for x_s, y_s, x_t in step_batches:
-            loss_seg, p = source_pass(x_s, y_s, labelled)
-            values = (loss_seg,)
-            if self.method != "source":
-                loss_adv, loss_weight, t, weight = target_pass(x_t, damp, base, local)
-                values = (loss_seg, loss_adv, loss_weight, D_source_pass(p), D_target_pass(t, weight))
-            losses.append(ops.stack(values).asnumpy())
-        update(lr)
-        return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
+        o = self.up(self.net_D(softmax(self.up(logits))))
+        loss = adv_loss(o, self.domain, weight)
+        return self.scaled(loss), loss
 
-    def source_pass(self, x, y, labelled):
-        (_, loss, p), grads = self.source_grad(x, y, labelled)
-        self.map(self.begin_sum, self.grads_G, self.unscaled(grads))
-        return loss, p
 
-    def target_pass(self, x, damp, base, local):
-        (_, loss_adv, loss_weight, t, weight), grads = self.target_grad(x, damp, base, local)
-        self.map(ops.assign_add, self.grads_G, self.unscaled(grads, self.target_scale))
-        return loss_adv, loss_weight, t, weight
+class Update(nn.Cell):
+    """Update G (SGD with momentum) and D (Adam) by the mean of the accumulated gradients."""
 
-    def D_source_pass(self, p):
-        (_, loss), grads = self.D_source_grad(p)
-        self.map(self.begin_sum, self.grads_D, self.unscaled(grads))
-        return loss
+    def __init__(self, args, weights_G, sums_G, weights_D, sums_D, scaler):
+        """weights_D, sums_D: empty with --method source. scaler: of the passes; None without loss scaling."""
+        super().__init__(auto_prefix=False)
+        self.weights_G, self.weights_D = weights_G, weights_D
+        self.sums, self.has_D = ParameterTuple(sums_G + sums_D), len(weights_D) > 0
+        self.map = ops.HyperMap()
+        self.iter_size, self.processes = args.iter_size, parallel.processes()
+        if self.processes > 1:
+            self.mean = nn.DistributedGradReducer(weights_G + weights_D, True, self.processes)
+            self.all_reduce = ops.AllReduce()
+        self.scaler = scaler
+        if scaler is not None:
+            # Registered here so that they are saved in checkpoints.
+            self.scale_value, self.scale_counter = scaler.scale_value, scaler.counter
+            self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
 
-    def D_target_pass(self, t, weight):
-        (_, loss), grads = self.D_target_grad(t, weight)
-        self.map(ops.assign_add, self.grads_D, self.unscaled(grads))
-        return loss
+        # Momentum, with the classifiers at a multiple of the backbone's learning rate.
+        mult, repeat = args.classifier_lr_mult, args.repeat_backbone_updates
+        self.lr_mult = tuple(mult if is_classifier(w.name) else 1.0 for w in weights_G)
+        self.updates = tuple(updates_per_step(w.name) if repeat else 1 for w in weights_G)
+        self.momentum, self.weight_decay = Tensor(args.momentum, mindspore.float32), args.weight_decay
+        self.moments = weights_G.clone("optimizer_G.moments", init="zeros")
+        self.sgd = ops.SGD(weight_decay=args.weight_decay)
+        # ops.SGD takes one flag per element; nonzero would start the buffer from the gradient. Our buffers
+        # start at zero, so all flags are 0.
+        flags = {w.shape: Tensor(np.zeros(w.shape, np.float32)) for w in weights_G}
+        self.flags = tuple(flags[w.shape] for w in weights_G)
 
-    def update(self, lr):
-        """Update G and D by the mean gradient of all batches and processes; zero the sums of several."""
-        sums = self.grads_G + (self.grads_D if self.method != "source" else ())
-        grads = sums
+        self.adam = ops.Adam()
+        if self.has_D:
+            self.moments1 = weights_D.clone("optimizer_D.moment1", init="zeros")
+            self.moments2 = weights_D.clone("optimizer_D.moment2", init="zeros")
+            one = Tensor(1.0, mindspore.float32)
+            self.beta1_power = Parameter(one, name="optimizer_D.beta1_power")
+            self.beta2_power = Parameter(one, name="optimizer_D.beta2_power")
+
+    def construct(self, lr, lr_D):
+        """lr, lr_D: learning rates of G's backbone and of D, float32 scalars."""
+        grads = self.sums
         if self.iter_size > 1:
             grads = self.map(ops.partial(ops.mul, 1 / self.iter_size), grads)
         if self.processes > 1:
@@ -213,21 +192,22 @@ class CLANStep(nn.Cell):
                 finite = self.all_reduce(finite.astype(mindspore.float32)) > self.processes - 0.5
             self.scaler.adjust(finite)
         if finite:
-            if self.method != "source":
-                self.optimizer_D(grads[len(self.weights_G) :])
-            momentum = ops.partial(self.momentum_update, lr)
-            grads_G = grads[: len(self.weights_G)]
-            self.map(momentum, self.weights_G, self.moments, self.flags, grads_G, self.lr_mult, self.updates)
+            count = len(self.weights_G)
+            self.map(ops.partial(self.update_G, lr), self.weights_G, self.moments, self.flags, grads[:count],
+                     self.lr_mult, self.updates)  # fmt: skip
+            if self.has_D:
+                power1, power2 = 0.9 * self.beta1_power, 0.99 * self.beta2_power
+                ops.assign(self.beta1_power, power1)
+                ops.assign(self.beta2_power, power2)
+                update_D = ops.partial(self.update_D, lr_D, power1, power2)
+                self.map(update_D, self.weights_D, self.moments1, self.moments2, grads[count:])
         else:
             ops.assign_add(self.skipped, 1)
-            if self.method != "source":
-                # Skipped steps count too, so that the learning-rate schedule stays aligned.
-                ops.assign_add(self.optimizer_D.global_step, 1)
-        if self.iter_size > 1:
-            self.map(ops.assign, sums, self.map(ops.zeros_like, sums))
+        if self.iter_size > 1:  # the first pass of a step of several batches adds, too
+            self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums))
         return True
 
-    def momentum_update(self, lr, w, v, flags, g, lr_mult, updates):
+    def update_G(self, lr, w, v, flags, g, lr_mult, updates):
         """SGD with momentum of PyTorch 1.0, applied `updates` times.
 
         PyTorch adds the weight decay to the gradient in place, so with several updates it accumulates.
@@ -239,48 +219,89 @@ class CLANStep(nn.Cell):
             g = decayed  # the operator leaves g as it was
         return True
 
-    # ------------------------- mixed precision, several batches and processes: optional on a first reading
+    def update_D(self, lr, power1, power2, w, m, v, g):
+        """Adam of PyTorch 1.0, which adds epsilon before the bias correction; power: beta^updates."""
+        self.adam(w, m, v, power1, power2, lr, 0.9, 0.99, 1e-8, g)
+        return True
 
-    def set_up_scaling(self, args) -> None:
-        """Set up gradient accumulation, data parallel training and loss scaling; see `update`."""
-        self.iter_size, self.processes = args.iter_size, parallel.processes()
-        if self.processes > 1:
-            weights = (*self.weights_G, *(self.weights_D if self.method != "source" else ()))
-            self.mean = nn.DistributedGradReducer(weights, True, self.processes)
-            self.all_reduce = ops.AllReduce()
-        self.scaler, self.target_scale = None, 1.0
-        # At --amp-level O2 and O3, and on a 910A always, which has no float32 convolutions.
-        if "float16" in device.precision(args.amp_level, args.conv_precision).values():
-            # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs
-            # more, as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
-            self.scaler = amp.DynamicLossScaler(2.0**12, 2, 2000)
-            self.target_scale = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
-            # Registered here so that they are saved in checkpoints.
-            self.scale_value, self.scale_counter = self.scaler.scale_value, self.scaler.counter
-            self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
 
-    def clear_overflow(self) -> None:
-        """Forget what overflowed before on a 910A, whose flag tells of all that ran, validation too."""
-        if device.chip() in device.FLOAT16_CHIPS:
-            amp.all_finite((Tensor([0.0]),))  # reads the flag and clears it
+class CLANStep(nn.Cell):
+    """One training step of CLAN: four passes, all at the weights before the step, and the update.
+
+    Holds all that a checkpoint keeps: both networks and the state of their optimisers.
+    """
+
+    def __init__(self, args, net_G, net_D):
+        super().__init__(auto_prefix=False)
+        prepare_networks(args, net_G, net_D)
+        self.net_G, self.net_D = net_G, net_D
+        self.has_target, self.iter_size = args.method != "source", args.iter_size
+        self.weights_G = ParameterTuple(net_G.trainable_params())
+        self.weights_D = ParameterTuple(net_D.trainable_params() if self.has_target else ())
+        self.grads_G = self.weights_G.clone("sum", init="zeros")
+        self.grads_D = self.weights_D.clone("sum", init="zeros")
+        self.scaler, factor = loss_scaling(args)
+
+        Upsample = CPUUpsample if device.on_cpu() else Up
+        up_source, up_target = (Upsample(size[::-1]) for size in (args.input_size, args.input_size_target))
+        G, D = (self.weights_G, self.grads_G), (self.weights_D, self.grads_D)
+        several = args.iter_size > 1  # otherwise the first pass replaces the sums of the step before
+        self.source_pass = SourcePass(args, net_G, up_source, *G, several, self.scaler)
+        if self.has_target:
+            self.target_pass = TargetPass(args, net_G, net_D, up_target, *G, True, self.scaler, factor)
+            self.D_source_pass = DiscriminatorPass(net_D, up_source, SOURCE, *D, several, self.scaler)
+            self.D_target_pass = DiscriminatorPass(net_D, up_target, TARGET, *D, True, self.scaler)
+        self.update = Update(args, *G, *D, self.scaler)
+
+    def step(self, step_batches, damp: float, base: float, local: float, lr: float, lr_D: float):
+        """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
+
+        step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s.
+        damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr, lr_D: learning
+        rates of G's backbone and of D.
+        """
+        damp, base, local, lr, lr_D = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr, lr_D))
+        labelled = self.labelled_per_batch(step_batches)
+        losses = []  # in the order of LOSSES
+        for x_s, y_s, x_t in step_batches:
+            loss_seg, p = self.source_pass(x_s, y_s, labelled)
+            values = [loss_seg]
+            if self.has_target:
+                loss_adv, loss_weight, t, weight = self.target_pass(x_t, damp, base, local)
+                values += [loss_adv, loss_weight, *self.D_source_pass(p), *self.D_target_pass(t, weight)]
+            losses.append(ops.stack(values).asnumpy())
+        self.update(lr, lr_D)
+        return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
 
     def labelled_per_batch(self, step_batches: list) -> Tensor:
-        """The mean number of labelled pixels in a batch of a step, over all its batches and processes.
+        """Return the mean number of labelled pixels in a batch of a step, over its batches and processes.
 
         Divided by it, L_seg is a mean over the pixels of the step, and 0 if none is labelled.
         """
         labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
-        mean = max(parallel.all_reduce_sum(np.array(labels)), 1) / (self.iter_size * self.processes)
-        return Tensor(mean, mindspore.float32)
+        batch_count = self.iter_size * parallel.processes()
+        return Tensor(max(parallel.all_reduce_sum(np.array(labels)), 1) / batch_count, mindspore.float32)
 
-    def scaled(self, loss, factor=1.0):
-        """Loss scaling for mixed precision: small gradients would underflow in float16."""
-        return loss if self.scaler is None else loss * (factor * self.scaler.scale_value)
+    def clear_overflow(self) -> None:
+        """Clear the 910A's overflow flag, which is global to the device.
 
-    def unscaled(self, grads, factor=1.0):
-        if self.scaler is None:
-            return grads
-        return self.map(ops.partial(ops.mul, 1 / (factor * self.scaler.scale_value)), grads)
+        Without this, an overflow during validation would skip the next training step.
+        """
+        if device.chip() in device.FLOAT16_CHIPS:
+            amp.all_finite((Tensor([0.0]),))  # reads the flag and clears it
+
+
+def loss_scaling(args) -> tuple[amp.DynamicLossScaler | None, float]:
+    """Return the scaler of all passes, None if everything is float32, and the target pass's extra factor.
+
+    It is needed at --amp-level O2 and O3, and always on a 910A, which has no float32 convolutions.
+    """
+    if "float16" not in device.precision(args.amp_level, args.conv_precision).values():
+        return None, 1.0
+    # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs more,
+    # as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
+    factor = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
+    return amp.DynamicLossScaler(2.0**12, 2, 2000), factor
 
 
 def prepare_networks(args, net_G, net_D) -> None:
@@ -312,11 +333,11 @@ def is_classifier(name: str) -> bool:
     return name.removeprefix("net_G.").startswith(CLASSIFIERS)
 
 
-def schedule(base_lr: float, args) -> np.ndarray:
-    """Learning rate per step: linear warm-up over preheat_steps, then base_lr (1 - i / num_steps)^power."""
-    i = np.arange(args.num_steps_stop)
-    poly = base_lr * (1 - i / args.num_steps) ** args.power
-    return np.where(i < args.preheat_steps, base_lr * i / max(args.preheat_steps, 1), poly)
+def learning_rate(base_lr: float, i: int, args) -> float:
+    """Return the rate of step i: linear warm-up, then base_lr (1 - i / num_steps)^power."""
+    if i < args.preheat_steps:
+        return base_lr * i / args.preheat_steps
+    return base_lr * (1 - i / args.num_steps) ** args.power
 
 
 def loss_factors(i: int, args) -> tuple[float, float, float]:
@@ -337,7 +358,7 @@ def train(args) -> Path:
 
     # -------------------------------------------------------------------------------------------- data
     source, target, val = datasets(args, run.per_step)
-    run.reports += source.reports
+    run.reports += [line for data in (source, target, val) if data for line in data.reports]
     if val is None and not args.not_val:
         run.reports.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
 
@@ -346,8 +367,7 @@ def train(args) -> Path:
     net_G, net_D = generator(args.model), discriminator(args.model)
     if not run.last:
         run.reports += load_initial_weights(args, net_G, net_D)
-    lr, lr_D = schedule(args.learning_rate, args), schedule(args.learning_rate_D, args)
-    step_cell = CLANStep(args, net_G, net_D, lr_D)
+    step_cell = CLANStep(args, net_G, net_D)
     run.start(step_cell, source, target, val)
 
     # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
@@ -366,8 +386,9 @@ def train(args) -> Path:
         step_batches, error = next_batches(sources, targets, args.iter_size)
         run.end_if_failed(error, first)
         damp, base, local = loss_factors(i, args)
-        losses = step_cell.step(step_batches, damp, base, local, lr[i])
-        run.record(losses, lr[i], lr_D[i], step_batches[-1], samplers)
+        lr, lr_D = (learning_rate(base_lr, i, args) for base_lr in (args.learning_rate, args.learning_rate_D))
+        losses = step_cell.step(step_batches, damp, base, local, lr, lr_D)
+        run.record(losses, lr, lr_D, step_batches[-1], samplers)
         if run.done % args.save_pred_every == 0 or run.done == stop:
             run.save_and_validate()
     run.close()

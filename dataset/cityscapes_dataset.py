@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.file_lists import check_files, png_files, read_list
+from dataset.file_lists import check_files, few, find_images, list_images
 from dataset.transform import open_image, to_input, to_trainIds
 from utils.system.errors import UserError
 
 TREES = ("leftImg8bit", "leftimg8bit", "data/leftImg8bit", "data/leftimg8bit")  # where images may lie
+INFIX, LABEL_END = "_leftImg8bit", "_gtFine_labelIds.png"
 
 
 class cityscapesDataSet:
@@ -16,25 +17,26 @@ class cityscapesDataSet:
     (image, label).
 
     image: float32 (3, H, W), BGR minus mean, at `size`. label, with `labels=True`: uint8 trainIds (H, W) of
-    the label file's own size, 255 = ignored. `names`: "CITY_NNNNNN_NNNNNN_leftImg8bit". UserError if the
-    folders, a file of the list or a label is missing.
+    the label file's own size, 255 = ignored. `names`: "CITY_NNNNNN_NNNNNN_leftImg8bit". Images of one's own
+    may be called NAME.png or NAME.jpg, with NAME_gtFine_labelIds.png. `reports` counts what is skipped.
+    UserError if the folders, a file of the list, a label or the image of a label is missing.
     """
 
     def __init__(self, root: str, set: str = "train", list_path: str | None = None,
                  size: tuple[int, int] = (1024, 512), labels: bool = False):
         self.size = size
         folder, truth = find_tree(Path(root), set)
-        paths = read_list(list_path, png_files(folder, "*/*.png"), folder)
-        self.images = [folder / path for path in paths]
+        names, self.reports = list_images(folder, list_path, INFIX, complete=labels)
+        self.images = check_files([folder / name for name in names], "Cityscapes image")
         self.names = [path.stem for path in self.images]
-        check_files(self.images, "Cityscapes image")
         self.labels = None
         if labels:
-            self.labels = [
-                truth / path.parent.name / f"{path.stem[: -len('_leftImg8bit')]}_gtFine_labelIds.png"
-                for path in self.images
-            ]
-            check_files(self.labels, "Cityscapes label")
+            # Images of Foggy Cityscapes, NAME_leftImg8bit_foggy_beta_0.02.png, share the label of NAME.
+            stems = [Path(name).with_suffix("") for name in names]
+            wanted = [truth / stem.parent / (stem.name.partition(INFIX)[0] + LABEL_END) for stem in stems]
+            self.labels = check_files(wanted, "Cityscapes label")
+            if not list_path:
+                check_images_of_labels(truth, self.labels)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,7 +45,7 @@ class cityscapesDataSet:
         return self.read(i)
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, ...]:
-        """Item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
+        """Return item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
         image = to_input(open_image(self.images[i]), self.size, scale, mirror)
         if self.labels is None:
             return (image,)
@@ -52,7 +54,7 @@ class cityscapesDataSet:
 
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:
-    """The image and the label folder of one set, in the official tree or the one with data/leftimg8bit."""
+    """Return the image and the label folder of one set, in any of TREES; UserError if it has none."""
     places = [root / name for name in TREES]
     for place in places:
         if (place / set).is_dir():
@@ -67,3 +69,11 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
         "download: https://www.cityscapes-dataset.com/ — or try CLAN_train_gta5_2_city.py --demo, "
         "which needs no data"
     )
+
+
+def check_images_of_labels(truth: Path, labels: list[Path]) -> None:
+    """Raise a UserError if there are more labels in a set than its images have."""
+    found = [truth / name for name in find_images(truth)[0] if name.lower().endswith(LABEL_END.lower())]
+    if extra := sorted({*map(str, found)} - {*map(str, labels)}):
+        raise UserError(f"{len(extra)} of {len(found)} labels have no image: {few(extra)}; get the images, "
+                        "or move these labels away")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.file_lists import check_files, few, missing_files, png_files, read_list
+from dataset.file_lists import check_files, few, find_files, list_images
 from dataset.transform import open_image, to_input, to_trainIds
 from utils.system.errors import UserError
 
@@ -31,13 +31,11 @@ class GTA5DataSet:
         if not images.is_dir() or not labels.is_dir():
             raise UserError(f"GTA5 not found: no folders {images} and {labels} (--data-dir); "
                             f"download: {HOME} — or try --demo, which needs no data")
-        found = png_files(images)
+        names, self.reports = list_images(images, list_path)
         if split:
-            found = read_split(split, subset, found, images)
-        names = read_list(list_path, found, images)
-        absent = absent_pairs(names, images, labels)
-        if absent:
-            self.reports = (
+            names = read_split(split, subset, names, images)
+        if (split or list_path) and (absent := absent_pairs(names, images, labels)):
+            self.reports += (
                 f"{split or list_path}: {len(absent)} of {len(names)} images skipped: GTA5 here has neither "
                 f"image nor label of {few(absent, 25)}",
             )
@@ -46,12 +44,10 @@ class GTA5DataSet:
         self._warned = False
 
     def _set_files(self, what: str, images: Path, labels: Path, names: list[str]):
-        """Each name is that of an image and of a label, which have to be there."""
+        """Set names, images and labels; UserError if an image or label is missing."""
         self.names = names
-        self.images = [images / name for name in self.names]
-        self.labels = [labels / name for name in self.names]
-        check_files(self.images, f"{what} image")
-        check_files(self.labels, f"{what} label")
+        self.images = check_files([images / name for name in names], f"{what} image")
+        self.labels = check_files(label_paths(labels, names), f"{what} label")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,9 +80,15 @@ def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
 
     GTA5 as it is downloaded lacks 25 numbers that its own split.mat and the authors' lists name.
     """
-    no_image, no_label = (set(missing_files([f / name for name in names])) for f in (images, labels))
-    absent = [name for name in names if images / name in no_image and labels / name in no_label]
+    there = find_files([images / name for name in names]), find_files(label_paths(labels, names))
+    pairs = zip(names, label_paths(labels, names))
+    absent = [name for name, label in pairs if images / name not in there[0] and label not in there[1]]
     return absent if len(absent) <= MAX_ABSENT * len(names) else []
+
+
+def label_paths(labels: Path, names: list[str]) -> list[Path]:
+    """Return the labels of some images, which may be JPEG: PNG files of the same stems."""
+    return [labels / Path(name).with_suffix(".png") for name in names]
 
 
 def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:
@@ -114,9 +116,10 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
     numbers = len(values) and values.dtype.kind in "uif" and ((values >= 1) & (values < 2**31)).all()
     if not numbers or (values % 1 != 0).any():
         raise UserError(f"{path}: {key} are not the numbers of images, counted from 1")
-    names = [f"{number:05d}.png" for number in np.unique(values).astype(np.int64)]
-    there = set(found)
-    missing = [name for name in names if name not in there]
+    there = {Path(name).stem: name for name in found}
+    numbers = [f"{number:05d}" for number in np.unique(values).astype(np.int64)]
+    names = [there.get(number, f"{number}.png") for number in numbers]
+    missing = [f"{number}.png" for number in numbers if number not in there]
     if len(missing) > MAX_ABSENT * len(names):
         count = f"{len(missing)} of {len(names)}"
         raise UserError(f"{path}: {count} {key} have no image in {where}: {few(missing)}")

@@ -1,46 +1,45 @@
-"""Images without labels, of any size: one file, or what lies below a folder."""
+"""Images without labels, of any size: one file, or all below a folder."""
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from dataset.cityscapes_dataset import TREES
+from dataset.cityscapes_dataset import INFIX, TREES
+from dataset.file_lists import SUFFIXES, check_no_labels, find_images, unread
 from dataset.transform import open_image, to_input
 from utils.system.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-
 
 class ImageFolder:
-    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are (input,), `image(i)` is the image.
+    """`path`, or all PNG and JPEG files below it, sorted; items are (input,), `image(i)` is the image.
 
     input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
     is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
-    `names`: paths below `path` without suffix, or all of them with it if two would be alike. What is hidden
-    and earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image,
-    or labels are among them.
+    `names`: paths below `path` without suffix, or all of them with it if two would be alike. Earlier results
+    of --predict are skipped; `reports` counts the images of formats that are not read. UserError if there is
+    no image, if labels or several sets of Cityscapes are among them, or links lead nowhere.
     """
 
     def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
-        root, self.size = Path(path), size
+        root, self.size, self.reports = Path(path), size, ()
         if not root.exists():
             raise UserError(f"{option} {path}: no such file or folder")
-        self.images = [root]
+        place, files = root.parent, [root.name]
         if root.is_dir():
-            self.images = sorted(p for p in files_below(root) if p.suffix.lower() in SUFFIXES
-                                 and p.is_file() and not is_result(p.relative_to(root)))  # fmt: skip
-        if not self.images:
-            raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it")
-        place = root if root.is_dir() else root.parent
-        files, labels = [p.relative_to(place) for p in self.images], {"gtFine", "gtCoarse", "labels"}
-        if inside := [file for file in files if labels & set(file.parent.parts)]:
-            raise UserError(f"{option} {path}: {place / inside[0]} is in it, a label that would be taken for "
-                            "an image; name the folder of the images")
-        names = [str(file.with_suffix("")) for file in files]
-        self.names = names if len(set(names)) == len(names) else [str(file) for file in files]
+            found, others = find_images(root)
+            place, files = root, [file for file in found if not is_result(file)]
+            self.reports = (unread(root, others, files),) if others else ()
+        if not files:
+            lines = "".join(f"; {line}" for line in self.reports)
+            raise UserError(f"{option} {path}: no image ({', '.join(SUFFIXES)}) in it{lines}")
+        if option != "--predict":
+            check_one_set(root, files, option)
+        check_no_labels(place, files, f"{option} {path}")
+        self.images = [place / file for file in files]
+        names = [os.path.splitext(file)[0] for file in files]
+        self.names = names if len(set(names)) == len(names) else files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,15 +48,16 @@ class ImageFolder:
         return self.read(i)
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray]:
-        """Item i, resized by `scale` and mirrored as those of the other data sets."""
+        """Return item i, resized by `scale` and mirrored as those of the other data sets."""
         return (to_input(open_image(self.images[i], upright=True), self.size, scale, mirror),)
 
     def image(self, i: int) -> np.ndarray:
+        """Return image i, uint8 RGB (h, w, 3)."""
         return np.asarray(open_image(self.images[i], upright=True).convert("RGB"))
 
 
 def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder | None:
-    """The images below `path`; None if it is a tree of Cityscapes, or nothing is there."""
+    """Return the images below `path`; None if it is a tree of Cityscapes, or nothing is there."""
     return ImageFolder(path, size, option) if Path(path).exists() and not is_cityscapes(path) else None
 
 
@@ -66,25 +66,22 @@ def is_cityscapes(path: str) -> bool:
     return any((Path(path) / tree).is_dir() for tree in TREES)
 
 
-def files_below(root: Path) -> Iterator[Path]:
-    """Files that are not hidden, also in linked folders; each folder once: links may lead in circles."""
-
-    def unreadable(error: OSError) -> None:
-        if not isinstance(error, PermissionError) or Path(error.filename).name != "lost+found":
-            raise error
-
-    seen, tops = set(), [root]
-    for top in tops:  # the linked ones last: what is below `root` itself has its own name
-        for folder, folders, files in os.walk(top, onerror=unreadable):
-            real = os.path.realpath(folder)
-            folders[:] = sorted(name for name in folders if name[0] != ".") if real not in seen else ()
-            paths = [Path(folder, name) for name in folders]
-            tops += [path for path in paths if path.is_symlink()]
-            yield from (Path(folder, name) for name in files if name[0] != "." and real not in seen)
-            seen.add(real)
+def check_one_set(root: Path, files: list[str], option: str) -> None:
+    """Raise a UserError if several sets of Cityscapes are below `root`, which is not their tree."""
+    sets = {}
+    for file in files:
+        match = re.match(r"(?:(.*?)/)?(train|val|test)/", Path(file).as_posix())
+        if match and INFIX in Path(file).stem:
+            sets[match[2]] = Path(os.path.abspath(root / (match[1] or "")))
+    if len(sets) > 1:
+        place, names = sets[min(sets)], " and ".join(sorted(sets))
+        known = place.name in {Path(tree).name for tree in TREES}
+        rename = "" if known else f"rename {place} to {TREES[0]} and "
+        raise UserError(f"{option} {root}: {names} of Cityscapes are in it, which would all be one set; "
+                        f"{rename}give {option} {place.parent}, with gtFine in it")
 
 
-def is_result(path: Path) -> bool:
+def is_result(file: str) -> bool:
     """Return whether a file was written by --predict (utils/visual.py), which no one wants to adapt to."""
     pattern = r"(.*/)?predict(_\d+)?/(labelIds|color|overlay)/.*_\3\.png"
-    return re.fullmatch(pattern, path.as_posix()) is not None
+    return re.fullmatch(pattern, Path(file).as_posix()) is not None

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH
-from dataset.file_lists import png_files, read_list
+from dataset.file_lists import list_images
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.transform import open_image
 from utils.system.errors import UserError
@@ -34,7 +34,7 @@ class SYNTHIADataSet(GTA5DataSet):
             )
         if not INFO.get("synthia2train"):
             raise UserError(f'{INFO_PATH}: --source synthia needs "synthia2train", pairs [id, trainId]')
-        names = read_list(list_path, png_files(images), images)
+        names, self.reports = list_images(images, list_path)
         self._set_files("SYNTHIA", images, labels, names)
         png_reader()
 

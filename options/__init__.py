@@ -1,14 +1,15 @@
-"""Command-line options of the two scripts, and their shared parsing code."""
+"""Parsing of command-line options, shared by the scripts and the tools, and the options of the machine."""
 
 import argparse
 import difflib
 import re
 import sys
 from collections.abc import Callable
+from os.path import expanduser
 
 
 def size(text: str) -> tuple[int, int]:
-    """ "1280,720" -> (1280, 720): width and height in pixels."""
+    """Return width and height in pixels: (1280, 720) for "1280,720" or "1280x720"."""
     match = re.fullmatch(r"(\d+)[,x](\d+)", text)
     if not match or min(map(int, match.groups())) < 32:
         raise argparse.ArgumentTypeError(f"'{text}' is not WIDTH,HEIGHT, both at least 32, such as 1280,720")
@@ -16,7 +17,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
-    """An argparse type: a finite int or float in [low, high], or in (low, high] with `open_low`."""
+    """Return an argparse type: a finite int or float in [low, high], or in (low, high] with `open_low`."""
 
     def parse(text: str):
         try:
@@ -35,7 +36,10 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
 
 
 class Parser(argparse.ArgumentParser):
-    """One line and exit code 2 for a mistake; --underscore_spelling is read as --underscore-spelling."""
+    """A parser that reports a mistake in one line with exit code 2, and reads --input_size as --input-size.
+
+    --help shows the defaults: "(default: ...)" is added to each help text that does not have one.
+    """
 
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False, formatter_class=lambda prog:
@@ -43,12 +47,21 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> dict[str, argparse.Action]:
-        """Return the options by name, without --help; of two for one name the first."""
-        return {option.dest: option for option in reversed(self._actions) if option.dest != "help"}
+        """Return the options by the names of their values, without --help; the first of two for one value."""
+        found = {}
+        for option in self._actions:
+            if option.dest != "help":
+                found.setdefault(option.dest, option)
+        return found
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), a) for a in args]
+        if any(arg.endswith("\r") for arg in args):  # after a backslash it has cut off the following lines
+            self.error("an argument ends with a carriage return: the script or file that it comes from has "
+                       "Windows line ends; convert it: sed -i 's/\\r$//' FILE")  # fmt: skip
+        args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), arg) for arg in args]
+        # Shells do not expand the ~ of --option=~/path.
+        args = [re.sub(r"^(--[\w-]+=)?(~.*)", lambda m: (m[1] or "") + expanduser(m[2]), arg) for arg in args]
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args=None, namespace=None):
@@ -66,14 +79,23 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
+    def format_help(self) -> str:
+        for option in self._actions:
+            value = option.default
+            if value is None or isinstance(value, bool) or option.dest == "help" or "(default" in option.help:
+                continue
+            value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            option.help += f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
+        return super().format_help()
+
 
 def group_adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., None]:
-    """Return `add_argument` of a group of `parser`, which also takes the rules of an option:
+    """Return the `add_argument` of a new group of `parser`, which also takes the rules of an option:
 
-    resume: "fixed" (--continue-train restores it, another value is an error), "mutable" (restored, may
-    change), "list" (a file that may move, but whose content has to stay) or "new" (not restored).
-    path: it names a file or folder. demo: --demo takes it. no_effect_with: those values of --method; its
-    default has to be None or its own, not one that is derived later.
+    resume: "fixed" (--resume restores it and refuses another value), "mutable" (restored, but may be
+    changed), "list" (a file that may move if its content stays the same) or "new" (not restored).
+    path: whether it is a file or folder. demo: whether --demo accepts it. no_effect_with: the values of
+    --method with which it is refused; such an option has its default here, or None.
     """
     add_argument = parser.add_argument_group(group).add_argument
 
@@ -88,18 +110,17 @@ def group_adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., No
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Options of all scripts; --device-id, --jit-level and the others do not change the method."""
+    """Add the options of the machine, which do not change the method."""
     add = group_adder(parser, "machine")
     add("--device", choices=("auto", "ascend", "gpu", "cpu"), default="auto", resume="new", demo=True,
-        help="auto: Ascend if there is one, else CPU; gpu: untested; CUDA 11, x86 (default: auto)")
-    add("--device-id", type=number(int, 0), default=0, resume="new", demo=True,
-        help="number of the NPU (default: 0)")
+        help="auto: Ascend if there is one, else CPU; gpu: untested; CUDA 11, x86")
+    add("--device-id", type=number(int, 0), default=0, resume="new", demo=True, help="number of the NPU")
     add("--mode", choices=("graph", "pynative"), default="graph", resume="mutable", demo=True,
-        help="MindSpore's execution mode (default: graph)")
+        help="MindSpore's execution mode")
     add("--jit-level", choices=("O0", "O1"), resume="mutable", demo=True,
         help="optimisation level of MindSpore's compiler (default: O0)")
     add("--conv-precision", choices=("default", "float32"), default="default", resume="mutable", demo=True,
         help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has only float16 "
         "(default: default, the device's own)")
     add("--num-workers", type=number(int, 1), default=4, resume="mutable", demo=True,
-        help="threads that read images (default: 4)")
+        help="threads that read images")

@@ -25,95 +25,89 @@ NO_MAP = {"no_effect_with": ("source", "tan")}
 
 def add_data_options(parser: Parser) -> None:
     add = group_adder(parser, "data")
-    add("--source", choices=tuple(SOURCES), default="gta5", help="labelled images; sets --data-dir, "
-        "--input-size and --lambda-local (default: gta5)")
+    add("--source", choices=tuple(SOURCES), default="gta5",
+        help="labelled images; sets --data-dir, --input-size and --lambda-local")
     add("--data-dir", metavar="DIR", resume="mutable", path=True,
         help="GTA5: images/ and labels/ (default: ./data/GTA5); "
         "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (default: ./data/SYNTHIA)")
     add("--data-dir-target", default="./data/Cityscapes", metavar="DIR", resume="mutable", path=True,
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or any folder of images, searched "
-        "recursively; without labels there is no validation (default: ./data/Cityscapes)")
+        "recursively; without labels there is no validation")
     add("--data-list", metavar="FILE", resume="list", path=True,
         help="one image per line, relative to images/ or RGB/ (default: all images found, sorted)")
     add("--data-list-target", metavar="FILE", resume="list", path=True, **NO_D,
         help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--gta5-split", metavar="FILE", resume="list", path=True, help="GTA5's split.mat, for --gta5-subset")
     add("--gta5-subset", choices=("train", "val", "all"), default="all",
-        help="part of GTA5 to train on; all needs no --gta5-split (default: all)")
-    add("--set", default="train", metavar="NAME", help="split of Cityscapes to adapt to (default: train)")
+        help="part of GTA5 to train on; all needs no --gta5-split")
+    add("--set", default="train", metavar="NAME", help="split of Cityscapes to adapt to")
     add("--input-size", type=size, metavar="W,H", help="source images, pixels (default: 1280,720; "
         "of SYNTHIA 1280,760)")
     add("--input-size-target", type=size, metavar="W,H", help="target images, pixels (default: 1024,512)")
-    add("--random-mirror", action=BooleanOptionalAction, help="mirror half of the images "
-        "(default: by recipe)")
+    add("--random-mirror", action=BooleanOptionalAction,
+        help="mirror half of the images (default: by recipe)")
     add("--random-scale", action=BooleanOptionalAction,
-        help="image, not label, at 1.1x or 0.8x, probability 0.3 each (default: by recipe)")
+        help="scale images, not labels, by 1.1 or 0.8, probability 0.3 each (default: by recipe)")
 
 
 def add_method_options(parser: Parser) -> None:
     add = group_adder(parser, "method")
     add("--method", choices=("clan", "tan", "source"), default="clan",
-        help="clan; tan: vanilla adversarial training; source: no adaptation (default: clan)")
+        help="clan; tan: vanilla adversarial training; source: no adaptation")
     add("--recipe", choices=tuple(RECIPES), default="default",
-        help="default: the paper; released: focal loss, repeated backbone updates, augmentation "
-        "(default: default)")
+        help="default: the paper; released: focal loss, repeated backbone updates, augmentation")
     add("--seg-loss", choices=("ce", "focal"), help="cross-entropy or focal loss (default: by recipe)")
     add("--repeat-backbone-updates", action=BooleanOptionalAction,
-        help="momentum update 3 times in bottlenecks, 4 on downsample (default: by recipe)")
+        help="repeat the momentum update 3 times in bottlenecks, 4 on downsample (default: by recipe)")
     add("--lambda-weight", type=NOT_NEGATIVE, default=0.01, **NO_MAP,
-        help="weight of the weight discrepancy loss (default: 0.01)")
-    add("--lambda-adv", type=NOT_NEGATIVE, default=0.001, **NO_D,
-        help="weight of the adversarial loss (default: 0.001)")
+        help="weight of the weight discrepancy loss")
+    add("--lambda-adv", type=NOT_NEGATIVE, default=0.001, **NO_D, help="weight of the adversarial loss")
     add("--lambda-local", type=NOT_NEGATIVE, **NO_MAP,
         help="factor of the alignment map (default: 40; from SYNTHIA 10)")
     add("--epsilon", type=NOT_NEGATIVE, default=0.4, **NO_MAP,
-        help="adversarial weight of an aligned pixel, M = 0 (default: 0.4)")
+        help="adversarial weight of an aligned pixel, M = 0")
     add("--preheat-steps", type=number(int, 0),
-        help="steps of learning-rate warm-up and of unweighted adversarial loss (default: "
-        "num-steps-stop / 20)")
+        help="steps of learning-rate warm-up and of unweighted adversarial loss "
+        "(default: num-steps-stop / 20)")
     add("--detach-weight-map", action=BooleanOptionalAction, default=False, **NO_MAP,
         help="no gradient through the alignment map (default: off)")
 
 
 def add_optimisation_options(parser: Parser) -> None:
     add = group_adder(parser, "optimisation")
-    add("--learning-rate", type=POSITIVE, default=2.5e-4,
-        help="learning rate of G's backbone (default: 2.5e-4)")
+    add("--learning-rate", type=POSITIVE, default=2.5e-4, help="learning rate of G's backbone")
     add("--classifier-lr-mult", type=POSITIVE, default=10.0,
-        help="ratio of the classifiers' learning rate to the backbone's (default: 10)")
-    add("--learning-rate-D", type=POSITIVE, default=1e-4, **NO_D, help="learning rate of D (default: 1e-4)")
-    add("--momentum", type=number(float, 0, 1), default=0.9, help="momentum of G's optimiser (default: 0.9)")
-    add("--weight-decay", type=NOT_NEGATIVE, default=5e-4, help="weight decay of G (default: 5e-4)")
-    add("--power", type=NOT_NEGATIVE, default=0.9,
-        help="exponent of the decay of both learning rates (default: 0.9)")
+        help="ratio of the classifiers' learning rate to the backbone's")
+    add("--learning-rate-D", type=POSITIVE, default=1e-4, **NO_D, help="learning rate of D")
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="momentum of G's optimiser")
+    add("--weight-decay", type=NOT_NEGATIVE, default=5e-4, help="weight decay of G")
+    add("--power", type=NOT_NEGATIVE, default=0.9, help="exponent of the decay of both learning rates")
     add("--batch-size", type=number(int, 1), default=1, resume="mutable",
-        help="images of each domain in a batch; if memory is short, 1 and a larger --iter-size (default: 1)")
+        help="images of each domain in a batch; if memory is short, 1 and a larger --iter-size")
     add("--iter-size", type=number(int, 1), default=1, resume="mutable",
-        help="gradient accumulation: batches per step and process (default: 1)")
+        help="gradient accumulation: batches per step and process")
     add("--num-steps", type=number(int, 1), demo=True,
         help="steps of the schedule (default: 100000; with --demo 500)")
     add("--num-steps-stop", type=number(int, 1), resume="mutable",
         help="stop after this step (default: num-steps)")
     add("--random-seed", type=number(int, 0, 2**31 - 1), default=1234, demo=True,
-        help="seed of initial weights, order and augmentation (default: 1234)")
+        help="seed of initial weights, order and augmentation")
 
 
 def add_checkpoint_options(parser: Parser) -> None:
     add = group_adder(parser, "network and checkpoints")
     add("--model", choices=("resnet101", "small"), default="resnet101",
-        help="resnet101: the paper's; small: 0.9 M parameters (default: resnet101)")
+        help="resnet101: the paper's; small: 0.9 M parameters")
     add("--train-bn-affine", action=BooleanOptionalAction, default=False,
         help="train batch norm's scale and offset (default: off, frozen)")
-    add("--restore-from", metavar="FILE", path=True,
-        help="initial weights of G, .ckpt or .pth, or 'none' (default: "
-        "./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
+    add("--restore-from", metavar="FILE", path=True, help="initial weights of G, .ckpt or .pth, or 'none' "
+        "(default: ./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
     add("--continue-train", "--resume", metavar="CKPT", resume="new", path=True,
         help="resume from this checkpoint, or from the newest in this folder; options that are not given "
         "keep the run's values, except --device and --device-id")
-    add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True,
-        help="files of the run (default: ./checkpoint; with --demo "
-        "./checkpoint/demo; with --continue-train that run's)")
+    add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True, help="files of the run "
+        "(default: ./checkpoint; with --demo ./checkpoint/demo; with --resume that run's)")
     add("--save-pred-every", type=number(int, 1), resume="mutable",
         help="steps between checkpoints (default: 2000)")
     add("--keep-checkpoints", type=number(int, 1), metavar="K", resume="mutable",
@@ -126,10 +120,9 @@ def add_checkpoint_options(parser: Parser) -> None:
 def add_memory_options(parser: Parser) -> None:
     add = group_adder(parser, "precision and memory")
     add("--amp-level", choices=("O0", "O2", "O3"), default="O0",
-        help="mixed precision. O2: G in float16, O3: G and D, apart from batch norm and losses (default: O0)")
-    add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable",
-        help="less memory, more time: compute activations again for their gradients; in graph mode "
-        "(default: off)")
+        help="mixed precision. O2: G in float16, O3: G and D, except batch norm and losses")
+    add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable", help="less memory, "
+        "more time: compute activations again for their gradients; in graph mode (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
         help="memory-efficient gradients of convolutions (default: for resnet101 on the CPU)")
 
@@ -155,16 +148,16 @@ def build_parser() -> Parser:
 
 
 def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; defaults that follow from source, recipe and schedule are filled in."""
+    """Return the options of the command line, all defaults filled in; exit with one line for a mistake."""
     parser = build_parser()
     try:
         return complete(parser, parser.parse_args(argv), argv)
-    except (UserError, OSError) as error:  # a folder to resume from that may not be read, …
+    except (UserError, OSError) as error:  # for example a folder to resume from that may not be read
         parser.error(str(error))
 
 
 def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
-    """Return the options with what they imply filled in; exit with one line if they contradict each other."""
+    """Return the options with all defaults filled in; exit with one line if they contradict each other."""
     if args.continue_train:
         args = merge_resume_options(parser, args, argv)
     for name, option in parser.options.items():
@@ -186,8 +179,8 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
             parser.error(f"{option} {getattr(args, name)} is more than --num-steps {args.num_steps}")
     if args.amp_level != "O0" and args.save_memory:
         parser.error("--save-memory is for float32: leave it out, or --amp-level")
-    if args.recompute and args.mode == "pynative":  # there batch norm, too, would be computed twice
-        parser.error("--recompute is for --mode graph: in PyNative mode BN statistics would move twice; "
+    if args.recompute and args.mode == "pynative":
+        parser.error("--recompute is for --mode graph: PyNative mode would update BN statistics twice; "
                      "add --no-recompute")  # fmt: skip
     for name, option in parser.options.items():
         if args.method in option.no_effect_with and getattr(args, name) != fill.get(name, option.default):
@@ -211,13 +204,16 @@ def check_split(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
-    """Return the options that name files, for options.json: a run may be resumed from another folder."""
+    """Return the absolute paths of the options that are files or folders, for options.json.
+
+    With these a run can be resumed from any working directory.
+    """
     given = {name: getattr(args, name) for name, option in build_parser().options.items() if option.path}
     return {name: os.path.abspath(path) for name, path in given.items() if path not in (None, "none")}
 
 
 def shared_options(args: argparse.Namespace) -> dict[str, object]:
-    """Return the options that all processes of a run must have in common."""
+    """Return the options that have to be the same in all processes of a run."""
     own = {"device_id", "num_workers"}
     names = [name for name, option in build_parser().options.items() if not option.path and name not in own]
     return {name: getattr(args, name) for name in names}

@@ -1,4 +1,4 @@
-"""Small images for the tests that run the scripts, and one run on them that they share."""
+"""Fixtures: small images for the tests that run the scripts, and a run on them that they share."""
 
 import fcntl
 import gc
@@ -12,12 +12,12 @@ from tests.scripts import RUN, STEPS, TRAIN, run, train_words
 
 
 def pytest_configure(config):
-    """Files in our order: pytest-xdist would begin with those of many tests, which are short."""
+    """Keep the order of the files: pytest-xdist would start with those of most tests, which are short."""
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
-    """The long files first: one at the end would be left to one worker while others idle."""
+    """Sort the long files to the front: a long one at the end would keep one worker busy, others idle."""
     long = ["parity", "survival", "parallel", "precision", "memory"]
     first = {f"test_{name}.py": place for place, name in enumerate(long)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
@@ -25,14 +25,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def default_signals():
-    """What a nohup, or a script's "&", around the tests ignores would be inherited by the programs here."""
+    """Restore signals that a nohup or a shell's "&" has ignored: the scripts would inherit that."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Four GTA5 images; three of Cityscapes to train on and three to validate."""
+    """A folder with four GTA5 images, and three of Cityscapes to train on and three for validation."""
     folder = tmp_path_factory.mktemp("data")
     write_gta5(folder / "GTA5", {f"{i:05d}": i for i in range(1, 5)}, (191, 105))
     for k, name in enumerate(("train", "val")):
@@ -42,9 +42,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference(data, tmp_path_factory, worker_id):
-    """A run that nothing happened to, with a checkpoint and a validation after every step. To be copied.
+    """The folder of an uninterrupted run, with a checkpoint and a validation after every step. To be copied.
 
-    The first worker of pytest-xdist that needs it trains; the others wait.
+    The first worker of pytest-xdist that needs it trains, the others wait.
     """
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "reference"
@@ -58,10 +58,10 @@ def reference(data, tmp_path_factory, worker_id):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The cells that MindSpore compiles during a test, one after the other.
+    """The list of cells that MindSpore compiles during a test, in order.
 
-    Cells of earlier tests go first: MindSpore deletes those that nobody holds while it compiles, and then
-    compiles the same once more.
+    Cells of earlier tests are collected first: when MindSpore deletes them while it compiles, it compiles the
+    same cell again.
     """
     gc.collect()
     cells, compile_graph = [], _CellGraphExecutor.compile

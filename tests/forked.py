@@ -1,7 +1,7 @@
-"""Run scripts in forks of one process that has imported MindSpore, which takes seconds; see tests/scripts.py.
+"""Run scripts in forks of one process that has imported MindSpore, as an import takes seconds.
 
-Standard input has a JSON line for each: its words, its folder, its environment, and the files for stdout and
-stderr. The answer is its exit code.
+Standard input has one JSON line per script: argv, folder, environment, and the files for stdout and stderr.
+Its exit code is printed.
 """
 
 import json
@@ -13,7 +13,7 @@ import CLAN_evaluate_city  # noqa: F401
 import CLAN_train_gta5_2_city  # noqa: F401
 
 for line in sys.stdin:
-    words, folder, environment, *output = json.loads(line)
+    argv, folder, environment, *output = json.loads(line)
     pid = os.fork()
     if not pid:
         os.chdir(folder)
@@ -21,7 +21,7 @@ for line in sys.stdin:
         os.environ.update(environment)
         for stream, path in enumerate((os.devnull, *output)):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -206,7 +206,7 @@ def first_step(recipe: str) -> dict:
     freeze_bn_affine(net_G)
     checkpoint.load(net_G, state(shapes_G(), setup["salt"]), "golden", "net_G")
     checkpoint.load(net_D, state(shapes_D(), setup["salt"] + "D."), "golden", "net_D")
-    step = CLANStep(args, net_G, net_D, np.zeros(1)).set_train()
+    step = CLANStep(args, net_G, net_D).set_train()
 
     def inputs(domain: str, width: int, height: int):
         rgb, ids = synthetic_image(setup[f"picture_seed_{domain}"], width, height)
@@ -217,11 +217,10 @@ def first_step(recipe: str) -> dict:
 
     (x_s, y_s), (x_t, _) = inputs("source", 1914, 1052), inputs("target", 2048, 1024)
     scalars = [Tensor(v, mindspore.float32) for v in (1.0, 1.0, 0.0)]  # damp, base, local of step 0
-    source_pass, target_pass, D_source_pass, D_target_pass, _ = step.graphs
-    _, p = source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
-    _, _, t, weight = target_pass(x_t, *scalars)
-    D_source_pass(p)
-    D_target_pass(t, weight)
+    _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
+    _, _, t, weight = step.target_pass(x_t, *scalars)
+    step.D_source_pass(p)
+    step.D_target_pass(t, weight)
     grads = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_G, step.grads_G)}
     (c1_s, c2_s), (c1_t, c2_t) = net_G(x_s), net_G(x_t)
     M = alignment_map(up(c1_t, size["target"][::-1]), up(c2_t, size["target"][::-1]))

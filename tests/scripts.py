@@ -1,4 +1,4 @@
-"""The two scripts as a user starts them, for the tests."""
+"""Start the two scripts as a user does, for the tests."""
 
 import csv
 import io
@@ -19,15 +19,15 @@ from utils.tables import LOSSES
 
 ROOT = Path(__file__).parent.parent
 TRAIN, EVALUATE = "CLAN_train_gta5_2_city.py", "CLAN_evaluate_city.py"
-# Saves the 9 s that compiling a step takes, where a test is about files and not about what graphs compute.
+# Saves the 9 s of compiling a step, in tests of files and not of what graphs compute.
 EAGER = ["--mode", "pynative"]
-STEPS = 6  # of the run that most tests look at or resume, and its further options
+STEPS = 6  # of the run that most tests use (see conftest.reference); RUN has its other options
 RUN = ["--num-steps", STEPS, "--save-pred-every", 1, "--preheat-steps", 2, "--batch-size", 2]
 RUN += ["--random-mirror"]
 
 
 def checked(done: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:
-    """Returned if it ended with `code`; with 2 one line on stderr is expected."""
+    """Return `done`, asserting that it ended with `code`, and with one line on stderr if that is 2."""
     assert done.returncode == code, done.stdout + done.stderr
     one_line = done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert code != 2 or one_line, done.stdout + done.stderr
@@ -35,20 +35,20 @@ def checked(done: subprocess.CompletedProcess, code: int) -> subprocess.Complete
 
 
 def python(argv: list, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
-    """`python WORDS`, which has to end with `code`."""
+    """Run `python ARGV`; see `checked`."""
     command, env = [sys.executable, *map(str, argv)], {**os.environ, **env}
     return checked(subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True), code)
 
 
 @cache
 def forks() -> subprocess.Popen:
-    """The process of tests/forked.py, which ends with this one."""
+    """Start tests/forked.py once; it ends with this process."""
     command, pipe = [sys.executable, "-m", "tests.forked"], subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
 
 def run(script: str, *argv, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
-    """A script as a user would start it, but forked where MindSpore is imported; see `checked`."""
+    """Run a script as a user does, but in a fork of a process that has imported MindSpore; see `checked`."""
     words, server = [str(word) for word in (ROOT / script, *argv)], forks()
     with tempfile.TemporaryDirectory() as folder:
         output = [f"{folder}/stdout", f"{folder}/stderr"]
@@ -59,12 +59,12 @@ def run(script: str, *argv, cwd: Path = ROOT, code: int = 0) -> subprocess.Compl
 
 
 def fails(script: str, *argv, cwd: Path = ROOT) -> str:
-    """Exit code 2 and one line on stderr, which is returned."""
+    """Run a script that has to end with exit code 2; return the line on stderr."""
     return run(script, *argv, cwd=cwd, code=2).stderr
 
 
 def refused(*argv) -> str:
-    """As `fails` for options of the training script that its parser refuses, but without a process."""
+    """Return the error message for options that the training script's parser refuses, without a process."""
     code = 0
     with redirect_stderr(io.StringIO()) as stderr:
         try:
@@ -76,12 +76,12 @@ def refused(*argv) -> str:
 
 
 def module(name: str, *argv, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
-    """`python -m NAME WORDS` from any folder."""
+    """Run `python -m NAME ARGV` in any folder."""
     return python(["-m", name, *argv], cwd, code, PYTHONPATH=str(ROOT))
 
 
 def msrun(logs: Path, count: int, script: str, *argv) -> list:
-    """The command that starts so many processes of a script; their output goes to `logs`."""
+    """Return the command that starts `count` processes of a script; their output goes to `logs`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -91,13 +91,13 @@ def msrun(logs: Path, count: int, script: str, *argv) -> list:
 
 
 def environment() -> dict[str, str]:
-    """msrun starts what `python` is; its scheduler misses a dead process after 10 s instead of 30."""
+    """Return variables for msrun: it starts this `python`, and notices a dead process after 10 s, not 30."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "MS_NODE_TIMEOUT": "10"}
 
 
 def run_parallel(logs: Path, count: int, script: str, *argv, ends_well: bool = True) -> list[str]:
-    """The output of each process, once all have ended."""
+    """Run `count` processes of a script; return the output of each."""
     done = subprocess.run(msrun(logs, count, script, *argv), cwd=logs.parent, env=environment(),
                           capture_output=True, text=True, timeout=300)
     output = [(logs / f"worker_{n}.log").read_text() for n in range(count)]
@@ -106,7 +106,7 @@ def run_parallel(logs: Path, count: int, script: str, *argv, ends_well: bool = T
 
 
 def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:
-    """Options for a short training of the small network on the images of the fixture `data`."""
+    """Return the options of a training of the small network on the images of the fixture `data`."""
     argv = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--snapshot-dir", snapshot_dir]
     argv += ["--model", "small", "--device", "cpu", "--input-size", "96,64", "--input-size-target", "64,48"]
     argv += more
@@ -114,11 +114,11 @@ def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a table."""
+    """Return the rows of a table."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def losses(folder: Path) -> np.ndarray:
-    """The five losses of each step of a run, (steps, 5)."""
+    """Return the losses of a run, (steps, 5)."""
     return np.array([[float(row[name]) for name in LOSSES] for row in rows_of(folder / "loss.csv")])

@@ -148,7 +148,7 @@ def test_text_files_are_utf_8_whatever_the_locale_says(tmp_path):
     (tmp_path / "list.txt").write_text("zürich/1.png\n", encoding="utf-8")
     script = "from pathlib import Path; from dataset.file_lists import read_list; "
     script += "from utils.system.files import *; "
-    script += "write_json('a.json', {'names': read_list('list.txt', [], Path())}); print(read_json('a.json'))"
+    script += "write_json('a.json', {'names': read_list('list.txt', Path())}); print(read_json('a.json'))"
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     python(["-c", script], tmp_path, 0, **ascii_only, PYTHONIOENCODING="utf-8")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"names": ["zürich/1.png"]}

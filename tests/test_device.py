@@ -1,4 +1,4 @@
-"""The scripts' reports on the device, its precision and its software. The signs of an NPU are made up."""
+"""Choice of the device, and reports on its precision and software. Evidence of an NPU is simulated."""
 
 import json
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from utils.system.errors import UserError
 
 @pytest.mark.parametrize("name", ["auto", "ascend"])
 def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
-    """As on a server whose CANN was not loaded by set_env.sh: no silent training on the CPU."""
+    """As on a server where CANN's set_env.sh was not sourced: it does not train on the CPU instead."""
     argv = [ROOT / TRAIN, "--device", name, "--restore-from", "none"]
     message = python(argv, tmp_path, 2, ASCEND_HOME_PATH=str(tmp_path), LD_LIBRARY_PATH="").stderr
     assert "libge_runner.so: cannot open shared object file" in message  # MindSpore's reason, its first line
@@ -25,8 +25,8 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
     assert ("this machine has an NPU (ASCEND_HOME_PATH)" in message) == (name == "auto")
 
 
-@pytest.mark.skipif(device.npu_sign() is not None, reason="there is an NPU")
-def test_without_signs_of_an_npu_auto_is_the_cpu(data, tmp_path):
+@pytest.mark.skipif(device.npu_evidence() is not None, reason="there is an NPU")
+def test_without_evidence_of_an_npu_auto_is_the_cpu(data, tmp_path):
     argv = train_words(data, tmp_path / "run", "--num-steps", 1, "--not-val", "--conv-precision", "float32")
     argv += ["--method", "source", *EAGER]
     argv[argv.index("--device") + 1] = "auto"
@@ -38,19 +38,19 @@ def test_without_signs_of_an_npu_auto_is_the_cpu(data, tmp_path):
 
 
 def test_warnings_are_shown_where_there_is_an_npu(monkeypatch):
-    monkeypatch.setattr(device, "npu_sign", lambda: None)
+    monkeypatch.setattr(device, "npu_evidence", lambda: None)
     monkeypatch.delenv("GLOG_v", raising=False)
     device.prepare_environment()
     assert device.os.environ["GLOG_v"] == "3"
     monkeypatch.delenv("GLOG_v")
-    monkeypatch.setattr(device, "npu_sign", lambda: "/dev/davinci0")
+    monkeypatch.setattr(device, "npu_evidence", lambda: "/dev/davinci0")
     device.prepare_environment()
     assert device.os.environ["GLOG_v"] == "2"
 
 
 @pytest.fixture
 def npu(monkeypatch):
-    """A function that makes MindSpore's context that of a chip."""
+    """Return a function that makes MindSpore report a chip."""
 
     def make(chip: str) -> None:
         monkeypatch.setattr(mindspore, "get_context", {"device_target": "Ascend"}.get)
@@ -127,7 +127,7 @@ def test_a_job_of_several_processes_is_known_by_any_launcher(monkeypatch, enviro
     ],
 )
 def test_each_process_has_the_npu_of_its_number(monkeypatch, environment, chosen):
-    """MindSpore counts the processes of a machine, unless a number is given: they cannot all have NPU 0."""
+    """MindSpore numbers the processes of a machine itself if it is given no number; not all may get NPU 0."""
     numbers, names = [], ("MS_ROLE", "MS_WORKER_NUM", "RANK_SIZE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE")
     for name in (*names, "DEVICE_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -144,11 +144,11 @@ def test_each_process_has_the_npu_of_its_number(monkeypatch, environment, chosen
 
 def test_processes_that_cannot_join_say_why(tmp_path):
     message = python([ROOT / TRAIN, "--device", "cpu"], tmp_path, 2, RANK_SIZE="2").stderr
-    assert "2 processes, as RANK_SIZE says, cannot join" in message
+    assert "the 2 processes that RANK_SIZE announces cannot join" in message
 
 
 def test_every_device_compiles_at_the_level_that_help_says(monkeypatch):
-    """Not at the O2 that MindSpore 2.7 takes for a 910A."""
+    """Not at O2, the default of MindSpore 2.7 on a 910A."""
     contexts, devices = {}, []
     monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(is_pkg_support_device=lambda name: True))
     monkeypatch.setattr(mindspore, "set_device", lambda name, _: devices.append(name))
@@ -163,17 +163,8 @@ def test_jit_level_is_no_option_of_pynative():
         device.setup(get_arguments(["--device", "cpu", "--mode", "pynative", "--jit-level", "O1"]))
 
 
-def test_a_run_with_the_jit_level_that_went_says_so(tmp_path, capsys):
-    (tmp_path / "options.json").write_text(json.dumps({"jit_level": "O2", "batch_size": 2}))
-    with pytest.raises(SystemExit):
-        get_arguments(["--continue-train", str(tmp_path)])
-    assert "--jit-level O2, which is no longer offered: add --jit-level O0 or O1" in capsys.readouterr().err
-    args = get_arguments(["--continue-train", str(tmp_path), "--jit-level", "O1"])
-    assert args.jit_level == "O1" and args.batch_size == 2
-
-
 def test_a_dryrun_trains_to_its_end_and_writes_no_checkpoint(data, tmp_path, monkeypatch):
-    """With losses as MindSpore's simulation may leave them; memory is made up."""
+    """With losses that are not finite, as a simulation may return, and made-up values of memory."""
     # MindSpore itself must not see the variable: it would simulate the tests that follow, too.
     monkeypatch.setattr(device.os, "environ", {**device.os.environ, "MS_SIMULATION_LEVEL": "1"})
     assert not device.simulated()  # on the CPU the variable means nothing

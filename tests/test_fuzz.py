@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mindspore.train.checkpoint_pb2 import Checkpoint
 from PIL import ExifTags, Image
 
-from dataset.file_lists import read_list
+from dataset.file_lists import list_images
 from dataset.transform import open_image, to_input, to_trainIds
 from options.train_options import get_arguments
 from tests.golden import synthetic_image
@@ -205,7 +205,7 @@ def test_a_pipe_is_no_image(tmp_path):
 @given(st.binary(max_size=200))
 def test_any_list_file(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "list.txt"
-    read_within_bounds(lambda p: read_list(str(p), [], p), path, data)
+    read_within_bounds(lambda p: list_images(p, str(p)), path, data)
 
 
 @example(b"step,mIoU\n1,1.2.3\n2,4.5\n3,6.7")

@@ -110,11 +110,11 @@ def test_sizes_of_images_compile_passes_and_not_their_pairs(compiled):
     """
     mindspore.set_context(mode=mindspore.GRAPH_MODE, jit_config={"jit_level": "O0"})
     argv = ["--model", "small", "--device", "cpu", "--input-size", "64,48", "--input-size-target", "64,48"]
-    step = CLANStep(get_arguments(argv), generator("small"), discriminator("small"), np.zeros(9)).set_train()
+    step = CLANStep(get_arguments(argv), generator("small"), discriminator("small")).set_train()
     y = Tensor(np.ones((1, 48, 64), np.int32))
     for h_s, w_s in ((48, 64), (38, 51), (52, 70)):
         for h_t, w_t in ((48, 64), (38, 51), (52, 70)):
-            step.step([(normal(1, 3, h_s, w_s), y, normal(1, 3, h_t, w_t))], 1.0, 0.4, 40.0, 0.0)
+            step.step([(normal(1, 3, h_s, w_s), y, normal(1, 3, h_t, w_t))], 1.0, 0.4, 40.0, 0.0, 0.0)
     assert len(compiled) == 11
 
 

@@ -1,4 +1,4 @@
-"""Steps of several images: batches, --iter-size, processes, all through the scripts."""
+"""Steps of several images through the scripts: batches, --iter-size, several processes."""
 
 import json
 import os
@@ -39,7 +39,7 @@ STEPS = ["--num-steps", 3, "--preheat-steps", 1, "--save-pred-every", 1, "--lamb
 
 
 def start_parallel(folder: Path, *argv) -> tuple[subprocess.Popen, list[int]]:
-    """msrun and two processes of an endless training in folder / "run", once it has a checkpoint."""
+    """Start a training of two processes in folder / "run"; return msrun and their ids after a checkpoint."""
     argv = [*argv, "--num-steps", 100_000, "--not-val", "--save-pred-every", 5]
     job = subprocess.Popen(msrun(folder / "logs", 2, TRAIN, *argv), cwd=folder, env=environment(),
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -61,7 +61,7 @@ def weights(folder: Path, steps: int = 3) -> dict[str, np.ndarray]:
 
 
 def assert_same(a: Path, b: Path, rtol: float = 1e-4, steps: int = 3) -> None:
-    """Losses and all tensors of two runs agree but for rounding."""
+    """Assert that losses and all tensors of two runs agree up to rounding."""
     np.testing.assert_allclose(losses(a), losses(b), rtol=rtol)
     left, right = weights(a, steps), weights(b, steps)
     assert left.keys() == right.keys()
@@ -72,21 +72,21 @@ def assert_same(a: Path, b: Path, rtol: float = 1e-4, steps: int = 3) -> None:
 
 @pytest.fixture(scope="module")
 def two_at_once(data, tmp_path_factory):
-    """Two images a step, as one batch, with frozen batch norm."""
+    """A run of two images per step, as one batch, with frozen batch norm."""
     folder = tmp_path_factory.mktemp("two") / "run"
     run(FROZEN, *train_words(data, folder, *STEPS, "--batch-size", 2))
     return folder
 
 
 @pytest.mark.slow
-def test_one_image_twice_a_step_is_a_batch_of_two(data, tmp_path, two_at_once):
+def test_two_batches_of_one_are_a_batch_of_two(data, tmp_path, two_at_once):
     run(FROZEN, *train_words(data, tmp_path / "run", *STEPS, "--iter-size", 2))
     assert_same(two_at_once, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_iter_size_of_the_released_recipe(data, tmp_path):
-    """With repeated updates, mirrored and scaled images, and a step of labels that are nearly all 255."""
+    """With repeated updates, mirrored and scaled images, and one batch with few labelled pixels."""
     shutil.copytree(data, tmp_path / "data")
     for path in list((tmp_path / "data" / "GTA5" / "labels").iterdir())[::2]:
         with Image.open(path) as label:
@@ -101,7 +101,7 @@ def test_iter_size_of_the_released_recipe(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_processes(data, tmp_path_factory):
-    """One image a step in each of two processes, with frozen batch norm; the folder and the output."""
+    """Folder and output of a run of two processes with one image each per step, with frozen batch norm."""
     folder = tmp_path_factory.mktemp("processes")
     argv = train_words(data, folder / "run", *STEPS)
     return folder / "run", run_parallel(folder / "logs", 2, FROZEN, *argv)[0]
@@ -119,7 +119,7 @@ def test_two_processes_are_a_batch_of_two(two_at_once, two_processes):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_in_one(tmp_path, two_processes):
+def test_a_run_of_two_processes_resumes_in_one(tmp_path, two_processes):
     folder, more = two_processes[0], tmp_path / "more"
     argv = ["--continue-train", folder / "GTA5_1.ckpt", "--snapshot-dir", more]
     assert "--batch-size 3 x --iter-size 1 x 1 processes = 3, but" in refused(*argv, "--batch-size", 3)
@@ -140,7 +140,7 @@ def test_statistics_of_two_processes_stay_close_to_those_of_a_batch(data, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(data, tmp_path, two_processes):
+def test_two_processes_evaluate_as_one(data, tmp_path, two_processes):
     path = two_processes[0] / "GTA5_3.ckpt"
     argv = ["--restore-from", path, "--data-dir", data / "City", "--input-size", "64,48", "--save"]
     run_parallel(tmp_path / "logs", 2, EVALUATE, *argv, "--save-path", tmp_path / "two")
@@ -162,7 +162,7 @@ def test_a_killed_process_ends_the_job(data, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
-    """Sent to msrun, as a batch system does."""
+    """SIGTERM goes to msrun, as from a batch system."""
     job, workers = start_parallel(tmp_path, *train_words(data, tmp_path / "run"))
     job.terminate()
     job.wait(60)
@@ -179,7 +179,7 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
 
 
 def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path, monkeypatch):
-    """Machines have disks of their own, but one learning rate and the same images."""
+    """The folders may differ between machines, but not the learning rate or the images."""
     numbers, start, processes = [], Run.start, parallel.processes
 
     def start_as_one_of_two(self, *parts):
@@ -199,7 +199,7 @@ def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_mistake_that_one_process_alone_sees_ends_the_job(data, tmp_path, two_at_once):
+def test_a_mistake_that_only_one_process_sees_ends_the_job(data, tmp_path, two_at_once):
     argv = train_words(data, two_at_once, *STEPS)
     output = run_parallel(tmp_path / "logs", 2, TRAIN, *argv, ends_well=False)
     assert "already holds a run" in output[0] and "already holds a run" not in output[1]
@@ -221,8 +221,8 @@ def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
-    """As one by one: a batch holds images in a row whose labels have one size."""
+def test_labels_of_several_sizes_are_evaluated_in_batches(reference, tmp_path):
+    """The result is that of single images, although a batch has labels of several sizes."""
     write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
     write_city(tmp_path / "City", "val", {"000002": 3}, (202, 104))
     write_city(tmp_path / "City", "val", {"000003": 4, "000004": 5, "000005": 6}, (204, 102))
@@ -242,6 +242,6 @@ def test_labels_of_several_sizes_are_scored_in_batches(reference, tmp_path):
 
 @pytest.mark.slow
 def test_recompute_changes_no_result(reference, data, tmp_path):
-    """Nor the running BN statistics, which a batch norm that is computed again would move again."""
+    """Nor the BN statistics, which recomputing batch norm could update twice."""
     run(TRAIN, *train_words(data, tmp_path / "again", *RUN, "--recompute"))
     assert_same(reference, tmp_path / "again", 1e-5, steps=6)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from dataset.transform import LABEL_TO_TRAIN
 from tests import golden
-from tests.scripts import module
+from tests.scripts import TRAIN, losses, module, run, train_words
+from utils import checkpoint
 from utils.metrics import class_iou, confusion_matrix, mean_iou
 from utils.visual import save_prediction
 
@@ -68,3 +69,17 @@ def test_official_evaluator_agrees_to_every_digit(tmp_path, absent):
     assert np.array_equal(np.isnan(theirs), np.isin(np.arange(19), absent))
     assert np.allclose(class_iou(confusion), theirs, rtol=1e-12, equal_nan=True)
     assert mean_iou(confusion) == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_the_full_network_ends_with_the_same_bits(data, tmp_path):
+    """In graph mode: the small network's sums are too short to differ between executions."""
+    argv = train_words(data, tmp_path / "run", "--model", "resnet101", "--input-size", "168,96", "--not-val")
+    argv += ["--input-size-target", "136,72", "--num-steps", "24", "--num-steps-stop", "8"]
+    argv += ["--preheat-steps", "4", "--save-pred-every", "4", "--restore-from", "none"]
+    run(TRAIN, *argv)
+    run(TRAIN, "--resume", tmp_path / "run" / "GTA5_4.ckpt", "--snapshot-dir", tmp_path / "resumed")
+    once, resumed = (checkpoint.read(str(tmp_path / name / "GTA5_8.ckpt")) for name in ("run", "resumed"))
+    assert once.keys() == resumed.keys() and len(once) > 600
+    assert not [name for name in once if not np.array_equal(once[name], resumed[name])]
+    assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "resumed"))

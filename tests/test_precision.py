@@ -35,7 +35,7 @@ def make_step(level: str, size: str = "1024,512", mode: str = "pynative") -> CLA
     argv = ["--model", "small", "--device", "cpu", "--mode", mode]
     argv += ["--input-size", size, "--input-size-target", size]
     args = get_arguments([*argv, "--amp-level", level])
-    return CLANStep(args, generator("small"), discriminator("small"), np.full(99, 1e-4)).set_train()
+    return CLANStep(args, generator("small"), discriminator("small")).set_train()
 
 
 def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, dict[str, np.ndarray]]:
@@ -51,13 +51,12 @@ def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, 
         assert all(g.any() for gs in groups.values() for g in gs), name
         out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
 
-    source_pass, target_pass, D_source_pass, D_target_pass, _ = step.graphs
-    _, p = source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
+    _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
     take("source", step.weights_G, step.grads_G)
-    _, _, t, weight = target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
+    _, _, t, weight = step.target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
     take("target", step.weights_G, step.grads_G)
-    D_source_pass(p)
-    D_target_pass(t, weight)
+    step.D_source_pass(p)
+    step.D_target_pass(t, weight)
     take("D", step.weights_D, step.grads_D)
     return out
 
@@ -79,7 +78,7 @@ def test_loss_scaling_follows_the_precision_and_not_the_option(monkeypatch):
     """On a 910A convolutions compute in float16 at --amp-level O0 too."""
     assert make_step("O0").scaler is None and make_step("O2").scaler is not None
     monkeypatch.setattr(device, "precision", lambda *_: {"convolutions of G": "float16"})
-    assert make_step("O0").target_scale == 1024
+    assert make_step("O0").target_pass.factor == 1024
 
 
 def test_a_910A_forgets_what_overflowed_before(monkeypatch):
@@ -97,8 +96,8 @@ def test_few_of_the_first_steps_are_skipped():
     step = make_step("O3", "512,256", "graph")
     (x_s, y_s), (x_t, _) = image(1, 512, 256), image(2, 512, 256)
     for i in range(20):
-        step.step([(x_s, y_s, x_t)], *FACTORS["weighted"], lr=2.5e-4 * i / 20)
-    assert step.skipped.asnumpy() <= 2
+        step.step([(x_s, y_s, x_t)], *FACTORS["weighted"], lr=2.5e-4 * i / 20, lr_D=1e-4)
+    assert step.update.skipped.asnumpy() <= 2
 
 
 STRONG = ["--preheat-steps", 2, "--lambda-adv", 0.1, "--lambda-local", 5]
@@ -123,23 +122,23 @@ def test_a_step_that_overflows_in_mixed_precision_is_skipped():
                           "--input-size", "64,64", "--input-size-target", "64,48"])
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     net_G, net_D = generator("small"), discriminator("small")
-    step = CLANStep(args, net_G, net_D, np.full(5, 1e-4)).set_train()
+    step = CLANStep(args, net_G, net_D).set_train()
     rng = np.random.default_rng(0)
     x_s, x_t = (Tensor(rng.normal(0, 60, (1, 3, h, 64)).astype(np.float32)) for h in (64, 48))
     y_s = Tensor(rng.integers(0, 19, (1, 64, 64)).astype(np.int32))
 
     def moved() -> bool:
         before = [w.asnumpy().copy() for w in (*step.weights_G, *step.weights_D)]
-        assert np.isfinite(step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 2.5e-4)).all()
+        assert np.isfinite(step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 2.5e-4, 1e-4)).all()
         return any((w.asnumpy() != b).any() for w, b in zip((*step.weights_G, *step.weights_D), before))
 
-    assert moved() and step.skipped.asnumpy() == 0
-    ops.assign(step.scale_value, Tensor(1e38, mindspore.float32))  # in place: see parallel.average
-    assert not moved() and step.skipped.asnumpy() == 1
-    assert step.scale_value.asnumpy() == np.float32(0.5e38)
-    assert step.optimizer_D.global_step.asnumpy() == 2  # steps, not updates
-    ops.assign(step.scale_value, Tensor(1024.0, mindspore.float32))
-    assert moved() and step.skipped.asnumpy() == 1
+    assert moved() and step.update.skipped.asnumpy() == 0
+    ops.assign(step.update.scale_value, Tensor(1e38, mindspore.float32))  # in place: see parallel.average
+    assert not moved() and step.update.skipped.asnumpy() == 1
+    assert step.update.scale_value.asnumpy() == np.float32(0.5e38)
+    assert step.update.beta1_power.asnumpy() == np.float32(0.9)  # of the one update of D
+    ops.assign(step.update.scale_value, Tensor(1024.0, mindspore.float32))
+    assert moved() and step.update.skipped.asnumpy() == 1
 
 
 @pytest.mark.slow

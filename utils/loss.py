@@ -3,9 +3,10 @@
 import mindspore
 from mindspore import Tensor, ops
 
-from utils.softmax import class_sum, log_softmax_at, unnormalised_softmax
+from utils.softmax import class_sum, log_softmax_at, on_npu, unnormalised_softmax
 
 softplus = ops.Softplus()  # log(1 + exp(x)), for x of any size
+row_product = ops.MatMul(transpose_b=True)  # (m, k) times (n, k) -> (m, n)
 
 
 def seg_loss(logits: Tensor, labels: Tensor, labelled: Tensor, focal: bool = False) -> Tensor:
@@ -44,14 +45,25 @@ def adv_loss(logits: Tensor, domain: float, weight: Tensor) -> Tensor:
 
 
 def weight_discrepancy(w1: tuple, w2: tuple) -> Tensor:
-    """cos(W5, W6) + 1 over all parameters of two classifiers (the paper): 0 when they point apart."""
+    """Return cos(W5, W6) + 1 over all parameters of two classifiers (the paper): 0 when they point apart."""
     v1, v2 = vector(w1), vector(w2)
-    return (v1 * v2).sum() * ops.rsqrt((v1 * v1).sum() * (v2 * v2).sum()) + 1
+    return dot(v1, v2) * ops.rsqrt(dot(v1, v1) * dot(v2, v2)) + 1
 
 
 def vector(parameters: tuple) -> Tensor:
-    """Return all values of a classifier's parameters, weights first, as one vector."""
+    """Return all values of a classifier's parameters, weights first, as one vector (n,) float32."""
     weights = ops.concat([p for p in parameters if p.ndim == 4]).reshape(-1)
     biases = [p for p in parameters if p.ndim == 1]
     # In PyNative mode parameters of a network in mixed precision arrive as float16.
     return ops.concat([values.astype(mindspore.float32) for values in (weights, *biases)])
+
+
+def dot(v1: Tensor, v2: Tensor) -> Tensor:
+    """Return the scalar product of two vectors (n,), the same in every execution of a graph.
+
+    On the CPU the sum over a long vector is split between threads by measured times, so that its last bits
+    differ between executions: there it is a matrix product. A 910A has matrix products in float16 only.
+    """
+    if on_npu():
+        return (v1 * v2).sum()
+    return row_product(v1.reshape(1, -1), v2.reshape(1, -1)).reshape(())

@@ -161,7 +161,7 @@ class Run:
         figures = (*values, lr, lr_D, seconds, flop / seconds / 1e12)
         shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
         if self.step_cell.scaler is not None:
-            shown["skipped steps"] = str(self.step_cell.skipped.asnumpy())
+            shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if i % max(1, min(100, args.num_steps_stop // 10)) == 0:
@@ -223,7 +223,7 @@ class Run:
             hint += f" {shlex.join(self.device_options())}"
             self.log(f"{self.done} steps are done; resume with: {hint}")
             parallel.barrier()  # until rank 0 has logged it: msrun ends all with the first
-            interrupt.exit_for_signal()
+            interrupt.exit_for_signal(quiet=not self.is_main)
 
     def device_options(self) -> list[str]:
         """Return the options that choose this run's device again."""

@@ -3,9 +3,9 @@
 import numpy as np
 from mindspore import Tensor, ops
 
-from utils.system.device import on_npu
+from utils.system import device
 
-on_npu = ops.constexpr(on_npu)  # for graphs: known when they are compiled
+on_npu = ops.constexpr(device.on_npu)  # for graphs: known when they are compiled
 # The operators themselves: of the functions around them, MindSpore compiles all lines into every graph.
 reduce_max = ops.ReduceMax(keep_dims=True)
 conv1x1 = ops.Conv2D(1, 1)

@@ -1,1 +1,1 @@
-"""Errors, files, signals, devices, processes: what the machine needs. Nothing else is imported here."""
+"""Errors, files, signals, devices, processes: what the program needs of the machine. Imports nothing else."""

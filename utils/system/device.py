@@ -1,6 +1,6 @@
-"""Selection of the device, the mode and the CPU's convolution workaround.
+"""The device: its choice, what it computes in, and the versions of its software.
 
-Call `prepare_environment()` before mindspore is imported; this module itself imports it only when asked to.
+Call `prepare_environment` before mindspore is imported. This module imports it only within functions.
 """
 
 import argparse
@@ -14,25 +14,26 @@ from pathlib import Path
 
 from utils.system.errors import UserError
 
-FLOAT16_CHIPS, HF32_CHIPS = ("ascend910",), ("ascend910b", "ascend910_93")  # what convolutions compute in
+# Chips by what their convolutions compute in.
+FLOAT16_CHIPS, HF32_CHIPS = ("ascend910",), ("ascend910b", "ascend910_93")
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
 
 
-def npu_sign() -> str | None:
+def npu_evidence() -> str | None:
     """Return what shows that this machine has an NPU, usable or not: a device file or CANN's variable."""
-    found = sorted(str(path) for path in Path("/dev").glob("davinci*"))
-    found += [name for name in ("ASCEND_HOME_PATH",) if os.environ.get(name)]
-    return next(iter(found), None)
+    for path in sorted(Path("/dev").glob("davinci*")):
+        return str(path)
+    return "ASCEND_HOME_PATH" if os.environ.get("ASCEND_HOME_PATH") else None
 
 
 def prepare_environment() -> str | None:
-    """Set what must be set before mindspore is imported; returns a line for the log if something was.
+    """Set environment variables that MindSpore reads when it is imported; exit if it is not installed.
 
     MindSpore 2.9 and 2.10 hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3
-    convolutions then run 100-300 times slower. Limiting oneDNN to AVX2 brings them back.
+    convolutions run 100 to 300 times slower. This limits oneDNN to AVX2 and returns a line for the log.
     """
-    # MindSpore's warnings matter with an NPU alone (a CANN that does not fit, …): elsewhere errors only.
-    os.environ.setdefault("GLOG_v", "2" if npu_sign() else "3")
+    # MindSpore's warnings matter only with an NPU, for example about a CANN of another version.
+    os.environ.setdefault("GLOG_v", "2" if npu_evidence() else "3")
     try:
         version = importlib.metadata.version("mindspore")
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +49,7 @@ def prepare_environment() -> str | None:
 
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
-    names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # the last one containers set to 1
+    names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # last: Ascend containers preset it to 1
     name = next((name for name in names if os.environ.get(name)), None)
     if name and not os.environ[name].isdecimal():
         raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
@@ -61,23 +62,24 @@ def launched() -> bool:
 
 
 def setup(args: argparse.Namespace) -> None:
-    """Choose device and mode of MindSpore from the machine's options (see options.add_machine_options).
+    """Set MindSpore's device and mode by the machine options (see options.add_machine_options).
 
-    A process of several joins the others; then each has the device of its number on its machine.
+    Several processes join each other here, and each takes the device of its number on its machine. UserError
+    if the device cannot be used or the options contradict each other.
     """
     import mindspore
 
     device, device_id, mode, jit_level = args.device, args.device_id, args.mode, args.jit_level
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
     if name is None:  # an NPU that cannot be used is an error, not a reason to train on the CPU
-        name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_sign() else "CPU"
+        name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_evidence() else "CPU"
     if jit_level and mode == "pynative":
         raise UserError("--jit-level has no effect with --mode pynative")
     if device_id and launched():
         raise UserError("--device-id has no effect under msrun: each process takes the device of its number")
     if device_id and name == "CPU":
         raise UserError(f"--device-id {device_id} names an NPU, but the device is the CPU: --device-id 0")
-    if launched():  # None: MindSpore counts the processes of a machine; a rank table names the device
+    if launched():  # None: MindSpore takes the process's number on its machine; a rank table says which
         table = "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ
         device_id = int(os.environ.get("DEVICE_ID", 0)) if table else None
     if name == "Ascend" and not ascend().is_pkg_support_device(name):
@@ -90,19 +92,19 @@ def setup(args: argparse.Namespace) -> None:
         if args.conv_precision == "float32":
             float32_convolutions(name)
         if name == "Ascend" and not launched():
-            mindspore.runtime.synchronize()  # starts the NPU: what is wrong with it shows here
+            mindspore.runtime.synchronize()  # starts the NPU, so that its errors are raised here
     except (RuntimeError, ValueError) as error:
         raise UserError(unusable(device, str(error))) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
-    # O1 compiles longer and is no faster on the CPU. The default of MindSpore 2.7 on a 910A is O2, the
-    # deprecated GE backend.
+    # O1 compiles longer and is no faster on the CPU. Without a level, MindSpore 2.7 uses the deprecated GE
+    # backend (O2) on a 910A.
     mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
     if launched():
         init_communication()
 
 
 def init_communication() -> None:
-    """Join the other processes of the job; UserError if there is none, or for the scheduler if one ended."""
+    """Join the other processes of the job; UserError if none comes, in the scheduler if one ends early."""
     import mindspore
 
     try:
@@ -111,42 +113,42 @@ def init_communication() -> None:
         role, reason = os.environ.get("MS_ROLE"), one_line(str(error))
         if role == "MS_WORKER":
             raise
-        if role:  # msrun's scheduler waits in there for the processes
+        if role:  # msrun's scheduler stays in `init` until the processes have ended
             raise UserError(f'a process ended early: see "error:" in worker_*.log ({reason})') from None
-        count = f"{process_count()} processes, as RANK_SIZE says,"
-        raise UserError(f"{count} cannot join: {reason}; to be one process alone: unset RANK_SIZE") from None
+        count = f"the {process_count()} processes that RANK_SIZE announces"
+        raise UserError(f"{count} cannot join: {reason}; for a single process: unset RANK_SIZE") from None
 
 
 def ascend():
-    """Return MindSpore's own context, which knows the NPU; public functions tell less, and in warnings."""
+    """Return MindSpore's internal context: public functions report less about the NPU, and as warnings."""
     from mindspore._c_expression import MSContext
 
     return MSContext.get_instance()
 
 
 def unusable(device: str, reason: str, advice: str = "") -> str:
-    """Return in one line that a device cannot be used, MindSpore's reason, and what to do."""
-    sign = npu_sign() if device == "auto" else None
-    found = f": this machine has an NPU ({sign}), which" if sign else ""
+    """Return the error message for a device that cannot be used: MindSpore's reason, and what to do."""
+    evidence = npu_evidence() if device == "auto" else None
+    found = f": this machine has an NPU ({evidence}), which" if evidence else ""
     return f"--device {device}{found} cannot be used: {one_line(reason)}; {advice}--device cpu needs no NPU"
 
 
 def one_line(text: str) -> str:
-    """Return an error of MindSpore's without its C++ call stack, its rules and its line breaks."""
+    """Return an error message of MindSpore as one line, without its C++ call stack and horizontal rules."""
     text = re.sub(r"-+\n- C\+\+ Call Stack.*", "", text, flags=re.DOTALL)
     return " ".join(line.strip() for line in text.splitlines() if line.strip("- ")).rstrip(".")
 
 
 def chip() -> str:
-    """Return the NPU's name in MindSpore: ascend910 (a 910A), ascend910b, …; "" on other devices.
+    """Return the NPU's name in MindSpore, such as ascend910 (a 910A) or ascend910b; "" on other devices.
 
-    In a DryRun, MindSpore 2.8 and later do not report it either.
+    It is "" in a DryRun of MindSpore 2.8 and later, too.
     """
     return ascend().get_ascend_soc_version() if on_npu() else ""
 
 
 def float32_convolutions(name: str) -> None:
-    """Let convolutions compute in float32 on the device just set; UserError if it cannot."""
+    """Make convolutions compute in float32 on the device `name`; UserError if it cannot."""
     import mindspore
 
     if name == "GPU":
@@ -155,16 +157,16 @@ def float32_convolutions(name: str) -> None:
         raise UserError(f"--conv-precision float32: this NPU ({chip()}) has only float16 convolutions; use "
                         "--conv-precision default")
     if name == "Ascend":
-        # Not device_context.ascend.op_precision.conv_allow_hf32: in MindSpore 2.7 to 2.10 that reaches aclnn
-        # operators alone, but nn.Conv2d and its gradients are aclop operators. This reaches both.
+        # device_context.ascend.op_precision.conv_allow_hf32 is the newer interface, but in MindSpore 2.7 to
+        # 2.10 it affects only aclnn operators; nn.Conv2d and its gradients are aclop operators.
         mindspore.set_context(ascend_config={"conv_allow_hf32": False})
 
 
 def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
-    """Return what the device really computes in, for the log and options.json.
+    """Return the precision in which the device computes, for the log and options.json.
 
-    A 910A has no float32 for convolutions and matrix products. Newer NPUs round the inputs of convolutions to
-    HF32 (11 bits of mantissa) unless told otherwise, but not those of matrix products.
+    A 910A computes convolutions and matrix products in float16 only. Newer NPUs round the inputs of
+    convolutions to HF32 (11 bits of mantissa) by default, but not those of matrix products.
     """
     import mindspore
 
@@ -221,7 +223,7 @@ def simulated() -> bool:
 
 
 def simulation_report() -> str:
-    """Return what a DryRun is good for: a line with the device memory that it took."""
+    """Return a line for the log about a DryRun, with the device memory that it would take."""
     import mindspore
 
     allocated, reserved = (
@@ -235,7 +237,7 @@ def simulation_report() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, platform, the five packages and, where they are found, CANN and the NPU's driver."""
+    """Return the versions of Python, the platform, the packages and, if found, CANN and the NPU's driver."""
     packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")
     home = Path(os.environ.get("ASCEND_HOME_PATH", "/usr/local/Ascend/ascend-toolkit/latest"))
     cann = *home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"
@@ -249,7 +251,7 @@ def versions() -> dict[str, str]:
 
 
 def version_in(*paths: Path) -> str | None:
-    """Return what "Version=" says in the first of the files that has it."""
+    """Return the value of the first line "Version=..." in the first file that has one."""
     for path in paths:
         with suppress(OSError):
             for line in path.read_text("utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Atomic file writing."""
+"""Files that are written completely or not at all, numbered names for earlier ones, links, JSON."""
 
 import json
 import os
@@ -13,19 +13,25 @@ from tempfile import TemporaryDirectory
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path` to write to; at the end flush it to disk and rename it.
 
-    Whatever happens, a kill or a power failure, `path` holds the old content or the new one.
+    Even after a kill or a power failure, `path` has either its old content or the new one. Its permissions
+    are those of any new file: MindSpore makes its files read-only for their owner.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         flush(temporary)
         os.replace(temporary, path)
         with suppress(OSError):  # not every network file system flushes folders
             flush(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say where
+        error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -33,7 +39,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder` to fill; at the end rename it, unless another process did."""
+    """Yield a temporary folder next to `folder` to fill; at the end rename it.
+
+    If another process has made `folder` meanwhile, that one stays.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name
@@ -42,12 +51,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         try:
             draft.rename(folder)
         except OSError:
-            if not folder.is_dir():  # if it is there, another process was faster
+            if not folder.is_dir():
                 raise
 
 
 def flush(path: str | Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk (POSIX only)."""
+    """Wait until a file, or the list of names in a folder, is on disk (POSIX only)."""
     if os.name != "posix":
         return
     fd = os.open(path, os.O_RDONLY)
@@ -58,7 +67,7 @@ def flush(path: str | Path) -> None:
 
 
 def rotate_existing(*paths: Path) -> list[Path]:
-    """Rename those that are there to NAME_1, or the first number that is free for all; the new paths."""
+    """Rename the paths that exist to NAME_1, or the first number free for all; return the new paths."""
     for n in count(1):
         names = [path.with_name(f"{path.stem}_{n}{path.suffix}") for path in paths]
         if not any(name.exists() for name in names):
@@ -66,13 +75,16 @@ def rotate_existing(*paths: Path) -> list[Path]:
 
 
 def follow_link(path: Path) -> Path:
-    """A link to a checkpoint or a run leads to its run, unless options.json is beside the link itself."""
+    """Return a link resolved, so that options.json is found next to its target; any other path as it is.
+
+    A link that has an options.json next to itself is kept.
+    """
     beside = (path.parent / "options.json").is_file()
     return Path(os.path.realpath(path)) if path.is_symlink() and not beside else path
 
 
 def read_json(path: str | Path) -> object:
-    """The content of a JSON file; None if it cannot be read."""
+    """Return the content of a JSON file; None if it cannot be read."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -80,8 +92,8 @@ def read_json(path: str | Path) -> object:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """`content` as indented JSON, atomically."""
+    """Write `content` as indented JSON, atomically."""
     with atomic(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        # Paths can be of any encoding; what is no text becomes an escape of JSON.
+        # Paths may have bytes that are not UTF-8; these are written as escapes.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,7 +1,7 @@
-"""Data parallel training and evaluation: several processes, started by msrun, share the images of a step.
+"""Data parallel training and evaluation: several processes, started by msrun, share the images.
 
-Each holds the complete networks. What they must agree on goes through `all_reduce_sum`, which all of them
-have to call; for a single process it does nothing.
+Each holds the complete networks. They exchange values through `all_reduce_sum`, which all of them have to
+call; with a single process it returns its argument.
 """
 
 import os
@@ -28,7 +28,7 @@ def rank() -> int:
 
 
 def command() -> str:
-    """Return the command that started this script, without its options; of several machines only "msrun"."""
+    """Return the command that started this script, without its options, for a hint in the log."""
     count, script = processes(), quote(sys.argv[0])
     if count == 1:
         return f"python {script}"
@@ -43,7 +43,7 @@ def indices_of_rank(count: int) -> range:
 
 
 def all_reduce_sum(values: np.ndarray) -> np.ndarray:
-    """Return the sum over the processes: of floats in float32, of counts below 2^48 exactly.
+    """Return the sum of an array over the processes: floats in float32, counts below 2^48 exactly.
 
     Not every backend all-reduces integers: send 16-bit parts as float32, exact for up to 256 processes.
     """
@@ -62,7 +62,7 @@ def any_rank(condition: object) -> bool:
 
 
 def all_equal(number: int) -> bool:
-    """Return whether all processes have the same number, of up to 48 bits."""
+    """Return whether all processes pass the same number, which has up to 48 bits."""
     own = np.array([number])
     return not any_rank((all_reduce_sum(own) != processes() * own).any())
 
@@ -73,7 +73,7 @@ def barrier() -> None:
 
 
 def broadcast_from_rank0(numbers: list[int]) -> list[int]:
-    """Return the numbers, from 0 to below 2^48, that rank 0 passes; the others' are ignored."""
+    """Return the numbers, from 0 to below 2^48, that rank 0 passes; those of other processes are ignored."""
     numbers = numbers if rank() == 0 else []
     shared = np.zeros(int(all_reduce_sum(np.array([len(numbers)]))[0]), np.int64)
     shared[: len(numbers)] = numbers
@@ -81,7 +81,7 @@ def broadcast_from_rank0(numbers: list[int]) -> list[int]:
 
 
 def average(parameters: list[Parameter]) -> None:
-    """Replace float32 parameters by their mean over the processes."""
+    """Replace float32 parameters by their mean over the processes, in place."""
     if processes() == 1:
         return
     values = [p.asnumpy() for p in parameters]
@@ -97,11 +97,9 @@ def print_rank0(text: str) -> None:
 
 
 def exit_if_signalled(i: int, count: int) -> None:
-    """Exit at image i of `count` if a signal waits in any process: all together, once each is there.
+    """Exit at image i of `count` in all processes if any of them has a pending signal.
 
-    A process that left alone would let the others wait for its sums. Of the last `count` % processes images
-    some have none, so those are not looked at.
+    The check is collective, so it skips the last images, which only some processes have.
     """
-    share = processes()
-    if i // share < count // share and any_rank(interrupt.pending_signal()):
-        interrupt.exit_for_signal()
+    if i // processes() < count // processes() and any_rank(interrupt.pending_signal()):
+        interrupt.exit_for_signal(quiet=rank() > 0)

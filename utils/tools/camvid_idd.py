@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.file_lists import check_files, png_files, read_list
+from dataset.file_lists import check_files, check_unique, find_images
 from dataset.transform import open_image
 from utils.system import interrupt
 from utils.system.errors import UserError
@@ -41,18 +41,21 @@ def convert(camvid: str, idd: str, root: str) -> Path:
 
 
 def camvid_files(root: Path) -> list[tuple]:
-    """(image, label, ids, (where the image goes, where the label goes)) of all three parts."""
-    images = [path for part in ("train", "val", "test") for path in found(root / part, "*.png", "--camvid")]
-    read_list(None, [path.name for path in images], root)  # UserError if two parts have a name in common
-    return [(path, root / f"{path.parent.name}annot" / path.name, CAMVID,
-             (f"GTA5/images/{path.name}", f"GTA5/labels/{path.name}")) for path in images]  # fmt: skip
+    """Return (image, label, ids, (where the image goes, where the label goes)) for all three parts."""
+    images = [path for part in ("train", "val", "test") for path in found(root / part, "", "--camvid")]
+    check_unique([path.name for path in images], root)
+    jobs = []
+    for path in images:
+        name, place = f"{path.stem}.png", root / f"{path.parent.name}annot"
+        jobs.append((path, place / name, CAMVID, (f"GTA5/images/{name}", f"GTA5/labels/{name}")))
+    return jobs
 
 
 def idd_files(root: Path) -> list[tuple]:
-    """As `camvid_files`, of train and val; train images go to two places."""
+    """Return the same for train and val; the train images go to two places."""
     jobs = []
     for part in ("train", "val"):
-        for path in found(root / "leftImg8bit" / part, "*/*_image.jpg", "--idd"):
+        for path in found(root / "leftImg8bit" / part, "_image", "--idd"):
             drive, number = path.parent.name, path.stem.removesuffix("_image")
             city, flat = f"{part}/{drive}/{drive}_{number}", f"{drive}_{number}.png"
             places = [(f"Cityscapes/leftImg8bit/{city}_leftImg8bit.png",
@@ -63,16 +66,16 @@ def idd_files(root: Path) -> list[tuple]:
     return jobs
 
 
-def found(folder: Path, pattern: str, option: str) -> list[Path]:
-    """The images below a folder; UserError if there are none."""
-    names = png_files(folder, pattern)
+def found(folder: Path, ending: str, option: str) -> list[Path]:
+    """Return the images below a folder whose stems end so; UserError if there are none."""
+    names = [name for name in find_images(folder)[0] if Path(name).stem.endswith(ending)]
     if not names:
-        raise UserError(f"{option}: no {pattern} in {folder}; name the folder that has its parts")
+        raise UserError(f"{option}: no images in {folder}; name the folder that has its parts")
     return [folder / name for name in names]
 
 
 def relabel(path: Path, ids: dict[int, int]) -> Image.Image:
-    """A label with the raw ids of Cityscapes; UserError if it is not 8-bit grey or has an unknown id."""
+    """Return a label with raw ids of Cityscapes; UserError if it is not 8-bit grey or has an unknown id."""
     label = open_image(path)
     if label.mode != "L":
         raise UserError(f"{path}: a label of mode {label.mode}; expected 8-bit ids, mode L")

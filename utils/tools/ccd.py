@@ -138,7 +138,7 @@ def main(args: argparse.Namespace) -> None:
     target = cityscapesDataSet(city, args.set, args.data_list_target, size, labels=True)
     chosen = [evenly_spaced_indices(len(data), args.count or len(data)) for data in (source, target)]
     trains = [source, cityscapesDataSet(city, "train", size=size)] if args.adapt_bn else [source, target]
-    for line in source.reports:
+    for line in source.reports + target.reports:
         print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]

@@ -1,0 +1,302 @@
+"""Which files of a folder, a tree or a list are taken as images, and what is reported about the others."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.image_folder import ImageFolder, plain_folder
+from dataset.synthia_dataset import SYNTHIADataSet
+from tests.golden import synthetic_image, write_city, write_gta5
+from tests.scripts import EAGER, EVALUATE, TRAIN, fails, run, train_words
+from utils.system.errors import UserError
+
+SIZE = (64, 48)
+RGB, IDS = synthetic_image(3, 80, 60)
+IN_COLOUR = np.random.default_rng(1).integers(0, 256, (35, 3), np.uint8)[IDS]
+
+
+def save(path, pixels=RGB):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def folder_error(path, option="--predict") -> str:
+    with pytest.raises(UserError) as caught:
+        (ImageFolder if option == "--predict" else plain_folder)(str(path), SIZE, option)
+    return str(caught.value)
+
+
+@pytest.fixture
+def gta5(tmp_path):
+    return write_gta5(tmp_path / "GTA5", {f"{i:05d}": i for i in range(1, 4)}, (64, 36))
+
+
+@pytest.fixture
+def city(tmp_path):
+    for name in ("train", "val"):
+        write_city(tmp_path / "City", name, {f"{i:06d}": i for i in range(3)}, (64, 32))
+    return tmp_path / "City"
+
+
+# ------------------------------------------------------------------------- all images below a folder
+
+
+@pytest.mark.parametrize("image, label", [
+    ("rgb_anon/fog/a_rgb_anon.png", "gt/fog/a_gt_labelIds.png"),
+    ("img_dir/train/a.png", "ann_dir/train/a.png"),
+    ("JPEGImages/a.jpg", "SegmentationClass/a.png"),
+    ("photos/a.jpg", "masks/a.png"),
+    ("images/a.jpg", "annotations/a.png"),
+    ("train/a.png", "trainannot/a.png"),
+    ("labels_project/a.jpg", "labels_project/a_mask.png"),
+    ("Gannet/a.jpg", "Gannet/aLabelTrainIds.PNG"),
+])  # fmt: skip
+@pytest.mark.parametrize("pixels", ["ids", "palette", "colours"])
+def test_labels_among_images_are_an_error(tmp_path, image, label, pixels):
+    save(tmp_path / image)
+    ids = Image.fromarray(IDS)
+    if pixels == "palette":
+        ids.putpalette(list(range(256)) * 3)
+    (tmp_path / label).parent.mkdir(parents=True, exist_ok=True)
+    (Image.fromarray(IN_COLOUR) if pixels == "colours" else ids).save(tmp_path / label)
+    for option in ("--predict", "--data-dir-target"):
+        message = folder_error(tmp_path, option)
+        assert f"{option} {tmp_path}: {tmp_path / label} is in it, a label that would be" in message
+
+
+def test_photographs_pass_whatever_they_are_called(tmp_path):
+    for name in ("masks/a.jpg", "gt/b.png", "label/c_label.png", "d_mask.png"):
+        save(tmp_path / name)
+    save(tmp_path / "masks" / "grey.png", RGB[..., 0])
+    save(tmp_path / "plain" / "drawing.png", IN_COLOUR)
+    (tmp_path / "masks" / "damaged.png").write_bytes(b"no image")  # is reported when it is its turn
+    assert len(ImageFolder(tmp_path, SIZE)) == 7 and len(plain_folder(tmp_path, SIZE, "--data-dir")) == 7
+    save(tmp_path / "only" / "masks" / "a.png", IDS)  # nothing in colour next to it
+    assert len(ImageFolder(tmp_path / "only", SIZE)) == 1
+
+
+def test_folders_of_systems_are_skipped(tmp_path, city, gta5):
+    images = city / "leftImg8bit" / "val" / "aachen"
+    for root in (tmp_path / "own", images.parent, images, gta5 / "images"):
+        for name in ("@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/a.png", "lost+found/a.png",
+                     "System Volume Information/a.png", "#recycle/a.png", "__MACOSX/a.png"):  # fmt: skip
+            save(root / name)
+    save(tmp_path / "own" / "a.png")
+    assert ImageFolder(tmp_path / "own", SIZE).names == ["a"]
+    assert len(cityscapesDataSet(city, "val", labels=True)) == len(GTA5DataSet(gta5)) == 3
+
+
+@pytest.mark.parametrize("above, advice", [
+    ("leftImg8bit_trainvaltest/leftImg8bit", "give --data-dir-target {0}/leftImg8bit_trainvaltest, with"),
+    ("leftImg8bit", "give --data-dir-target {0}, with gtFine in it"),
+    ("leftImg8bit_foggy", "rename {0}/leftImg8bit_foggy to leftImg8bit and give --data-dir-target {0}, with"),
+])  # fmt: skip
+def test_sets_of_cityscapes_are_no_plain_target(tmp_path, city, above, advice):
+    place = tmp_path / "unpacked" / above
+    shutil.copytree(city / "leftImg8bit", place)
+    for given in [place] + [tmp_path / "unpacked"] * (above != "leftImg8bit"):  # this one is a tree
+        message = folder_error(given, "--data-dir-target")
+        assert "train and val of Cityscapes are in it" in message
+        assert advice.format(tmp_path / "unpacked") in message
+    assert len(ImageFolder(place, SIZE)) == 6  # for --predict
+    assert len(plain_folder(place / "val", SIZE, "--data-dir-target")) == 3
+    shutil.rmtree(place / "val")
+    (place / "train").rename(place / "demoVideo")
+    assert len(plain_folder(place, SIZE, "--data-dir-target")) == 3
+
+
+def test_gtFine_among_the_images_of_cityscapes(city):
+    for name in ("train", "val"):
+        for path in (city / "gtFine" / name / "aachen").iterdir():
+            shutil.copy(path, city / "leftImg8bit" / name / "aachen")
+    data = cityscapesDataSet(city, "train")
+    assert len(data) == 3 and all("_leftImg8bit" in name for name in data.names)
+    (line,) = data.reports
+    assert f"{city / 'leftImg8bit' / 'train'}: 3 of 6 images skipped" in line and "_leftImg8bit" in line
+    assert len(cityscapesDataSet(city, "val", labels=True)) == 3
+    for path in (city / "leftImg8bit" / "train" / "aachen").glob("*_leftImg8bit.png"):
+        save(path.with_name(path.name.replace("_leftImg8bit", "")))
+        path.unlink()
+    with pytest.raises(UserError, match="aachen_000000_000019_gtFine_labelIds.png is in it, a label"):
+        cityscapesDataSet(city, "train")
+
+
+# ------------------------------------------------------------------------------------- suffixes and names
+
+
+def test_png_and_jpeg_in_any_case_are_images_of_all_data_sets(gta5, city, tmp_path):
+    os.rename(gta5 / "images" / "00001.png", gta5 / "images" / "00001.PNG")
+    os.rename(gta5 / "labels" / "00002.png", gta5 / "labels" / "00002.PNG")
+    Image.open(gta5 / "images" / "00003.png").save(gta5 / "images" / "00003.jpg")
+    (gta5 / "images" / "00003.png").unlink()
+    names = ["00001.PNG", "00002.png", "00003.jpg"]
+    data = GTA5DataSet(gta5, size=(32, 18))
+    assert data.names == names and [data[i][1].shape for i in range(3)] == [(18, 32)] * 3
+    assert [path.name for path in data.labels] == ["00001.png", "00002.PNG", "00003.png"]
+    savemat(tmp_path / "split.mat", {"trainIds": [1, 3]})
+    assert GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train").names == names[::2]
+    (tmp_path / "list.txt").write_text("00003.jpg\n00001.png\n")  # the case of a suffix may differ, too
+    chosen = GTA5DataSet(gta5, str(tmp_path / "list.txt"), (32, 18))
+    assert [path.name for path in chosen.images] == ["00003.jpg", "00001.PNG"] and chosen[1]
+
+    (tmp_path / "SYNTHIA" / "GT").mkdir(parents=True)
+    shutil.copytree(gta5 / "images", tmp_path / "SYNTHIA" / "RGB")
+    shutil.copytree(gta5 / "labels", tmp_path / "SYNTHIA" / "GT" / "LABELS")
+    assert SYNTHIADataSet(tmp_path / "SYNTHIA").names == names
+
+    images = city / "leftImg8bit" / "val" / "aachen"
+    for name, suffix in (("aachen_000000_000019", "JPG"), ("aachen_000001_000019", "jpeg")):
+        Image.open(images / f"{name}_leftImg8bit.png").save(images / f"{name}_leftImg8bit.{suffix}", "JPEG")
+        (images / f"{name}_leftImg8bit.png").unlink()
+    data = cityscapesDataSet(city, "val", size=SIZE, labels=True)
+    assert len(data) == 3 and all(data[i][1].shape == (32, 64) for i in range(3))
+
+
+def test_foggy_cityscapes_finds_its_labels(city):
+    images = city / "leftImg8bit" / "val" / "aachen"
+    for path in list(images.iterdir()):
+        for beta in ("0.005", "0.01", "0.02"):
+            shutil.copy(path, images / f"{path.stem}_foggy_beta_{beta}.png")
+        path.unlink()
+    data = cityscapesDataSet(city, "val", size=SIZE, labels=True)
+    assert len(set(data.names)) == 9 and data.names[2] == "aachen_000000_000019_leftImg8bit_foggy_beta_0.02"
+    assert data.labels[2].name == "aachen_000000_000019_gtFine_labelIds.png" and not data.reports
+
+
+def test_own_names_in_a_tree_of_cityscapes(tmp_path):
+    for place in ("val/home", "val/far/away"):
+        save(tmp_path / "leftImg8bit" / place / f"{place[4:7]}.jpg")
+        save(tmp_path / "gtFine" / place / f"{place[4:7]}_gtFine_labelIds.png", IDS)
+    data = cityscapesDataSet(tmp_path, "val", size=SIZE, labels=True)
+    assert data.names == ["far", "hom"] and data[1][1].shape == IDS.shape and not data.reports
+
+
+def test_images_of_other_formats_are_counted(gta5, city, tmp_path):
+    images = city / "leftImg8bit" / "val" / "aachen"
+    for folder in (gta5 / "images", images, tmp_path / "own" / "a"):
+        for name in ("x.bmp", "x.TIF", "y.webp", "y.gif", "y.jfif", "Thumbs.db", "notes.txt"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    text = "images skipped, as only PNG and JPEG are read: "
+    message = folder_error(tmp_path / "own")
+    assert "no image (.png, .jpg, .jpeg) in it" in message
+    assert f": 5 of 5 {text}a/x.TIF, a/x.bmp, a/y.gif …" in message
+    save(tmp_path / "own" / "z.png")
+    for data, place in (
+        (ImageFolder(tmp_path / "own", SIZE), tmp_path / "own"),
+        (GTA5DataSet(gta5), gta5 / "images"),
+        (cityscapesDataSet(city, "val"), images.parent),
+    ):
+        (line,) = data.reports
+        assert line.startswith(f"{place}: 5 of {5 + len(data)} {text}")
+    with pytest.raises(UserError, match=f"val: 5 of 8 {text}aachen/x.TIF"):
+        cityscapesDataSet(city, "val", labels=True)
+    for path in (gta5 / "images").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="images: no images in it; .*5 of 5 images skipped, as only PNG"):
+        GTA5DataSet(gta5)
+
+
+def test_a_label_without_its_image_is_an_error_in_a_val_set(city, tmp_path):
+    path = city / "leftImg8bit" / "val" / "aachen" / "aachen_000001_000019_leftImg8bit.png"
+    path.unlink()
+    label = city / "gtFine" / "val" / "aachen" / "aachen_000001_000019_gtFine_labelIds.png"
+    with pytest.raises(UserError, match=f"1 of 3 labels have no image: {label}"):
+        cityscapesDataSet(city, "val", labels=True)
+    (tmp_path / "list.txt").write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
+    assert len(cityscapesDataSet(city, "val", str(tmp_path / "list.txt"), labels=True)) == 1
+    assert len(cityscapesDataSet(city, "val")) == 2
+
+
+def test_links_that_lead_nowhere_are_told_at_the_start(gta5, city, tmp_path):
+    def message(make) -> str:
+        with pytest.raises(UserError, match="lead") as caught:
+            make()
+        return str(caught.value)
+
+    save(tmp_path / "own" / "a.png")
+    for link in (tmp_path / "own" / "b", tmp_path / "own" / "c.jpg"):
+        link.symlink_to("nowhere")
+        assert f"1 links below it lead nowhere: {link};" in folder_error(tmp_path / "own")
+        link.unlink()
+    link = gta5 / "labels" / "00002.png"
+    link.unlink()
+    link.symlink_to("nowhere.png")
+    assert f"1 of 3 GTA5 label files are missing: {link}" in message(lambda: GTA5DataSet(gta5))
+    image = gta5 / "images" / "00002.png"
+    image.rename(gta5 / "elsewhere.png")
+    image.symlink_to("../elsewhere.png")
+    assert f"missing: {link}, which leads nowhere" in message(lambda: GTA5DataSet(gta5))
+    (gta5 / "elsewhere.png").unlink()
+    assert f"lead nowhere: {image};" in message(lambda: GTA5DataSet(gta5))
+    (tmp_path / "list.txt").write_text("00001.png\n00002.png\n")
+    assert f"missing: {image}, which leads nowhere" in message(
+        lambda: GTA5DataSet(gta5, str(tmp_path / "list.txt")))  # fmt: skip
+    bonn = city / "leftImg8bit" / "train" / "bonn"
+    bonn.symlink_to(tmp_path / "nowhere")
+    assert f"lead nowhere: {bonn};" in message(lambda: cityscapesDataSet(city, "train"))
+
+
+# ---------------------------------------------------------------------------------------------------- lists
+
+
+def test_entries_of_lists_are_relative_to_the_images(gta5, city, tmp_path, monkeypatch):
+    """Any path to an image below the folder will do; others would be trained as their own labels."""
+    path = tmp_path / "list.txt"
+    (tmp_path / "link").symlink_to(gta5)
+    path.write_text(f"{gta5}/images/00002.png\n../images/00001.png\n{tmp_path}/link/images/00003.png\n")
+    names = ["00002.png", "00001.png", "00003.png"]
+    for root in (gta5, tmp_path / "link"):
+        data = GTA5DataSet(root, str(path), (32, 18))
+        assert data.names == names and data.labels == [root / "labels" / name for name in names]
+    monkeypatch.chdir(gta5)
+    assert GTA5DataSet(".", str(path)).names == names
+    for entry in ("../labels/1.png", f"{gta5}/labels/00001.png", "/", "..", "../images", "/nowhere/\0/a.png"):
+        path.write_text(f"00002.png\n{entry}\n")
+        with pytest.raises(UserError) as caught:
+            GTA5DataSet(gta5, str(path))
+        assert str(caught.value).startswith(f"{path}: {entry} is not below {gta5 / 'images'}")
+    copy = shutil.copytree(city, tmp_path / "Copy")
+    image = "leftImg8bit/val/aachen/aachen_000001_000019_leftImg8bit.png"
+    path.write_text(f"{copy / image}\n")
+    with pytest.raises(UserError, match=f"{copy / image} is not below {city}"):
+        cityscapesDataSet(city, "val", str(path), labels=True)
+    assert cityscapesDataSet(copy, "val", str(path)).names == ["aachen_000001_000019_leftImg8bit"]
+
+
+def test_a_linked_city_is_below_its_tree(city, tmp_path):
+    shutil.move(city / "leftImg8bit" / "val" / "aachen", tmp_path / "elsewhere")
+    (city / "leftImg8bit" / "val" / "aachen").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "list.txt").write_text("./aachen//aachen_000001_000019_leftImg8bit.png\n")
+    data = cityscapesDataSet(city, "val", str(tmp_path / "list.txt"), labels=True)
+    assert data.names == ["aachen_000001_000019_leftImg8bit"]
+
+
+# --------------------------------------------------------------------------------------------- the scripts
+
+
+def test_both_scripts_report_what_is_skipped(data, reference, tmp_path):
+    city = shutil.copytree(data / "City", tmp_path / "City")
+    place = city / "leftImg8bit"
+    (place / "train" / "aachen" / "more.webp").touch()
+    save(place / "val" / "aachen" / "x.png")
+    argv = train_words(data, tmp_path / "run", "--data-dir-target", city, "--num-steps", 1, *EAGER)
+    output = run(TRAIN, *argv).stdout
+    target = f"{place / 'train'}: 1 of 4 images skipped, as only PNG and JPEG are read: aachen/more.webp"
+    val = f"{place / 'val'}: 1 of 4 images skipped, as others have _leftImg8bit in their names: aachen/x.png"
+    assert target in output and val in output
+    evaluation = ["--restore-from", reference / "GTA5_1.ckpt", "--input-size", "64,48", *EAGER]
+    evaluation += ["--save-path", tmp_path / "r"]
+    assert val in run(EVALUATE, *evaluation, "--data-dir", city).stdout
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["images"] == 3
+    assert target in run(EVALUATE, *evaluation, "--predict", place / "train").stdout
+    message = fails(TRAIN, *argv, "--data-dir-target", place, "--snapshot-dir", tmp_path / "other")
+    assert f"give --data-dir-target {city}, with gtFine in it" in message
