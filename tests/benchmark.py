@@ -1,11 +1,11 @@
-"""The speed of this project next to plain PyTorch: one run, one table, in tests/results/benchmark.md.
+"""Compare the speed of this project with plain PyTorch; write the table tests/results/benchmark.md.
 
     python -m tests.benchmark [--torch PYTHON] [--markdown FILE] [--size 320x180+256x128 ...]
 
-Both sides are processes of their own, fed over pipes, that take turns: a step of one, a step of the other.
-So what else the machine does hits both; but on a busy machine PyTorch's threads, which wait for each other in
-a spin, lose far more. Then add --busy: the threads of both sides sleep while they wait. The load is printed.
-PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
+Both sides are processes that wait for requests on a pipe and take turns, a step of one, a step of the other,
+so that other load on the machine affects both. On a busy machine PyTorch still loses far more, as its threads
+wait for each other in a spin; --busy lets the threads of both sides sleep while they wait. The load average
+is reported. PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from tests.scripts import ROOT
 
 SIZES, FULL = ("320x180+256x128", "640x360+512x256"), "1280x720+1024x512"
 STAGES = ("read", "forward", "upsample, argmax", "confusion matrix", "save")
-SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: a step after the preheating, every pixel weighted
-IMAGES = 8  # in the sets for reading and evaluation
-READ = 64  # images per turn of reading: many more than are held ahead
+SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: those of a step after the warm-up, with pixel weights
+IMAGES = 8  # in the data sets for reading and evaluation
+READ = 64  # images per turn of reading: many more than are read ahead
 
 
 def pair(text: str) -> list[tuple[int, int]]:
-    """"320x180+256x128" -> [(320, 180), (256, 128)], source and target."""
+    """Return the sizes of source and target: "320x180+256x128" -> [(320, 180), (256, 128)]."""
     return [tuple(map(int, part.split("x"))) for part in text.split("+")]
 
 
 def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One source image, its labels and one target image, generated."""
+    """Return a source image, its labels and a target image, all random, as batches of one."""
     (w, h), (w_t, h_t) = pair(size)
     rng = np.random.default_rng(0)
     x_s, x_t = (rng.normal(0, 60, (1, 3, *s)).astype(np.float32) for s in ((h, w), (h_t, w_t)))
@@ -49,7 +49,7 @@ def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def serve(work: Callable[[], object]) -> None:
-    """Answer each line on stdin by doing `work` once: seconds, peak GB, result."""
+    """Do `work` for each line on stdin; print its seconds, the process's peak memory in GB and its result."""
     for _ in sys.stdin:
         started = time.perf_counter()
         result = work()
@@ -60,7 +60,7 @@ def serve(work: Callable[[], object]) -> None:
 
 
 class Worker:
-    """A process that serves; `ask()` returns its answer."""
+    """A process that runs `serve`; `ask()` returns its next answer."""
 
     def __init__(self, python: str, module: str, *argv: str):
         threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
@@ -83,7 +83,8 @@ class Worker:
 def take_turns(workers: list[Worker], rounds: int) -> list[dict]:
     """Return each worker's last answer after `rounds` turns, with "median" and "spread" of its seconds.
 
-    "first" is what the first call, which compiles, took above the median; "results" are those of all turns.
+    "first" is how much longer than the median the first call took, which compiles, and "loss" its result;
+    "results" are those of all turns.
     """
     firsts = [w.ask() for w in workers]
     answers = [[w.ask() for w in workers] for _ in range(rounds)]
@@ -100,7 +101,7 @@ def take_turns(workers: list[Worker], rounds: int) -> list[dict]:
 
 
 def serve_step(size: str) -> None:
-    """This project's training step, as the training script builds it."""
+    """Serve this project's training step, built as in the training script."""
     import CLAN_train_gta5_2_city as script  # sets the environment; mindspore comes after it  # isort: skip
     from mindspore import Tensor
 
@@ -120,7 +121,10 @@ def serve_step(size: str) -> None:
 
 
 def serve_evaluation(folder: str) -> None:
-    """One image of the validation set, stage by stage, as the evaluation script does it."""
+    """Serve the evaluation of one image of the validation set, as in the evaluation script.
+
+    The result is the seconds of each of STAGES.
+    """
     import CLAN_evaluate_city as script  # isort: skip
     from mindspore import Tensor
 
@@ -157,7 +161,7 @@ def serve_evaluation(folder: str) -> None:
 
 
 def serve_reading(folder: str, which: str, workers: str) -> None:
-    """READ images per turn through the input pipeline with so many workers."""
+    """Serve the reading of READ images through the input pipeline with so many threads."""
     from utils.system import device
 
     device.prepare_environment()
@@ -171,7 +175,10 @@ def serve_reading(folder: str, which: str, workers: str) -> None:
 
 
 def measure_steps(args: argparse.Namespace, row: Callable, workers: Callable) -> None:
-    """Rows of a training step at each size, and alone at the paper's, where two would not fit into 24 GB."""
+    """Add rows of a training step at each size, and at the paper's size without PyTorch.
+
+    The memory of both sides at the paper's size would exceed 24 GB.
+    """
     for size in args.size:
         both = take_turns(workers("step", size), args.rounds)
         row(f"training step {size}, s", "{:.2f}", [s["median"] for s in both])
@@ -186,8 +193,8 @@ def measure_steps(args: argparse.Namespace, row: Callable, workers: Callable) ->
     row("– peak memory, GB", "{:.2f}", [alone["peak"]])
 
 
-def measure_evaluation(args: argparse.Namespace, row: Callable, workers: Callable, folder: str) -> None:
-    """Rows of the stages of evaluating an image, with saving it."""
+def measure_evaluation(row: Callable, workers: Callable, folder: str) -> None:
+    """Add rows of the stages of evaluating an image and saving its prediction."""
     both = take_turns(workers("evaluation", folder), 3)
     times = [np.median(side["results"], axis=0) for side in both]
     for k, stage in enumerate(STAGES):
@@ -196,8 +203,8 @@ def measure_evaluation(args: argparse.Namespace, row: Callable, workers: Callabl
     row("– peak memory, GB", "{:.2f}", [side["peak"] for side in both])
 
 
-def measure_reading(args: argparse.Namespace, row: Callable, workers: Callable, folder: str) -> None:
-    """Rows of the input pipeline, which has no counterpart on the other side."""
+def measure_reading(row: Callable, workers: Callable, folder: str) -> None:
+    """Add rows of the input pipeline; PyTorch's side has no counterpart."""
     sizes = {"GTA5": "1914x1052 to 1280x720, with labels", "Cityscapes": "2048x1024 to 1024x512"}
     for which, text in sizes.items():
         for n in "124":
@@ -209,11 +216,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch, numpy and pillow")
     parser.add_argument("--markdown", metavar="FILE", default="tests/results/benchmark.md",
-                        help="the table (default: tests/results/benchmark.md)")
-    parser.add_argument("--size", nargs="*", default=list(SIZES), help="SOURCE+TARGET in pixels")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default: 9)")
-    parser.add_argument("--busy", action="store_true", help="OMP_WAIT_POLICY=passive for both sides")
-    parser.add_argument("--only", choices=("step", "evaluation", "reading"), help="one part alone")
+                        help="the table (default: %(default)s)")
+    parser.add_argument("--size", nargs="*", default=SIZES,
+                        help=f"SOURCE+TARGET in pixels (default: {' '.join(SIZES)})")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--busy", action="store_true", help="set OMP_WAIT_POLICY=passive for both sides")
+    parser.add_argument("--only", choices=("step", "evaluation", "reading"), help="measure one part only")
     args = parser.parse_args()
     if args.busy:
         os.environ["OMP_WAIT_POLICY"] = "passive"  # the workers inherit it
@@ -234,13 +242,13 @@ def main() -> None:
     if args.only in (None, "step"):
         measure_steps(args, row, workers)
     with tempfile.TemporaryDirectory() as folder:
-        # With this much noise an image's file has 2.7 MB; the mean of real ones, of both sets, is 2.3.
+        # With this noise a file has 2.7 MB; the mean of GTA5 and Cityscapes is 2.3 MB.
         golden.write_city(Path(folder), "val", {f"{i:06d}": i for i in range(IMAGES)}, noise=1)
         golden.write_gta5(Path(folder), {f"{i:05d}": i for i in range(IMAGES)}, noise=1)
         if args.only in (None, "evaluation"):
-            measure_evaluation(args, row, workers, folder)
+            measure_evaluation(row, workers, folder)
         if args.only in (None, "reading"):
-            measure_reading(args, row, workers, folder)
+            measure_reading(row, workers, folder)
     versions = f"MindSpore {importlib.metadata.version('mindspore')}"
     if args.torch:
         argv = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
@@ -254,7 +262,7 @@ def main() -> None:
 
 
 def machine() -> str:
-    """Return the number of cores and the processor's name."""
+    """Return the number of cores and the name of the processor."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     names = [r.split(":")[1].strip() for r in info.splitlines() if r.startswith("model name")]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"

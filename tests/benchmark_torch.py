@@ -1,10 +1,9 @@
-"""The same training step and evaluation in plain PyTorch, for tests/benchmark.py alone.
+"""The same training step and evaluation in plain PyTorch: the other side of tests/benchmark.py.
 
-Written from the description of the method (see README: model, losses, optimisers), not from anybody's code:
-each image passes G once, the source's and the target's gradients are taken one after the other, D reuses
-the predictions; in channels_last with in-place ReLU, PyTorch's fastest plain form. It runs with an
-interpreter that has torch, numpy and pillow, and imports nothing that needs mindspore. As a program it is a
-worker of the benchmark: see `serve` there.
+Written from the description of the method (README: model, losses, optimisers), not from anybody's code. Each
+image passes G once, the gradients of source and target are computed in turn, and D reuses the predictions.
+channels_last and in-place ReLU are PyTorch's fastest plain form. Runs under an interpreter with torch, numpy
+and pillow and imports nothing that needs mindspore. As a program it is a worker of the benchmark.
 """
 
 import sys
@@ -22,7 +21,7 @@ from tests import golden
 from tests.benchmark import SETTINGS, inputs, serve
 
 CLASSES, IGNORED = 19, 255
-LAYOUT = torch.channels_last  # a step at 320x180 + 256x128 takes 0.86 of contiguous_format's time
+LAYOUT = torch.channels_last  # a step at 320x180 + 256x128 takes 14 % less time
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -30,7 +29,7 @@ def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1)
 
 
 class Block(nn.Module):
-    """Bottleneck: 1x1 with the stride, dilated 3x3, 1x1; residual sum."""
+    """Bottleneck of 1x1 (with the stride), dilated 3x3 and 1x1 convolutions, and a residual sum."""
 
     def __init__(self, c_in: int, planes: int, stride: int, dilation: int, project: bool):
         super().__init__()
@@ -112,7 +111,7 @@ def adv(o, domain: float, weight=None):
 
 
 class Trainer:
-    """One step of CLAN after the preheating (every pixel weighted), cross-entropy, the paper's constants."""
+    """A step of CLAN after the warm-up, with cross-entropy and the paper's constants."""
 
     def __init__(self, G: Generator, D: Discriminator):
         self.G, self.D = G.train(), D.train()
@@ -124,7 +123,7 @@ class Trainer:
         self.opt_D = torch.optim.Adam(D.parameters(), lr=1e-4, betas=(0.9, 0.99))
 
     def step(self, x_s, y_s, x_t, damp: float, base: float, local: float) -> list[float]:
-        """The five losses, as they enter the objectives; weights, moments and statistics move."""
+        """Update both networks; return the five losses as they enter the objectives."""
         G, D, size_s, size_t = self.G, self.D, x_s.shape[2:], x_t.shape[2:]
         self.opt_G.zero_grad()
         self.opt_D.zero_grad()
@@ -156,7 +155,7 @@ class Trainer:
 
 
 def load() -> tuple[Generator, Discriminator]:
-    """Both networks with the generated weights of the traces."""
+    """Return both networks with the generated weights of the reference outputs."""
 
     def tensors(shapes, salt):
         return {name: torch.from_numpy(value) for name, value in golden.state(shapes, salt).items()}
@@ -168,6 +167,7 @@ def load() -> tuple[Generator, Discriminator]:
 
 
 def serve_step(size: str) -> None:
+    """Serve the training step."""
     trainer = Trainer(*load())
     x_s, y_s, x_t = (torch.from_numpy(x) for x in inputs(size))
     x_s, x_t = (x.contiguous(memory_format=LAYOUT) for x in (x_s, x_t))
@@ -175,7 +175,7 @@ def serve_step(size: str) -> None:
 
 
 def serve_evaluation(folder: str) -> None:
-    """One image of the validation set, stage by stage: Pillow, PyTorch, NumPy."""
+    """Serve the evaluation of one image of the validation set: Pillow, PyTorch, NumPy."""
     G = load()[0].eval()
     images = sorted(Path(folder).glob("leftImg8bit/val/*/*.png"))
     labels = sorted(Path(folder).glob("gtFine/val/*/*.png"))

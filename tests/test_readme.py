@@ -1,7 +1,6 @@
-"""The READMEs: their links and anchors exist, and so does every option that they mention."""
+"""The READMEs: their links, anchors, options, paths and commands exist."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -9,6 +8,7 @@ from options.train_options import build_parser
 from tests.scripts import ROOT, module, run
 
 READMES = ("README.md", "README_CN.md")
+RESULTS = ("tests/results/ablation.md", "tests/results/camvid-idd.md")
 OF_OTHERS = {  # msrun, pip, pytest
     "--worker-num", "--local-worker-num", "--join", "--master-addr", "--master-port", "--node-rank", "--dist",
     "--cluster-time-out", "--log-dir",
@@ -38,7 +38,7 @@ def test_links_lead_somewhere(name):
 
 @pytest.fixture(scope="module")
 def known():
-    """The options of all scripts and tools."""
+    """Return the options of all scripts and tools."""
     text = run("CLAN_evaluate_city.py", "--help").stdout
     for tool in ("utils.tools.ablation", "utils.tools.ccd", "tests.benchmark", "tests.golden"):
         text += module(tool, "--help").stdout
@@ -53,10 +53,13 @@ def test_options_exist(name, known):
     assert not {option.replace("_", "-") for option in mentioned} - known
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_paths_exist(name):
-    """Files of the project that are mentioned in the text, such as `utils/loss.py`."""
-    text = (ROOT / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", [*READMES, *RESULTS])
+def test_paths_and_modules_exist(path):
+    """Mentioned files and folders such as `utils/loss.py`, and commands such as python -m tests.golden."""
+    text = (ROOT / path).read_text(encoding="utf-8")
     folders, kinds = "utils|tests|dataset|model|options|figure", "py|json|md|png"
-    for path in re.findall(rf"`((?:{folders})/[\w./]+\.(?:{kinds}))`", text):
-        assert Path(ROOT / path).exists(), path
+    names = re.findall(rf"`((?:{folders})/[\w./]*(?:/|\.(?:{kinds})))`", text)
+    started = re.findall(r"python -m ((?:utils|tests)\.[\w.]+)", text)
+    assert started
+    for name in [*names, *(name.replace(".", "/") + ".py" for name in started)]:
+        assert (ROOT / name).exists(), name

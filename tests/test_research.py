@@ -1,4 +1,4 @@
-"""What researchers build on, through the command lines: the ablation, curves of a run, centre distances."""
+"""The tools for research, through their command lines: ablation, curves of a run, centre distances."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset.classes import CLASS_NAMES
-from tests.scripts import module
+from tests.scripts import ROOT, module, python
 from utils.system.errors import UserError
 from utils.tools import ablation
 from utils.tools.demo_scenes import write_demo_data
@@ -19,9 +19,7 @@ from utils.tools.demo_scenes import write_demo_data
     "argv, named",
     [
         (["--rows", "source,clam"], "--rows clam: no such row"),
-        (["--rows", "clan,clan"], "--rows: one is there twice"),
-        (["--seeds", "one"], "--seeds one: numbers with commas"),
-        (["--seeds", "1,2,1"], "--seeds: one is there twice"),
+        (["--seeds", "one"], "--seeds: 'one' is not a whole number"),
         (["--seeds", "101"], "--seeds: lambda_adv is chosen on 101, 102"),
         (["--chart", "chart.svg"], "--chart chart.svg: the name has to end in .png"),
     ],
@@ -33,10 +31,21 @@ def test_ablation_names_mistakes_in_one_line(argv, named, monkeypatch, capsys):
     assert named in (message := capsys.readouterr().err) and message.count("\n") == 1
 
 
+def test_ablation_runs_each_seed_once(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ablation", "--seeds", "3,1,3", "--rows", "clan,source,clan"])
+    args = ablation.get_arguments()
+    assert args.seeds == [3, 1] and args.rows == ["clan", "source"]
+
+
+@pytest.mark.parametrize("tool", ["ablation", "ccd", "curves"])
+def test_tools_start_as_files_too(tool, tmp_path):
+    assert "usage: " in python([ROOT / "utils" / "tools" / f"{tool}.py", "--help"], tmp_path, 0).stdout
+
+
 def test_ablation_leaves_folders_of_others_alone(tmp_path):
     (tmp_path / "GTA5_2000.ckpt").touch()
     with pytest.raises(UserError, match="something else than a run of the ablation; choose another --folder"):
-        ablation.do(tmp_path, [], 1)
+        ablation.do_run(tmp_path, [], 1)
     assert (tmp_path / "GTA5_2000.ckpt").exists()
 
 
@@ -52,27 +61,28 @@ def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     assert line.split(" | ")[1:5] == ["1", f"{results['clan']['mIoU']:.2f}", f"{gain:+.2f}", "–"]
     assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
 
-    (folder / "clan" / "result.json").unlink()  # as if it had been killed
+    (folder / "clan" / "result.json").unlink()  # as after a kill
     again = module("utils.tools.ablation", *argv, cwd=tmp_path).stdout
     assert "source: mIoU" in again and again.count("done before") == 2  # stage A and source
     assert json.loads((folder / "clan" / "result.json").read_text())["mIoU"] == results["clan"]["mIoU"]
     module("utils.tools.ablation", *argv[2:], "--steps", 5, "--rows", "source", cwd=tmp_path)
-    kept = json.loads((folder / "source_1" / "result.json").read_text())  # of other options: renamed
+    kept = json.loads((folder / "source_1" / "result.json").read_text())  # renamed, as it is of other options
     assert kept["mIoU"] == results["source"]["mIoU"]
 
 
-def test_curves_of_a_run_and_of_one_under_way(reference, tmp_path):
+def test_curves_of_a_finished_and_of_a_running_training(reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
     done = module("utils.tools.curves", folder)
     assert re.search(r"after 6 steps: mIoU [0-9.]+\n", done.stdout) and "missing" not in done.stdout
-    whole = Image.open(folder / "curves.png").tobytes()
-    # Under way: no validation yet, and the last row is being written. As if at full size: the authors' curve.
+    finished = Image.open(folder / "curves.png").tobytes()
+    # Still running: there was no validation yet, and the last row is being written.
     (folder / "miou.csv").unlink()
     table = (folder / "loss.csv").read_text()
     (folder / "loss.csv").write_text(table[:-9])
     assert "miou.csv is missing" in module("utils.tools.curves", folder).stdout
-    partial = Image.open(folder / "curves.png").tobytes()
+    running = Image.open(folder / "curves.png").tobytes()
+    # At full size: the authors' curve is shown.
     options = json.loads((folder / "options.json").read_text())
     full = {"model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512]}
     full["batch_size"] = 1
@@ -80,8 +90,8 @@ def test_curves_of_a_run_and_of_one_under_way(reference, tmp_path):
     (folder / "miou.csv").write_text("step,mIoU\n2000,27.5\n4000,30.25\n")
     done = module("utils.tools.curves", folder)
     assert "after 4000 steps: mIoU 30.25; the authors' run had 28.83" in done.stdout
-    assert len({whole, partial, Image.open(folder / "curves.png").tobytes()}) == 3
-    # From SYNTHIA: means over 16 and 13 classes, and nobody's curve beside them.
+    assert len({finished, running, Image.open(folder / "curves.png").tobytes()}) == 3
+    # From SYNTHIA: means over 16 and 13 classes, without the authors' curve.
     (folder / "options.json").write_text(json.dumps({**options, **full, "source": "synthia"}))
     (folder / "miou.csv").write_text("step,mIoU_16,mIoU_13\n4000,30.25,35.5\n")
     assert "after 4000 steps: mIoU_16 30.25\n" in module("utils.tools.curves", folder).stdout
@@ -107,14 +117,14 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
     done = module("utils.tools.ccd", "--restore-from", *both, *argv, cwd=tmp_path)
     assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
     result = json.loads((folder / "ccd.json").read_text())
-    assert result["pictures"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 1600
+    assert result["images"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 1600
     for when, path in zip(("before", "after"), both):
         source, target = class_features(path, data, adapt_bn)
         assert result["points"]["source"] == {name: len(x) for name, x in zip(CLASS_NAMES, source)}
         assert result["points"]["target"] == {name: len(x) for name, x in zip(CLASS_NAMES, target)}
         centre = {i: (source[i].mean(0), target[i].mean(0)) for i in range(19)
                   if len(source[i]) and len(target[i])}  # fmt: skip
-        assert 2 < len(centre) < 19  # some class is to have a dash
+        assert 2 < len(centre) < 19  # so that some class has a dash
         apart = [np.sqrt(((a - b) ** 2).sum()) for i in centre for j in centre if i < j
                  for a in centre[i] for b in centre[j]]  # fmt: skip
         assert result["scale"][when] == pytest.approx(np.mean(apart), rel=1e-4)
@@ -128,7 +138,7 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
             else:
                 assert distance is None and relative is None
                 assert re.search(rf"^{name}( +–){{6}}$", done.stdout, re.M)
-    for name in expected:  # the table says the same
+    for name in expected:  # the printed table has the same values
         cells = ""
         for pair in (result["distance"][name], result["relative"][name]):
             a, b = pair["before"], pair["after"]
@@ -137,9 +147,9 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
 
 
 def class_features(path, data, count):
-    """For source and target: each class's features (points, C) float64 in the first and the last image.
+    """Yield, for source and target, each class's features (points, C) float64 in the first and last image.
 
-    With BN statistics re-estimated on `count` images, if any.
+    With a `count`, BN statistics are re-estimated on so many images.
     """
     from mindspore import Tensor
 

@@ -1,22 +1,25 @@
-"""Floating-point operations of a training step, counted from the networks' own weights."""
+"""Floating-point operations of a training step, computed from the sizes of the networks' weights."""
 
 from mindspore import nn
 
 
 def generator_flop(net_G: nn.Cell, size: tuple[int, int]) -> int:
-    """Operations of G's convolutions, forward, for one image of size (W, H); a multiply-add counts as 2."""
+    """Return the operations of G's convolutions in a forward pass of one image of size (W, H).
+
+    A multiply-add counts as two operations.
+    """
     w, h = (after_stride(n) for n in size)
     flop = conv_weights(net_G.conv1) * h * w
-    w, h = after_stride(w + 1), after_stride(h + 1)  # the pooling rounds up
+    w, h = after_stride(w + 1), after_stride(h + 1)  # the pooling uses ceil_mode
     for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4, net_G.layer5, net_G.layer6):
         if layer is net_G.layer2:
             w, h = after_stride(w), after_stride(h)
-        flop += conv_weights(layer) * h * w  # the stride sits first in a layer: one size for all its outputs
+        flop += conv_weights(layer) * h * w  # only a layer's first convolution has a stride
     return 2 * flop
 
 
 def discriminator_flop(net_D: nn.Cell, size: tuple[int, int]) -> int:
-    """Operations of D's convolutions, forward, for one map of probabilities of size (W, H)."""
+    """Return the operations of D's convolutions in a forward pass of probabilities of size (W, H)."""
     w, h = size
     flop = 0
     for layer in (net_D.conv1, net_D.conv2, net_D.conv3, net_D.conv4, net_D.classifier):
@@ -33,10 +36,10 @@ def step_flop(
     method: str = "clan",
     batch_size: int = 1,
 ) -> int:
-    """Operations of the convolutions of one training step, images of sizes (W, H).
+    """Return the operations of the convolutions of one training step with images of sizes (W, H).
 
-    Backward counts twice forward. D sees the source once and the target twice, one of the two with a
-    gradient for its input only. What is not a convolution adds less than a hundredth.
+    A backward pass counts as two forward passes. D sees the source once and the target twice, one of the two
+    with a gradient for its input only: 3 + 3 + 2 forward passes. Everything else adds less than 1 %.
     """
     flop = 3 * generator_flop(net_G, source_size)
     if method != "source":
@@ -46,10 +49,10 @@ def step_flop(
 
 
 def conv_weights(cell: nn.Cell) -> int:
-    """The number of weights of all convolutions in a cell."""
+    """Return the number of weights of all convolutions in a cell."""
     return sum(p.size for p in cell.get_parameters() if p.ndim == 4)
 
 
 def after_stride(n: int) -> int:
-    """The size after a stride of two with padding that keeps the size otherwise."""
+    """Return the size after a stride of two, with padding that would keep it at a stride of one."""
     return (n + 1) // 2

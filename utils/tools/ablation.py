@@ -1,32 +1,37 @@
-"""Ablation of CLAN on the demo's domains over seeds, with its baselines.
+"""Ablation of CLAN on the demo's domains over seeds, with its baselines, on the CPU.
 
     python -m utils.tools.ablation [--tune] [--jobs 2] [--markdown FILE] [--chart FILE]
     python -m utils.tools.ablation --camvid DIR --idd DIR --tune ...
 
-The second line runs the baselines and CLAN on photographs: from CamVid to IDD-Lite, both converted once.
+The second command compares the baselines and CLAN on photographs: from CamVid to IDD-Lite.
 
-Every row is a stage B of the demo (utils/tools/demo.py): equal start, steps, schedule and source images;
-evaluated on the target's val set with re-estimated and with running BN statistics. --tune first chooses
-lambda_adv of TAN and of CLAN, each from the same values, on seeds that are not reported. Every run is a
-process of its own and keeps its result in FOLDER/seedN/ROW/result.json: a second start does what is missing.
-On the CPU.
+`runs_of_seed` says what is run: per seed one stage A, which trains on the source from scratch, and from its
+checkpoint one stage B for each of ROWS, all with equal steps, schedule and source images. `do_run` says how:
+the training script in one process, then the evaluation of its last checkpoint on the target's val set in
+another, which writes FOLDER/seed<seed>/<row>/result.json. A second start does only what has no result yet.
+With --tune, lambda_adv of TAN and of CLAN is first chosen, each from the same values, on seeds that are not
+reported.
 """
 
 import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+if not __package__:  # started as a file, not with -m
+    sys.path[0] = str(Path(__file__).parents[2])
 
 from utils.system import device, interrupt  # isort: skip
 
 device.prepare_environment()  # before mindspore is imported
 if __name__ == "__main__":
-    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of a step
+    interrupt.block()  # Ctrl-C and SIGTERM are looked for between two images
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from model.CLAN_G import generator
@@ -34,79 +39,78 @@ from options import Parser, number, train_options
 from utils import run_folder
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, atomic_folder, read_json, rotate_existing, write_json
+from utils.tools import demo
 from utils.tools.bars import bars
 from utils.tools.camvid_idd import convert
-from utils.tools.demo import CLAN, STAGE_A, STAGE_B, TRAIN, build_argv, score, wait_for
 from utils.tools.demo_scenes import demo_files, write_demo_data
 
-TAN = ["--method", "tan", "--learning-rate-D", "0.001"]
-GRID, TUNING_SEEDS = ("0.3", "1", "3"), (101, 102)
-PARTS = {  # what becomes of CLAN when a part is taken away or changed
-    "clan": [],
-    "untrained_D": ["--learning-rate-D", "1e-12"],  # 500 steps of Adam move a weight by 5e-10 at most
-    "no_weight": ["--lambda-weight", "0"],  # no weight discrepancy
-    "no_map": ["--lambda-local", "0", "--epsilon", "1"],  # no alignment map: every pixel counts alike
-    "not_detached": ["--no-detach-weight-map"],  # gradients flow through M, as in the released code
-    "local_10": ["--lambda-local", "10"],
-    "local_20": ["--lambda-local", "20"],
-    "local_80": ["--lambda-local", "80"],  # 40 is "clan"
-    "epsilon_0": ["--epsilon", "0"],
-    "epsilon_1": ["--epsilon", "1"],  # 0.4 is "clan"
+METHODS = {
+    "source": ["--method", "source"],
+    "control": [*demo.CLAN, "--lambda-adv", "0"],
+    "tan": ["--method", "tan", "--learning-rate-D", "0.001"],  # lambda_adv of this one and the next is tuned
+    "clan": demo.CLAN,
 }
-ROWS = ("source", "control", "tan", *PARTS, "oracle")
-REAL_ROWS = ("source", "control", "tan", "clan", "oracle")
-REAL_DATA, REAL_SIZE = "./data/camvid-idd", ["--input-size", "192,136", "--input-size-target", "192,136"]
+ROWS = {  # row: its label in the table, its method, further options
+    "source": ("source only", "source"),
+    "control": ("control: CLAN, lambda_adv 0", "control"),
+    "tan": ("TAN: vanilla adversarial", "tan"),
+    "clan": ("CLAN: lambda_local 40, epsilon 0.4", "clan"),
+    # 500 steps of Adam change a weight by 5e-10 at most.
+    "untrained_D": ("CLAN, D never learns", "clan", "--learning-rate-D", "1e-12"),
+    "no_weight": ("CLAN, no weight discrepancy", "clan", "--lambda-weight", "0"),
+    # Every pixel counts alike.
+    "no_map": ("CLAN, no alignment map", "clan", "--lambda-local", "0", "--epsilon", "1"),
+    # Gradients flow through M, as in the released code.
+    "not_detached": ("CLAN, M not detached", "clan", "--no-detach-weight-map"),
+    "local_10": ("CLAN, lambda_local 10", "clan", "--lambda-local", "10"),
+    "local_20": ("CLAN, lambda_local 20", "clan", "--lambda-local", "20"),
+    "local_80": ("CLAN, lambda_local 80", "clan", "--lambda-local", "80"),
+    "epsilon_0": ("CLAN, epsilon 0", "clan", "--epsilon", "0"),
+    "epsilon_1": ("CLAN, epsilon 1", "clan", "--epsilon", "1"),
+    "oracle": ("oracle: the target's labels", "source"),
+}
+STEPS, FOLDER = 500, "./checkpoint/ablation"
+PHOTO_STEPS, PHOTO_FOLDER, PHOTO_DATA = 800, "./checkpoint/camvid-idd", "./data/camvid-idd"
+PHOTO_ROWS = ["source", "control", "tan", "clan", "oracle"]
+PHOTO_SIZE = ["--input-size", "192,136", "--input-size-target", "192,136"]
+TUNED, GRID, TUNING_SEEDS = ("tan", "clan"), ("0.3", "1", "3"), [101, 102]
 BASES = {"source": "source", "control": "control", "tan": "TAN", "clan": "CLAN"}  # to which rows are compared
 STATISTICS = {"re-estimated BN statistics": "mIoU", "running BN statistics": "mIoU_running"}
-LABELS = {
-    "source": "source only", "control": "control: CLAN, lambda_adv 0", "tan": "TAN: vanilla adversarial",
-    "clan": "CLAN: lambda_local 40, epsilon 0.4", "untrained_D": "CLAN, D never learns",
-    "no_weight": "CLAN, no weight discrepancy", "no_map": "CLAN, no alignment map",
-    "not_detached": "CLAN, M not detached", "local_10": "CLAN, lambda_local 10",
-    "local_20": "CLAN, lambda_local 20", "local_80": "CLAN, lambda_local 80", "epsilon_0": "CLAN, epsilon 0",
-    "epsilon_1": "CLAN, epsilon 1", "oracle": "oracle: the target's labels",
-}  # fmt: skip
 
 
-def options_of(row: str, adv: dict[str, str]) -> list[str]:
-    """The options of a row; `adv` holds lambda_adv of TAN and CLAN."""
-    if row in ("source", "oracle"):
-        return ["--method", "source"]
-    if row == "tan":
-        return [*TAN, "--lambda-adv", adv["tan"]]
-    return [*CLAN, "--lambda-adv", "0" if row == "control" else adv["clan"], *PARTS.get(row, [])]
+def options_of(row: str, lambda_adv: dict[str, str]) -> list[str]:
+    """Return the method's options of a row; `lambda_adv` has the tuned value of TAN and of CLAN."""
+    _, method, *options = ROWS[row]
+    tuned = ["--lambda-adv", lambda_adv[method]] if method in TUNED else []
+    return [*METHODS[method], *tuned, *options]
 
 
-def key(command: list[str]) -> list[str]:
-    """Return what identifies the result of a command. Paths do not: a folder may be moved."""
-    return [word for word in command if os.sep not in word]
+def runs_of_seed(args: Namespace, seed: int, rows: dict[str, list[str]]) -> dict[str, tuple[Path, list[str]]]:
+    """Return all runs of a seed, {name: (folder, options of the training script)}; generate missing images.
+
+    `rows`: the method's options of each row.
+    """
+    if args.camvid:
+        data, steps_a = convert(args.camvid, args.idd, PHOTO_DATA), args.steps * 25 // 8
+        warm_up, common = ["--preheat-steps", str(args.steps // 4)], [*PHOTO_SIZE, "--device", "cpu"]
+    else:
+        data, steps_a = demo_data(seed), args.steps * 5 // 2
+        warm_up, common = [], ["--device", "cpu"]
+    folder = Path(args.folder) / f"seed{seed}"
+    place, options = folder / "stage_a", [*demo.STAGE_A, *common]
+    runs = {"stage_a": (place, [*demo.build_argv(data, place, steps_a, seed, options), *warm_up])}
+    start = ["--restore-from", str(place / f"GTA5_{steps_a}.ckpt")]
+    for row, method in rows.items():
+        options, source = [*demo.STAGE_B, *method, *start, *common], "Oracle" if row == "oracle" else "GTA5"
+        runs[row] = folder / row, demo.build_argv(data, folder / row, args.steps, seed, options, source)
+    return runs
 
 
-def read_result(folder: Path, command: list[str] | None = None) -> dict | None:
-    """The result of a finished run, if it is one of this command."""
-    result = read_json(folder / "result.json")
-    if not isinstance(result, dict):
-        return None
-    return result if command is None or key(result.get("command", [])) == key(command) else None
+def demo_data(seed: int) -> Path:
+    """Return the folder of the demo's images of a seed; generate it if it is missing.
 
-
-def evaluate_run(command: list[str]) -> None:
-    """Evaluate the last checkpoint of a training, which `command` started, and write its result.json."""
-    args = train_options.get_arguments(command)
-    folder = Path(args.snapshot_dir)
-    started, path = (folder / "options.json").stat().st_mtime, folder / f"GTA5_{args.num_steps_stop}.ckpt"
-    device.setup(args)
-    city, size = args.data_dir_target, args.input_size_target
-    val = cityscapesDataSet(city, "val", size=size, labels=True)
-    unlabelled = cityscapesDataSet(city, "train", size=size)
-    result = score(generator("small"), path, val, unlabelled)
-    write_json(folder / "result.json", {
-        **result, "seconds": round(time.time() - started, 1), "command": command,
-        "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip
-
-
-def draw(seed: int) -> Path:
-    """The demo's images of a seed, and Oracle/: the target's labelled train images in GTA5's layout."""
+    Oracle/ in it has the labelled train images of the target, in GTA5's layout.
+    """
     data = write_demo_data("./data/demo", seed)
     oracle = data / "Oracle"
     if not oracle.is_dir():
@@ -119,224 +123,226 @@ def draw(seed: int) -> Path:
     return data
 
 
-def do(folder: Path, command: list[str], jobs: int) -> str:
-    """Run a command in a process of its own, unless its result is there; a line that tells the outcome.
+def run_all(args: Namespace, seeds: list[int], rows: dict[str, list[str]]) -> dict[tuple[int, str], dict]:
+    """Do the runs of all seeds, --jobs at a time; return {(seed, name): result}."""
+    runs = {(seed, name): run for seed in seeds for name, run in runs_of_seed(args, seed, rows).items()}
+    # One seed's rows after the other's, and stage A of the next seed before the rows of this one.
+    order = sorted(runs, key=lambda key: seeds.index(key[0]) - (1.5 if key[1] == "stage_a" else 0))
+    pool, futures = ThreadPoolExecutor(args.jobs), {}
+    try:
+        for seed, name in order:
+            stage_a = futures.get((seed, "stage_a"))
+            futures[seed, name] = pool.submit(do_run, *runs[seed, name], args.jobs, stage_a)
+        keys = {future: key for key, future in futures.items()}
+        for n, future in enumerate(as_completed(keys), 1):
+            interrupt.exit_if_pending()
+            seed, name = keys[future]
+            print(f"{n}/{len(runs)}  seed {seed}, {name}: {future.result()}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return {key: read_result(*run) for key, run in runs.items()}
 
-    After a signal no process begins, and one that runs is told to end, which it does after its step.
+
+def do_run(folder: Path, command: list[str], jobs: int, stage_a: Future | None = None) -> str:
+    """Train and evaluate in processes of their own, unless the result is there; return a line about it.
+
+    `stage_a`: the run whose checkpoint this one starts from. After a signal no process is started, and a
+    running one is told to end, which it does after its step. UserError if a process fails.
     """
+    if stage_a:
+        stage_a.result()  # raises its error
     if interrupt.pending_signal():
         return "stopped"
-    if result := read_result(folder, command):
-        return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), done before"
-    if read_result(folder):  # of other options: kept
+    result, duration = read_result(folder, command), "done before"
+    if not result:
+        make_empty(folder)
+        code = train_and_evaluate(folder, command, jobs)
+        if interrupt.pending_signal():
+            return "stopped"
+        result = read_result(folder, command)
+        if code or not result:
+            hint = f"see {folder / 'output.log'}; the same command resumes"
+            raise UserError(f"a run failed (exit code {code}): {hint}")
+        duration = f"{result['seconds']:.0f} s"
+    return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {duration}"
+
+
+def read_result(folder: Path, command: list[str]) -> dict | None:
+    """Return the result of a finished run of this command, whose folders may have moved; None without one."""
+    result = read_json(folder / "result.json")
+    if not isinstance(result, dict):
+        return None
+    commands = result.get("command", []), command
+    theirs, ours = ([word for word in words if os.sep not in word] for words in commands)
+    return result if theirs == ours else None
+
+
+def make_empty(folder: Path) -> None:
+    """Make an empty folder for a run: rename a result of other options, remove what a killed run left.
+
+    UserError if a process is still in the folder, or if it holds something else.
+    """
+    if (folder / "result.json").exists():
         rotate_existing(folder)
-    # A run may have outlived the process that started it.
-    lock = run_folder.lock_run_dir(folder, option="--folder")
+    lock = run_folder.lock_run_dir(folder, option="--folder")  # a run may outlive the process that started it
     if any(folder.iterdir()) and not (folder / "output.log").exists():
         raise UserError(f"{folder} holds something else than a run of the ablation; choose another --folder")
-    shutil.rmtree(folder)  # of a run that was killed
+    shutil.rmtree(folder)
     folder.mkdir()
     if lock is not None:
         os.close(lock)
+
+
+def train_and_evaluate(folder: Path, command: list[str], jobs: int) -> int:
+    """Run both processes, with their output in output.log; return the first exit code that is not 0, or 0."""
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
     with open(folder / "output.log", "w", encoding="utf-8") as log:
-        log.write(f"python {TRAIN.name} {' '.join(command)}\n")
+        log.write(f"python {demo.TRAIN.name} {' '.join(command)}\n")
         log.flush()
-        for program in ([TRAIN], ["-m", "utils.tools.ablation", "--evaluate"]):
+        for program in ([demo.TRAIN], [__file__, "--evaluate"]):
             child = [sys.executable, *program, *command]
             process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            [code] = wait_for([process])
+            [code] = demo.wait_for([process])
             if code or interrupt.pending_signal():
                 break
-    if interrupt.pending_signal():
-        return "stopped"
-    if code or not (result := read_result(folder)):
-        raise UserError(f"a run failed (exit code {code}): see {log.name}; the same command resumes")
-    return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {result['seconds']:.0f} s"
+    return code
 
 
-def do_all(args, seeds: tuple, rows: dict[str, list[str]]) -> dict:
-    """Stage A of every seed and, from it, the rows (name: options); returns {(seed, row): result}.
+def evaluate_run(args: Namespace, command: list[str]) -> None:
+    """Evaluate the last checkpoint of a training and write its result.json.
 
-    Seeds are completed one after the other; stage A of the next is under way meanwhile.
+    args: the training's options, as they were parsed from `command`.
     """
-    first, more = args.steps * 5 // 2, ["--device", "cpu"]
-    if args.camvid:
-        first, more = args.steps * 25 // 8, [*REAL_SIZE, *more]
-    tasks = {}
-    for seed in seeds:
-        data = convert(args.camvid, args.idd, REAL_DATA) if args.camvid else draw(seed)
-        folder = Path(args.folder) / f"seed{seed}"
-        start = ["--restore-from", str(folder / "stage_a" / f"GTA5_{first}.ckpt")]
-        every = {"stage_a": STAGE_A, **{row: [*STAGE_B, *options, *start] for row, options in rows.items()}}
-        for row, options in every.items():
-            steps, source = first if row == "stage_a" else args.steps, "Oracle" if row == "oracle" else "GTA5"
-            command = build_argv(data, folder / row, steps, seed, [*options, *more], source)
-            if args.camvid and row == "stage_a":
-                command += ["--preheat-steps", str(args.steps // 4)]
-            tasks[seed, row] = folder / row, command
-
-    def one(task: tuple[Path, list[str]], start: Future | None) -> str:
-        if start:
-            start.result()  # its error, if it failed; the pool began with it
-        return do(*task, args.jobs)
-
-    def turn(name: tuple) -> tuple:
-        is_start = name[1] == "stage_a"
-        return seeds.index(name[0]) - is_start, not is_start
-
-    pool, futures = ThreadPoolExecutor(args.jobs), {}
-    try:
-        for name in sorted(tasks, key=turn):
-            futures[name] = pool.submit(one, tasks[name], futures.get((name[0], "stage_a")))
-        names = {future: name for name, future in futures.items()}
-        for n, future in enumerate(as_completed(names), 1):
-            interrupt.exit_if_pending()
-            seed, row = names[future]
-            print(f"{n}/{len(tasks)}  seed {seed}, {row}: {future.result()}", flush=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return {name: read_result(place) for name, (place, _) in tasks.items()}
+    folder = Path(args.snapshot_dir)
+    started, path = (folder / "options.json").stat().st_mtime, folder / f"GTA5_{args.num_steps_stop}.ckpt"
+    device.setup(args)
+    city, size = args.data_dir_target, args.input_size_target
+    val = cityscapesDataSet(city, "val", size=size, labels=True)
+    unlabelled = cityscapesDataSet(city, "train", size=size)
+    result = demo.evaluate_both_bn(generator("small"), path, val, unlabelled)
+    write_json(folder / "result.json", {
+        **result, "seconds": round(time.time() - started, 1), "command": command,
+        "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip
 
 
-def tune(args) -> None:
-    """Choose lambda_adv of TAN and CLAN by the mean mIoU over the tuning seeds, from the same grid."""
-    names = {(method, value): f"{method}_adv_{value}" for method in ("tan", "clan") for value in GRID}
-    rows = {name: options_of(method, {method: value}) for (method, value), name in names.items()}
-    results = do_all(args, TUNING_SEEDS, rows)
-    means = {pair: statistics.fmean(results[seed, name]["mIoU"] for seed in TUNING_SEEDS)
-             for pair, name in names.items()}  # fmt: skip
-    chosen = {method: max(GRID, key=lambda value: means[method, value]) for method in ("tan", "clan")}
-    write_json(Path(args.folder) / "tuned.json", {
-        "steps": args.steps, "seeds": TUNING_SEEDS, "lambda_adv": chosen,
-        "mIoU": {method: {value: means[method, value] for value in GRID} for method in chosen}})  # fmt: skip
+def tune(args: Namespace) -> tuple[dict[str, str], str]:
+    """Choose lambda_adv of TAN and of CLAN by the mean mIoU over the tuning seeds.
+
+    Returns {method: lambda_adv}, and a sentence for the table.
+    """
+    rows = {f"{method}_adv_{value}": options_of(method, {method: value})
+            for method in TUNED for value in GRID}  # fmt: skip
+    results = run_all(args, TUNING_SEEDS, rows)
+    chosen, texts = {}, []
+    for method in TUNED:
+        means = {value: statistics.fmean(results[seed, f"{method}_adv_{value}"]["mIoU"]
+                                         for seed in TUNING_SEEDS) for value in GRID}  # fmt: skip
+        chosen[method] = max(GRID, key=means.get)
+        texts.append(f"{method.upper()} " + ", ".join(f"{value}: {means[value]:.2f}" for value in GRID))
+    seeds = ", ".join(map(str, TUNING_SEEDS))
+    return chosen, (f"lambda_adv {chosen['tan']} for TAN, {chosen['clan']} for CLAN, each the best of "
+                    f"{', '.join(GRID)} on seeds {seeds} (mIoU {'; '.join(texts)}).")  # fmt: skip
 
 
-def tuned(folder: Path, steps: int) -> tuple[dict[str, str], str]:
-    """lambda_adv of both methods, and a sentence that says where they come from."""
-    content = read_json(folder / "tuned.json")
-    content = content if isinstance(content, dict) else {}
-    if content.get("steps") != steps:
-        return {"tan": "1", "clan": "1"}, "lambda_adv 1 for TAN and CLAN, not tuned (--tune)."
-    scores = "; ".join(f"{method.upper()} " + ", ".join(f"{value}: {mean:.2f}" for value, mean in by.items())
-                       for method, by in content["mIoU"].items())  # fmt: skip
-    adv = content["lambda_adv"]
-    seeds = ", ".join(map(str, content["seeds"]))
-    return adv, (f"lambda_adv {adv['tan']} for TAN, {adv['clan']} for CLAN, each the best of "
-                 f"{', '.join(GRID)} on seeds {seeds} (mIoU {scores}).")  # fmt: skip
+def mean_sd(values: list[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation, None for one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def summary(results: dict, rows: list[str], seeds: list[int]) -> dict[str, dict[str, tuple]]:
-    """For each row and figure (mean, sd, n) over seeds, in points of mIoU; sd None for a single seed.
+def table(results: dict, rows: list[str], seeds: list[int]) -> str:
+    """Return Markdown, in points of mIoU: a table for each kind of BN statistics.
 
-    Figures: mIoU, mIoU_running, and of both the differences to each of BASES, paired by seed.
+    Cells are mean (sd) over seeds of mIoU, and of its differences to BASES, paired by seed.
     """
 
-    def figure(values: list[float]) -> tuple | None:
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        return (statistics.fmean(values), sd, len(values)) if values else None
+    def cell(values: list[float], sign: str = "") -> str:
+        mean, sd = mean_sd(values)
+        return f"{mean:{sign}.2f}" + ("" if sd is None else f" ({sd:.2f})")
 
-    out = {}
-    for row in rows:
-        out[row] = {}
-        for name in STATISTICS.values():
-            out[row][name] = figure([results[seed, row][name] for seed in seeds])
-            for other in BASES:
-                pairs = [(results[seed, row][name], results[seed, other][name])
-                         for seed in seeds if other != row and (seed, other) in results]  # fmt: skip
-                out[row][f"{name} - {other}"] = figure([a - b for a, b in pairs])
-    return out
-
-
-def table(figures: dict, note: str) -> str:
-    """Markdown: one table for each kind of BN statistics."""
     lines = []
     for title, name in STATISTICS.items():
         lines += [f"| {title} | n | mIoU | " + " | ".join(f"− {base}" for base in BASES.values()) + " |",
                   "|---" * (3 + len(BASES)) + "|"]  # fmt: skip
-        for row, by in figures.items():
-            cells = [LABELS[row], str(by[name][2])]
-            for figure in (name, *(f"{name} - {base}" for base in BASES)):
-                mean, sd, _ = by[figure] or (None, None, 0)
-                sign = "+" if "-" in figure else ""
-                spread = "" if sd is None else f" ({sd:.2f})"
-                cells.append("–" if mean is None else f"{mean:{sign}.2f}{spread}")
+        values = {row: [results[seed, row][name] for seed in seeds] for row in rows}
+        for row in rows:
+            cells = [ROWS[row][0], str(len(seeds)), cell(values[row])]
+            for base in BASES:
+                known = base in rows and base != row
+                cells.append(cell([a - b for a, b in zip(values[row], values[base])], "+") if known else "–")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join([*lines, note]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def main(args) -> None:
-    if args.evaluate:
-        return evaluate_run(args.evaluate)
-    folder = Path(args.folder)
-    lock = run_folder.lock_run_dir(folder, "working", "--folder")
+def main(args: Namespace) -> None:
+    run_folder.lock_run_dir(Path(args.folder), "working", "--folder")  # until this process ends
+    lambda_adv, origin = {"tan": "1", "clan": "1"}, "lambda_adv 1 for TAN and CLAN, not tuned (--tune)."
     if args.tune:
-        tune(args)
-    adv, sentence = tuned(folder, args.steps)
-    rows = {row: options_of(row, adv) for row in args.rows}
-    results = do_all(args, args.seeds, rows)
+        lambda_adv, origin = tune(args)
+    results = run_all(args, args.seeds, {row: options_of(row, lambda_adv) for row in args.rows})
+
     threads = {result["threads"] or "all" for result in results.values()}
-    figures = summary(results, args.rows, args.seeds)
-    seeds = ", ".join(map(str, args.seeds))
-    pair = "CamVid to IDD-Lite, " if args.camvid else ""
-    note = (f"{pair}{args.steps} steps; mean (standard deviation) over seeds {seeds}, points of mIoU on"
-            f" the target's val set; differences are paired by seed. {sentence} "
-            f"OMP threads of a run: {', '.join(sorted(threads))}.")  # fmt: skip
-    text = table(figures, note)
+    domains = "CamVid to IDD-Lite, " if args.camvid else ""
+    note = (f"{domains}{args.steps} steps; mean (standard deviation) over seeds "
+            f"{', '.join(map(str, args.seeds))}, points of mIoU on the target's val set; differences are "
+            f"paired by seed. {origin} OMP threads of a run: {', '.join(sorted(threads))}.")  # fmt: skip
+    text = f"{table(results, args.rows, args.seeds)}{note}\n"
     print(f"\n{text}")
     if args.markdown:
         with atomic(args.markdown) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if args.chart:
-        values = {label: [figures[row][name][:2] for row in args.rows] for label, name in STATISTICS.items()}
+        series = {label: [mean_sd([results[seed, row][name] for seed in args.seeds]) for row in args.rows]
+                  for label, name in STATISTICS.items()}  # fmt: skip
         title = f"mIoU (%) on the target, mean and sd over n = {len(args.seeds)} seeds"
         with atomic(args.chart) as temporary:
-            bars(title, [LABELS[row] for row in args.rows], values).save(temporary)
-    if lock is not None:
-        os.close(lock)
+            bars(title, [ROWS[row][0] for row in args.rows], series).save(temporary)
 
 
-def get_arguments():
+def list_of(kind: Callable[[str], object]) -> Callable[[str], list]:
+    """Return an argparse type: values of a `kind` with commas between them; repeated ones count once."""
+    return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
+
+
+def get_arguments() -> Namespace:
     parser = Parser(__doc__.splitlines()[0])
     add = parser.add_argument
+    tuning_seeds = ", ".join(map(str, TUNING_SEEDS))
     add("--tune", action="store_true", help=f"first choose lambda_adv of TAN and CLAN from {', '.join(GRID)} "
-        f"on seeds {', '.join(map(str, TUNING_SEEDS))}; kept for later in FOLDER/tuned.json")  # fmt: skip
-    add("--seeds", default="1,2,3,4,5", help="with commas (default: 1,2,3,4,5)")
-    add("--camvid", metavar="DIR", help="CamVid in SegNet's version, {train,val,test} with {...}annot")
-    add("--idd", metavar="DIR", help="IDD-Lite, leftImg8bit and gtFine; both are converted to "
-        f"{REAL_DATA}, unless it exists")  # fmt: skip
-    add("--rows", help=f"with commas, of {', '.join(ROWS)} (default: all; with --camvid "
-        f"{', '.join(REAL_ROWS)})")  # fmt: skip
-    add("--steps", type=number(int, 1), help="of stage B; A takes 2.5 times as many, with --camvid 3.125 "
-        "(default: 500, with --camvid 800)")  # fmt: skip
+        f"on seeds {tuning_seeds}; otherwise it is 1")  # fmt: skip
+    add("--seeds", type=list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",
+        help="with commas between them (default: %(default)s)")  # fmt: skip
+    add("--camvid", metavar="DIR", help="CamVid in SegNet's version: {train,val,test} and {...}annot")
+    add("--idd", metavar="DIR", help="IDD-Lite: leftImg8bit and gtFine; both data sets are converted to "
+        f"{PHOTO_DATA}, unless it exists")  # fmt: skip
+    add("--rows", type=list_of(str), help="with commas between them, of "
+        f"{', '.join(ROWS)} (default: all; with --camvid {', '.join(PHOTO_ROWS)})")  # fmt: skip
+    add("--steps", type=number(int, 1), help="of stage B; stage A takes 2.5 times as many, with --camvid "
+        f"3.125 times (default: {STEPS}, with --camvid {PHOTO_STEPS})")  # fmt: skip
     add("--jobs", type=number(int, 1), default=1,
-        help="runs at a time; above 1 each has one thread (default: 1)")  # fmt: skip
-    add("--folder", help="of all runs (default: ./checkpoint/ablation, or camvid-idd there)")
-    add("--markdown", metavar="FILE", help="also write the table there")
-    add("--chart", metavar="FILE", help="also draw it there, .png")
-    one = sys.argv[2:] if sys.argv[1:2] == ["--evaluate"] else None  # a child of this script
-    args = parser.parse_args([] if one else None)
+        help="runs at a time; above 1 each has one thread (default: %(default)s)")  # fmt: skip
+    add("--folder", help=f"of all runs (default: {FOLDER}, with --camvid {PHOTO_FOLDER})")
+    add("--markdown", metavar="FILE", help="also write the table to this file")
+    add("--chart", metavar="FILE", help="also write a bar chart to this file, .png")
+    args = parser.parse_args()
     if bool(args.camvid) != bool(args.idd):
         parser.error("--camvid and --idd belong together: name the folders of both data sets")
-    args.steps = args.steps or (800 if args.camvid else 500)
-    args.folder = args.folder or f"./checkpoint/{'camvid-idd' if args.camvid else 'ablation'}"
-    args.evaluate, args.rows = one, args.rows.split(",") if args.rows else REAL_ROWS if args.camvid else ROWS
+    if set(args.seeds) & set(TUNING_SEEDS):
+        parser.error(f"--seeds: lambda_adv is chosen on {tuning_seeds}; take others")
+    if args.chart and Path(args.chart).suffix != ".png":
+        parser.error(f"--chart {args.chart}: the name has to end in .png")
+    args.steps = args.steps or (PHOTO_STEPS if args.camvid else STEPS)
+    args.folder = args.folder or (PHOTO_FOLDER if args.camvid else FOLDER)
+    args.rows = args.rows or (PHOTO_ROWS if args.camvid else list(ROWS))
     for row in args.rows:
         if row not in ROWS:
             parser.error(f"--rows {row}: no such row; there are {', '.join(ROWS)}")
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", args.seeds):
-        parser.error(f"--seeds {args.seeds}: numbers with commas between them, such as 1,2,3")
-    args.seeds = [int(seed) for seed in args.seeds.split(",")]
-    for name in ("rows", "seeds"):
-        if len(set(getattr(args, name))) < len(getattr(args, name)):
-            parser.error(f"--{name}: one is there twice")
-    if set(args.seeds) & set(TUNING_SEEDS):
-        parser.error(f"--seeds: lambda_adv is chosen on {', '.join(map(str, TUNING_SEEDS))}; take others")
-    if args.chart and Path(args.chart).suffix != ".png":
-        parser.error(f"--chart {args.chart}: the name has to end in .png")
     return args
 
 
 if __name__ == "__main__":
-    run_script(main, get_arguments())
+    if sys.argv[1:2] == ["--evaluate"]:  # a process of `train_and_evaluate`
+        command = sys.argv[2:]
+        run_script(lambda args: evaluate_run(args, command), train_options.get_arguments(command))
+    else:
+        run_script(main, get_arguments())

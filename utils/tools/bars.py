@@ -6,7 +6,10 @@ from PIL import Image, ImageDraw, ImageFont
 def bars(
     title: str, labels: list[str], series: dict[str, list[tuple[float, float | None]]]
 ) -> Image.Image:
-    """Horizontal bars: for each label one of each series, of (value, standard deviation or None); from 0."""
+    """Return horizontal bars from 0: for each label one bar of each series.
+
+    `series` holds (value, standard deviation or None) for each label.
+    """
     colours, width, head, slot, gap = ("#2f5d8a", "#e0a458", "#7a9e7e"), 560, 64, 20, 10
     font = ImageFont.load_default(size=16)
     left = round(max(font.getlength(label) for label in labels)) + 2 * gap

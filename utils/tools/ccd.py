@@ -1,32 +1,38 @@
 """Cluster centre distance (CCD) of two checkpoints, before and after adaptation (CLAN, CVPR 2019, figure 6).
 
-For each class, the Euclidean distance between the centre (mean) of its features in the source domain and the
-centre of its features in the target domain. Smaller after adaptation: the class is aligned better.
+    python -m utils.tools.ccd --restore-from BEFORE.ckpt AFTER.ckpt
 
-The features of two networks may have different scales. So a relative one, which is our own and not
-the paper's, is reported as well:
+For each class, the Euclidean distance between the centre (mean) of its features in the source domain and the
+centre of its features in the target domain. If it is smaller after adaptation, the class is aligned better.
+
+The features of two networks may have different scales, so a relative distance, which is our own and not the
+paper's, is reported as well:
 
     relative(i) = |s_i - t_i| / scale
     scale       = mean of |a - b| over all pairs of centres a, b of different classes
 
-s_i, t_i: the centres of class i in source and target. The pairs are among s_1 … s_n, t_1 … t_n, the n classes
-that occur in both domains: 2n(n-1) pairs, within a domain and across. The scale is one number for each
-checkpoint; 1 is as far as different classes are apart on average.
+s_i and t_i are the centres of class i in source and target. The pairs are among s_1 … s_n, t_1 … t_n of the
+n classes that occur in both domains: 2n(n-1) pairs, within a domain and across. Each checkpoint has its own
+scale; a relative distance of 1 is the average distance between different classes.
 
-Features are those before the classifiers, at stride 8, with batch norm in evaluation mode; labels are
-downsampled to them, nearest, corners on corners, as predictions are upsampled. Only sums are kept, in
-float64, so memory does not grow with the number of images. With --adapt-bn each domain uses
-BN statistics re-estimated on its own train images, as the evaluation script's option does for the target.
+Features are those before the classifiers, at stride 8, with batch norm in evaluation mode. Labels are
+downsampled to them by nearest neighbour with aligned corners, as predictions are upsampled. Only sums are
+kept, in float64, so memory does not grow with the number of images. With --adapt-bn each domain uses BN
+statistics re-estimated on its own train images, as the evaluation script's option does for the target.
 """
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file, not with -m
+    sys.path[0] = str(Path(__file__).parents[2])
 
 from utils.system import device, interrupt  # isort: skip
 
 device.prepare_environment()  # before mindspore is imported
 if __name__ == "__main__":
-    interrupt.block()  # Ctrl-C and SIGTERM wait for the end of an image
-
-import argparse
-from pathlib import Path
+    interrupt.block()  # Ctrl-C and SIGTERM are looked for between two images
 
 import numpy as np
 from mindspore import nn
@@ -47,11 +53,11 @@ from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, write_json
 from utils.tools.bars import bars
 
-WHEN, DOMAINS = ("before", "after"), ("source", "target")
+WHEN, DOMAINS, ROWS = ("before", "after"), ("source", "target"), (*CLASS_NAMES, "mean")
 
 
 class Features(nn.Cell):
-    """Images (N, 3, H, W) -> features before the classifiers, (N, C, h, w) float32."""
+    """G without its classifiers: images (N, 3, H, W) -> features (N, C, h, w) float32."""
 
     def __init__(self, net_G: Res_Deeplab):
         super().__init__(auto_prefix=False)  # the parameters keep their names
@@ -62,16 +68,16 @@ class Features(nn.Cell):
 
 
 def downsample_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """trainIds (H, W) at the nearest points of a height x width grid whose corners are theirs."""
+    """Return the trainIds (H, W) at the points of a height x width grid with the same corners."""
     rows, columns = (np.rint(np.linspace(0, n - 1, m)).astype(int)
                      for n, m in zip(labels.shape, (height, width)))  # fmt: skip
     return labels[rows[:, None], columns]
 
 
 def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Over the images `chosen` of `data`: points per class (classes,) int64, centres (classes, C) float64.
+    """Return points per class (classes,) int64 and centres (classes, C) float64 of the images `chosen`.
 
-    A point is a place of the feature map. The centre of a class without any is NaN.
+    A point is a position of the feature map. The centre of a class without points is NaN.
     """
     features.set_train(False)
     points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
@@ -87,10 +93,10 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
 
 
 def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centres (n, C) of both domains -> distance of each class (n,), and the scale of the relative one.
+    """Return the distance of each class (n,), from centres (n, C) of both domains, and the scale (see above).
 
-    NaN for a class that lacks one of the two. UserError if fewer than two classes have both, or if all
-    centres are one point.
+    A class without a centre in one of the domains has NaN. UserError if fewer than two classes have both, or
+    if all centres are equal.
     """
     both = np.flatnonzero(~np.isnan(source + target).any(1))
     if len(both) < 2:
@@ -105,73 +111,76 @@ def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float
 
 
 def with_mean(values: np.ndarray) -> np.ndarray:
-    """(n, …) -> (n + 1, …): below the classes the mean over those that have a value."""
+    """Append to the values of n classes (n, …) their mean over those that have one, (n + 1, …)."""
     return np.concatenate((values, np.nanmean(values, 0, keepdims=True)))
 
 
 def table(distance: np.ndarray, relative: np.ndarray) -> str:
-    """A line for each class and one for their mean, of (n, 2) values; a dash for a class without any."""
+    """Return a line for each class and one for their mean, of (n, 2) values; dashes for a class without."""
     lines = [f"{'':<14}{'distance':>30}{'relative':>30}"]
     lines += [f"{'':<14}" + 2 * "".join(f"{word:>10}" for word in (*WHEN, "change"))]
-    for name, *pairs in zip((*CLASS_NAMES, "mean"), with_mean(distance), with_mean(relative)):
+    for name, *pairs in zip(ROWS, with_mean(distance), with_mean(relative)):
         cells = [f"{a:10.3f}{b:10.3f}{b - a:+10.3f}" if a == a else f"{'–':>10}" * 3 for a, b in pairs]
         lines.append(f"{name:<14}" + "".join(cells))
     return "\n".join(lines)
 
 
 def chart(title: str, values: np.ndarray) -> Image.Image:
-    """Bars, before and after, of (n, 2) values and their mean; short: aligned."""
-    rows = zip((*CLASS_NAMES, "mean"), with_mean(values))
-    shown = [(name, pair) for name, pair in rows if not np.isnan(pair).any()]
+    """Return bars, before and after, of (n, 2) values and their mean, without classes that have none."""
+    shown = [(name, pair) for name, pair in zip(ROWS, with_mean(values)) if not np.isnan(pair).any()]
     series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}
     return bars(title, [name for name, _ in shown], series)
 
 
 def main(args: argparse.Namespace) -> None:
-    sets = [GTA5DataSet(args.data_dir, args.data_list, args.input_size),
-            cityscapesDataSet(args.data_dir_target, args.set, args.data_list_target, args.input_size_target,
-                              labels=True)]  # fmt: skip
-    chosen = [evenly_spaced_indices(len(data), args.count or len(data)) for data in sets]
-    trains = sets
-    if args.adapt_bn:
-        trains = [sets[0], cityscapesDataSet(args.data_dir_target, "train", size=args.input_size_target)]
-    for line in sets[0].reports + sets[1].reports:
+    source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
+    city, size = args.data_dir_target, args.input_size_target
+    target = cityscapesDataSet(city, args.set, args.data_list_target, size, labels=True)
+    chosen = [evenly_spaced_indices(len(data), args.count or len(data)) for data in (source, target)]
+    trains = [source, cityscapesDataSet(city, "train", size=size)] if args.adapt_bn else [source, target]
+    for line in source.reports + target.reports:
         print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
     device.setup(args)
     run_folder.lock_results_dir(args.save_path)
-    # One network for two checkpoints of a kind: it is compiled once.
+    # Two checkpoints of one kind share a network, which is compiled once.
     networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
-    found, points = [], []
+    found = []
     for path, content in zip(paths, contents):
         features = networks[checkpoint.model_of(content)]
         print(checkpoint.load(features.net_G, content, path, "net_G"))
         domains = []
-        for data, images, train in zip(sets, chosen, trains):
+        for data, images, train in zip((source, target), chosen, trains):
             if args.adapt_bn:
                 adapt_bn(features.net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
             domains.append(centres(features, data, images, args.num_workers))
         points, both = zip(*domains)
-        if not all(np.isfinite(c[n > 0]).all() for n, c in zip(points, both)):
+        if not all(np.isfinite(c[n > 0]).all() for n, c in domains):
             raise UserError(f"{path}: its features are not finite; try an earlier checkpoint")
         found.append(distances(*both))
     distance, scale = np.stack([d for d, _ in found], 1), np.array([s for _, s in found])
-    relative = distance / scale
-    print(table(distance, relative))
-
-    folder, each = Path(args.save_path), number_or_none
-    run_folder.archive_old_results(folder / "ccd.json", folder / "ccd.png")
-    rows = (*CLASS_NAMES, "mean")
-    write_json(folder / "ccd.json", {
+    print(table(distance, distance / scale))
+    write_results(Path(args.save_path), distance, scale, {
         "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,
-        "scale": dict(zip(WHEN, scale)), "pictures": dict(zip(DOMAINS, map(len, chosen))),
+        "scale": dict(zip(WHEN, scale)), "images": dict(zip(DOMAINS, map(len, chosen))),
         "points": {domain: dict(zip(CLASS_NAMES, n.tolist())) for domain, n in zip(DOMAINS, points)},
-        **{what: {name: dict(zip(WHEN, map(each, pair))) for name, pair in zip(rows, with_mean(values))}
-           for what, values in (("distance", distance), ("relative", relative))}})  # fmt: skip
+    })  # fmt: skip
+
+
+def write_results(folder: Path, distance: np.ndarray, scale: np.ndarray, content: dict) -> None:
+    """Write ccd.json, `content` and both kinds of distances, and ccd.png; earlier ones are renamed.
+
+    distance: (classes, 2), before and after; scale: (2,).
+    """
+    run_folder.archive_old_results(folder / "ccd.json", folder / "ccd.png")
+    for kind, values in (("distance", distance), ("relative", distance / scale)):
+        content[kind] = {name: dict(zip(WHEN, map(number_or_none, pair)))
+                         for name, pair in zip(ROWS, with_mean(values))}  # fmt: skip
+    write_json(folder / "ccd.json", content)
     with atomic(folder / "ccd.png") as temporary:
         left = chart("Distance of a class's centres in source and target (CCD)", distance)
-        right = chart("The same, relative to the mean distance between classes", relative)
+        right = chart("The same, relative to the mean distance between classes", distance / scale)
         Image.fromarray(np.hstack((left, right))).save(temporary)
     print(f"written: {folder / 'ccd.json'}, {folder / 'ccd.png'}")
 
@@ -180,20 +189,21 @@ def get_arguments() -> argparse.Namespace:
     parser = Parser("Distance between the centres of each class in source and target, of two checkpoints.")
     add = parser.add_argument
     add("--restore-from", nargs=2, metavar=("BEFORE", "AFTER"), required=True, help="two checkpoints")
-    add("--data-dir", default="./data/GTA5", help="GTA5 (default: ./data/GTA5)")
-    add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes (default: ./data/Cityscapes)")
-    add("--set", default="val", help="part of Cityscapes, with labels (default: val)")
+    add("--data-dir", default="./data/GTA5", help="GTA5 (default: %(default)s)")
+    add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes (default: %(default)s)")
+    add("--set", default="val", help="part of Cityscapes, with labels (default: %(default)s)")
     add("--data-list", metavar="FILE", help="one image per line, relative to images/ (default: all)")
     add("--data-list-target", metavar="FILE",
         help="one image per line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
-    add("--input-size", type=size, default=(1280, 720), metavar="W,H", help="pixels (default: 1280,720)")
-    add("--input-size-target", type=size, default=(1024, 512), metavar="W,H", help="(default: 1024,512)")
+    add("--input-size", type=size, default="1280,720", metavar="W,H", help="pixels (default: %(default)s)")
+    add("--input-size-target", type=size, default="1024,512", metavar="W,H",
+        help="pixels (default: %(default)s)")  # fmt: skip
     add("--count", type=number(int, 1), help="images of each domain, evenly spaced (default: all)")
     add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
         help="re-estimate BN statistics for each domain on N of its train images "
-        "(default: 0, the checkpoint's)")  # fmt: skip
-    add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn (default: 1)")
-    add("--save-path", default="./result/ccd", metavar="DIR", help="of the results (default: ./result/ccd)")
+        "(default: %(default)s, the checkpoint's)")  # fmt: skip
+    add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn (default: %(default)s)")
+    add("--save-path", default="./result/ccd", metavar="DIR", help="of the results (default: %(default)s)")
     add_machine_options(parser)
     return parser.parse_args()
 

@@ -1,13 +1,17 @@
-"""Plot five losses, both learning rates and mIoU of a training over steps; also of one under way.
+"""Plot five losses, both learning rates and mIoU of a training over its steps; it may still be running.
 
-    python -m utils.tools.curves ./checkpoint    reads loss.csv, miou.csv and options.json, writes curves.png
+    python -m utils.tools.curves ./checkpoint
 
-Needs matplotlib (pip install matplotlib). A full-size run of the paper's network is plotted next to the
-authors' own curve.
+reads loss.csv, miou.csv and options.json and writes curves.png to that folder. Needs matplotlib
+(pip install matplotlib). A full-size run of the paper's network is plotted next to the authors' own curve.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started as a file, not with -m
+    sys.path[0] = str(Path(__file__).parents[2])
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -18,27 +22,30 @@ from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json
 from utils.tables import LOSSES
 
-# The authors' validation mIoU after every 2,000 steps up to 100,000 (released code, one run).
+# The authors' mIoU on the validation set after every 2,000 steps up to 100,000 (released code, one run).
 AUTHORS = np.array([
     28.80, 28.83, 32.47, 36.40, 38.40, 35.08, 38.45, 36.54, 38.67, 42.14, 38.12, 37.69, 38.89, 42.84,
     41.61, 37.88, 40.74, 42.23, 41.85, 40.57, 41.03, 42.91, 39.89, 40.51, 42.25, 41.42, 42.48, 41.11,
     43.49, 41.57, 42.40, 42.41, 43.02, 41.87, 41.55, 41.68, 41.42, 42.50, 42.68, 42.66, 43.68, 42.25,
     41.87, 41.22, 40.25, 41.69, 42.85, 42.64, 41.67, 41.32])  # fmt: skip
 AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
-# What makes the steps of a run and theirs comparable.
+# A run with these options can be compared to theirs step by step.
 THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
           "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip
 LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "lr"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
 
 
 def columns(path: Path) -> dict[str, np.ndarray]:
-    """Return the complete rows of a table by column, float64 (steps,); {} if there is none."""
+    """Return the complete rows of a table by column, float64 (rows,) each; {} if it has none."""
     header, rows = tables.read(path)
     return dict(zip(header, np.array(rows, float).T)) if rows else {}
 
 
 def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: bool, title: str):
-    """The matplotlib figure of two tables (see `columns`), each of which may be empty."""
+    """Return a matplotlib figure of loss.csv and miou.csv (see `columns`), of which one may be empty.
+
+    theirs: show the authors' curve, too.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no display
@@ -84,9 +91,8 @@ def main(args: argparse.Namespace) -> None:
     except ImportError:
         raise UserError("the figure needs matplotlib: pip install matplotlib") from None
     losses, scores = columns(folder / "loss.csv"), columns(folder / "miou.csv")
-    options = read_json(folder / "options.json")  # older ones have neither of these two
-    ours = {"source": "gta5", "processes": 1, **options} if isinstance(options, dict) else {}
-    theirs = ours.items() >= THEIRS.items()
+    options = read_json(folder / "options.json")
+    theirs = isinstance(options, dict) and options.items() >= THEIRS.items()
     if not losses and not scores:
         raise UserError(f"{folder}: no rows in loss.csv or miou.csv; give the --snapshot-dir of a training")
     for table, content in (("loss.csv", losses), ("miou.csv", scores)):

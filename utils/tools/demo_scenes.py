@@ -1,8 +1,8 @@
-"""Procedural street scenes for the embedded demo: a miniature stand-in for GTA5 and for Cityscapes.
+"""Procedural street scenes for the demo: small synthetic counterparts of GTA5 and of Cityscapes.
 
-Both domains follow one law of layout (camera, street, houses, traffic); a domain only decides how the
-layout looks: colours, light, haze, blur, noise. Lengths are metres: x to the right of the camera, y above
-the ground, z ahead. Shapes are painted from far to near on a canvas of twice the size of the image.
+Both domains have the same rules of layout (camera, street, houses, traffic) and differ only in appearance:
+colours, light, haze, blur, noise. Lengths are metres: x to the right of the camera, y above the ground, z
+ahead. Shapes are painted from far to near on a canvas of twice the size of the image.
 """
 
 import math
@@ -28,10 +28,10 @@ Plan = list[tuple]  # of (z, painter, x, further arguments of the painter)
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN = 7, 8, 11, 12, 13, 17, 19, 20
 VEGETATION, TERRAIN, SKY, PERSON, RIDER = 21, 22, 23, 24, 25
 CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 26, 27, 28, 31, 32, 33
-SHADOW = -1  # no class: what is painted with it darkens the ground
+SHADOW = -1  # not a class: shapes with this label darken the ground
 SIDES = (-1, 1)  # left and right of the street
 SCALE, FAR = 2, 127  # size of the canvas over that of the image; greatest distance it records
-SEED_STRIDE, SPLIT_STRIDE = 1_000_000, 100_000  # between the first scenes of two data sets, of two splits
+SEED_STRIDE, SPLIT_STRIDE = 1_000_000, 100_000  # of scenes' seeds, from one data set or split to the next
 
 DOMAINS = ("source", "target")
 PALETTE = {  # the colours of a class in the source domain and in the target domain
@@ -48,7 +48,7 @@ PALETTE = {  # the colours of a class in the source domain and in the target dom
     TRAIN: ("3c5aa0 be3c32", "787460 6c727c"), MOTORCYCLE: ("282428 a01e1e", "3a3a3c 544642"),
     BICYCLE: ("282832 1e6e8c", "424446 585854"),
 }  # fmt: skip
-LOOK = {  # the other constants of appearance; jitter is the spread of the colours of single objects
+LOOK = {  # the other constants of appearance; jitter: how far the colours of single objects vary
     "glass": ((70, 100, 140), (78, 88, 88)), "window": ((50, 70, 100), (86, 92, 92)),
     "marking": ((240, 236, 220), (186, 186, 182)), "tyre": ((22, 22, 24), (42, 44, 44)), "jitter": (18, 10),
     "facade_shade": (0.30, 0.10), "texture": (1.0, 0.7), "ground_shadow": (0.55, 0.12), "haze": (0.0, 0.5),
@@ -73,23 +73,23 @@ def look_of(domain: str) -> SimpleNamespace:
 
 
 def tint(colour: Colour, gain: float, offset: float = 0.0) -> Colour:
-    """Scale and shift a colour; the canvas clips it later."""
+    """Scale and shift a colour; `Canvas.draw` clips it."""
     return colour[0] * gain + offset, colour[1] * gain + offset, colour[2] * gain + offset
 
 
 def faded(colour: Colour, saturation: float) -> Colour:
-    """Pull a colour towards its own grey."""
+    """Move a colour towards the grey of its own brightness."""
     amount = min(1.0, saturation)
     return tint(colour, amount, (1 - amount) * sum(colour) / 3)
 
 
 def mirrored(*points: Point) -> list[Point]:
-    """Complete the right half of an outline with its reflection."""
+    """Return an outline: its right half, which is given, and the reflection of that."""
     return [*points, *((-s, t) for s, t in reversed(points))]
 
 
 class Canvas:
-    """An image in the making, its pinhole camera, and the random streams of layout and of appearance."""
+    """An unfinished image, its pinhole camera, and the random generators of layout and of appearance."""
 
     def __init__(self, seed: int, domain: str, width: int, height: int) -> None:
         self.width, self.height, self.look = width, height, look_of(domain)
@@ -101,11 +101,11 @@ class Canvas:
         self.pens = [ImageDraw.Draw(image) for image in self.images]
 
     def project(self, x: float, y: float, z: float) -> Point:
-        """Return where the camera sees a point."""
+        """Return the pixel where the camera sees a point."""
         return self.vanishing[0] + self.focal * x / z, self.vanishing[1] + self.focal * (self.eye - y) / z
 
     def colour(self, label: int, pick: float | None = None) -> Colour:
-        """Return a jittered colour of a class, at random or by a share (0 to 1) of its palette."""
+        """Return a jittered colour of a class: a random one of its palette, or the one at `pick` (0 to 1)."""
         choices, pick = self.look.palette[label], self.layout.random() if pick is None else pick
         red, green, blue, common = self.look.jitter * self.appearance.uniform(-1, 1, 4)
         base = tint(choices[min(int(pick * len(choices)), len(choices) - 1)], 1, common)
@@ -149,7 +149,7 @@ class Canvas:
 
 
 def plan_street(rng: Generator) -> SimpleNamespace:
-    """Draw the course of a street; dictionaries are keyed by side."""
+    """Return the random layout of a street; dictionaries are keyed by side."""
     kerb = {side: side * rng.uniform(2.4, 5.5) for side in SIDES}
     strips, border = {}, {}  # what lies between kerb and houses: label and width; where the houses begin
     for side in SIDES:
@@ -371,7 +371,7 @@ def paint_two_wheeler(canvas: Canvas, x: float, z: float, ridden: bool) -> None:
 
 
 def plan_roadside(rng: Generator, street: SimpleNamespace, side: int) -> Plan:
-    """Line one side with houses, bushes, walls and fences, and its kerb with trees and poles."""
+    """Place houses, bushes, walls and fences along one side, and trees and poles along its kerb."""
     plan: Plan = []
     x, start, density = street.border[side], rng.uniform(1.5, 4), rng.uniform(0.7, 1.05)
     while start < street.end - 4:
@@ -431,7 +431,7 @@ def plan_traffic(rng: Generator, street: SimpleNamespace) -> Plan:
 
 
 def develop(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a finished canvas into image and labels: texture, shadow, haze, tone, lens and noise."""
+    """Return image and labels of a finished canvas, with texture, shadow, haze, tone, lens and noise."""
     look, rng, (width, height) = canvas.look, canvas.appearance, (canvas.width, canvas.height)
     filters = (Image.Resampling.BOX, Image.Resampling.NEAREST, Image.Resampling.BOX)
     shrunk = (image.resize((width, height), f) for image, f in zip(canvas.images, filters, strict=True))
@@ -461,7 +461,7 @@ def develop(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_scene(seed: int, domain: str, width: int = 192, height: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image (H, W, 3) and its raw label ids (H, W); a seed has the same labels in both domains."""
+    """Return an image (H, W, 3) and its raw label ids (H, W), which are the same in both domains."""
     canvas = Canvas(seed, domain, width, height)
     rng, street = canvas.layout, plan_street(canvas.layout)
     paint_sky(canvas)
@@ -474,7 +474,7 @@ def draw_scene(seed: int, domain: str, width: int = 192, height: int = 96) -> tu
 
 
 def demo_files(split: str, n: int) -> tuple[str, str]:
-    """Return where the n-th image and labels of a split lie, named as in the real data sets."""
+    """Return the paths of the n-th image of a split and of its labels, named as in the real data sets."""
     if split == "source":
         return f"GTA5/images/{n + 1:05d}.png", f"GTA5/labels/{n + 1:05d}.png"
     stem = f"{split}/demo/demo_{n:06d}_000000"
