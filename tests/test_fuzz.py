@@ -33,7 +33,7 @@ settings.load_profile("clan")
 
 @st.composite
 def damaged(draw, data: bytes) -> bytes:
-    """`data` with a few flipped bits, other bytes, and spans cut out, doubled or put in."""
+    """Generate `data` with a few bits flipped, bytes changed, and spans removed, doubled or inserted."""
     out = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         at, span = draw(st.integers(0, len(out))), draw(st.integers(1, 64))
@@ -54,7 +54,7 @@ def damaged(draw, data: bytes) -> bytes:
 
 
 def read_within_bounds(reader, path: Path, data: bytes, factor: int = 12):
-    """reader(path), or the UserError; neither may take much more memory than the file has bytes."""
+    """Return reader(path) or its UserError; neither may take much more memory than the file has bytes."""
     path.write_bytes(data)
     tracemalloc.start()
     try:

@@ -18,8 +18,6 @@ from CLAN_train_gta5_2_city import CLANStep, loss_factors, schedule
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
-from utils import checkpoint
-from utils.system.errors import UserError
 
 SOURCE_SIZE, TARGET_SIZE = (56, 48), (48, 40)  # width, height
 WARM_UP, LATER = 3, 20  # two steps of 40, with 10 of warm-up
@@ -271,15 +269,3 @@ def test_the_defaults_are_the_papers():
     names = ("repeat_backbone_updates", "random_mirror", "random_scale")
     assert released.seg_loss == "focal" and all(getattr(released, n) for n in names)
     assert args.seg_loss == "ce" and not any(getattr(args, n) for n in names)
-
-
-def test_a_run_of_the_earlier_rule_cannot_be_continued(tmp_path):
-    """Its checkpoints hold an optimiser for each repetition; their networks can still be loaded."""
-    step = make_step("--recipe", "released")
-    checkpoint.save(tmp_path / "GTA5_2.ckpt", step, "small", 2, 0.0)
-    content = checkpoint.read(str(tmp_path / "GTA5_2.ckpt"))
-    assert checkpoint.restore(content, tmp_path / "GTA5_2.ckpt", step) == (2, 0.0)
-    earlier = {**content, "optimizer_2.momentum": np.float32(0.9)}
-    with pytest.raises(UserError, match="earlier version .* --restore-from"):
-        checkpoint.restore(earlier, tmp_path / "GTA5_2.ckpt", step)
-    assert "0 left at" in checkpoint.load(step.net_G, earlier, "GTA5_2.ckpt", "net_G")

@@ -1,9 +1,10 @@
-"""PyTorch checkpoints without PyTorch: real ones, hand-written ones, and hostile ones.
+"""PyTorch checkpoints that are read without PyTorch: real ones, hand-written ones and hostile ones.
 
 fixtures/torch_zip.pth and torch_legacy.pth hold the same object, written once with PyTorch by the script
-fixtures/make_torch_fixtures.py; the arrays that they should give are computed here. Hostile files are put
-together from single pickle opcodes; test_fuzz.py damages real ones.
+fixtures/make_torch_fixtures.py; the expected arrays are computed here. Hostile files are assembled from
+single pickle opcodes; test_fuzz.py damages real ones.
 """
+
 import io
 import pickle
 import re
@@ -48,7 +49,7 @@ def name(module, attribute):
 
 
 def lit(value):
-    """The opcodes of a plain value."""
+    """Return the opcodes of a plain value."""
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -83,7 +84,7 @@ BOTH = pytest.mark.parametrize("pack, none", [(zipped, b""), (legacy, b"N")], id
 
 @pytest.fixture
 def read(tmp_path):
-    """Load bytes; a refusal must be one line that begins with the path."""
+    """Return a function that loads bytes; its errors must be one line that begins with the path."""
     path = tmp_path / "model.pth"
 
     def read(data):

@@ -1,18 +1,16 @@
-"""Checkpoints: our own single file, and the names that other people's files use for the same tensors.
+"""Read and write checkpoints: this project's, and those of others under the names that they use.
 
-Our .ckpt holds net_G.*, net_D.*, the state of both optimisers and, as text, the network's name, its classes,
-the step and the best mIoU, so that reading one needs no further option; MindSpore's checksum ends it.
+Our .ckpt is one file: net_G.*, net_D.*, the state of both optimizers, the step, the best mIoU and, as text,
+the network's name and its classes. MindSpore's checksum ends it.
 """
 
 import logging
 import math
-import mmap
 import os
 import re
 import zlib
 from itertools import groupby
 from pathlib import Path
-from shlex import quote
 
 import mindspore
 import numpy as np
@@ -35,7 +33,7 @@ CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Fl
 
 
 def find(path: str) -> str:
-    """`path` if it is there, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
+    """Return `path` if it exists, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
     head, suffix = os.path.splitext(path)
     stem = head if suffix in (".ckpt", ".pth", ".pt") else path
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
@@ -45,7 +43,7 @@ def find(path: str) -> str:
 
 
 def read(path: str) -> dict[str, np.ndarray | str]:
-    """All tensors (and texts) of a .ckpt or of a PyTorch .pth / .pt file, under the names in the file."""
+    """Return all tensors and texts of a .ckpt or a PyTorch .pth / .pt file, under the names in the file."""
     if Path(path).suffix in (".pth", ".pt"):
         content = torch_file.load(path)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -59,9 +57,10 @@ def read(path: str) -> dict[str, np.ndarray | str]:
 
 
 def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
-    """The content of a .ckpt, by MindSpore's own message type; ValueError or DecodeError if it is damaged.
+    """Return the tensors and texts of a .ckpt; ValueError or DecodeError if it is damaged.
 
-    mindspore.load_checkpoint trusts the shapes in a file and checks its checksum only on request.
+    mindspore.load_checkpoint is not used: it trusts the shapes in the file and compares the checksum only on
+    request.
     """
     has_checksum = raw[-17:-10] == b"crc_num"
     if has_checksum:
@@ -91,29 +90,20 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
 
 
 def step_of(path: Path) -> int | None:
-    """The steps done in a checkpoint that `save` wrote; None if there is none, or it is damaged.
-
-    The file is mapped: its checksum is compared without 400 MB of tensors in memory. The step is at its end.
-    """
+    """Return the number of steps in a checkpoint that `save` wrote; None if it is missing or damaged."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-            with memoryview(raw) as view:
-                if zlib.crc32(view[:-17]) != int.from_bytes(view[-10:], "big"):
-                    return None
-            end = raw[-1024:-17]  # up to the checksum
-        # An entry begins with its tag and its length, a byte each, and then its name.
-        return int(read_ckpt(end[end.rindex(b"\n\x04step") - 2 :])["step"])
-    except (OSError, ValueError, DecodeError, KeyError, TypeError):
+        return int(read(str(path))["step"])
+    except (UserError, OSError, KeyError, ValueError):
         return None
 
 
 def model_of(content: dict) -> str:
-    """The name of the network in a checkpoint; other people's files are the paper's ResNet-101."""
+    """Return the name of a checkpoint's network; files of others hold the paper's ResNet-101."""
     return content.get("model", "resnet101")
 
 
 def check_classes(content: dict, path: str | Path) -> None:
-    """UserError if a checkpoint has other classes than info.json; one of an earlier version names none."""
+    """Raise UserError if a checkpoint names other classes than info.json; files of others name none."""
     theirs, ours = content.get("classes"), ",".join(CLASS_NAMES)
     if isinstance(theirs, str) and theirs != ours:
         raise UserError(
@@ -123,13 +113,16 @@ def check_classes(content: dict, path: str | Path) -> None:
 
 
 def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors of one network ("net_G", "net_D") under this project's names, and the names left out."""
+    """Return one network's tensors ("net_G", "net_D") under this project's names, and the names left out."""
     own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
     if own:
         return own, []
-    # C1 and C2 begin alike: neither takes a single classifier (the DeepLab init's), nor one of two that
-    # differ (AdaptSegNet's, whose C1 looks at layer3).
-    C1, C2 = ({np.shape(v) for name, v in content.items() if part in name} for part in CLASSIFIERS)
+    # Load the classifiers only if the file has two of the same shapes. A single one (DeepLab's) or two that
+    # differ (AdaptSegNet's, whose first one sees layer3) are left out.
+    shapes_C1, shapes_C2 = (
+        {np.shape(v) for name, v in content.items() if part in name} for part in CLASSIFIERS
+    )
+    one_classifier = net == "net_G" and shapes_C1 != shapes_C2
     tensors, left_out = {}, []
     for name, value in content.items():
         ours = name.replace("down_sample", "downsample")  # MindCV
@@ -140,7 +133,7 @@ def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str
             bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
             if bn:
                 ours = f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}"
-        if isinstance(value, str) or (net == "net_G" and C1 != C2 and ours.startswith(CLASSIFIERS)):
+        if isinstance(value, str) or (one_classifier and ours.startswith(CLASSIFIERS)):
             left_out.append(name)
         else:
             tensors[ours] = value
@@ -148,10 +141,9 @@ def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str
 
 
 def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = False) -> str:
-    """Copy what fits into G ("net_G") or D ("net_D"); returns a report of what matched and what did not.
+    """Copy the tensors that fit into G ("net_G") or D ("net_D"); return a line that reports them.
 
-    UserError if the backbone of G, or D, is not covered completely: a checkpoint that silently did not load
-    is the most common failure with this family of code. With `complete`, G's classifiers must be, too.
+    UserError unless the file has all of D or of G's backbone and, with `complete`, of G's classifiers.
     """
     check_classes(content, path)
     tensors, skipped = tensors_of(content, prefix)
@@ -182,12 +174,12 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
 
 
 def state(step_cell: nn.Cell) -> list[Parameter]:
-    """Return what a run must keep: all except learning rates, which options give, and summed gradients."""
+    """Return the parameters to save: all except learning rates, which options give, and summed gradients."""
     return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
 
 
 def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
-    """32 bits that differ if one of the values that a run starts from does, or what is said about it."""
+    """Return a CRC-32 of `step`, `about` and all values to save: equal if two processes start alike."""
     crc = zlib.crc32(about.encode(), step)
     for p in state(step_cell):
         crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()), crc)
@@ -195,9 +187,9 @@ def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
 
 
 def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
-    """Write all parameters of a training step, networks and optimisers, to `path` (.ckpt), atomically.
+    """Write the networks and optimizers of a training step to `path` (.ckpt), atomically.
 
-    UserError if a value is not finite: such a checkpoint would be unusable but look valid.
+    UserError if a value is not finite; nothing is written then.
     """
     entries = [{"name": p.name, "data": p} for p in state(step_cell)]
     broken = [e["name"] for e in entries if not np.isfinite(e["data"].asnumpy()).all()]
@@ -207,36 +199,28 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
         )
     about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
     with atomic(path) as temporary:
-        logging.disable(logging.CRITICAL)  # it logs the error that it raises, too
+        logging.disable(logging.CRITICAL)  # MindSpore logs the error that it raises as well
         try:
             mindspore.save_checkpoint(entries, str(temporary), append_dict=about, crc_check=True)
         finally:
             logging.disable(logging.NOTSET)
-            temporary.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore leaves it on a full disk
-        temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
+            temporary.with_suffix(".tmp").unlink(missing_ok=True)  # left by MindSpore on a full disk
 
 
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
-    """Put what `save` wrote back into a training step; returns the number of steps done and the best mIoU.
+    """Copy the values that `save` wrote into a training step; return the number of steps and the best mIoU.
 
-    The best is 0 if the file has NaN, as older versions wrote after a validation without labels. UserError if
-    it is of another kind of run, or of one whose repeated updates followed a wrong rule.
+    UserError if the checkpoint is of another kind of run.
     """
-    if any(name.startswith("optimizer_2.") for name in content):
-        raise UserError(
-            f"{path}: an earlier version of this program repeated the backbone's updates in another way than "
-            "PyTorch 1.0, so this run cannot be continued; start a new one from its weights: --restore-from "
-            f"{quote(str(path))}" + f" --restore-from-D {quote(str(path))}" * (step_cell.method != "source")
-        )
     check_classes(content, path)
     for p in state(step_cell):
         value = content.get(p.name)
         if value is None and p.name in LOSS_SCALING:
-            continue  # of a device that computed in float32: loss scaling begins here
+            continue  # saved on a device that computes in float32: loss scaling starts here
         if not isinstance(value, np.ndarray) or value.shape != p.shape:
             raise UserError(
-                f"{path}: {p.name} is missing or of another shape; --continue-train needs a checkpoint "
-                "of this project, made with the same --method, --model and --amp-level"
+                f"{path}: {p.name} is missing or of another shape; --resume needs a checkpoint of this "
+                "project, made with the same --method, --model and --amp-level"
             )
         assign(p, value)
-    return int(content["step"]), float(np.nan_to_num(content["best_mIoU"]))
+    return int(content["step"]), float(content["best_mIoU"])
