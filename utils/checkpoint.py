@@ -18,18 +18,33 @@ from google.protobuf.message import DecodeError
 from mindspore import Parameter, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
-from dataset.classes import CLASS_NAMES, INFO_PATH
+from dataset.classes import CLASS_NAMES, INFO_PATH, NUM_CLASSES
 from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
-from utils.system.device import assign
+from utils.system.device import assign, simulated
 from utils.system.errors import UserError
 from utils.system.files import atomic
 
 BN_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
             "running_var": "moving_variance"}
-BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
+# A tensor that every file of the network has: what precedes its name precedes all names of the network.
+ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
 LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
+NO_CHECKSUM = "no checksum"  # an entry of what `read_ckpt` returns, for a file without one
+OTHER_CLASSES = "take the info.json that it was trained with, or another checkpoint"
+# Files that are no checkpoints of MindSpore or PyTorch: how they begin, what they are, what to do. The place
+# for safetensors, once they are supported, is in `read`.
+OTHER_KINDS = (
+    (rb"\0*\Z", "an empty file", "copy or download it again"),
+    (rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]", "a web page", "the download failed: repeat it (Google Drive: gdown)"),
+    (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
+    (rb'.{6}\0\0\{"', "a safetensors file, which is not supported", torch_file.RESAVE),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar", "an archive", "unpack it and give a file in it"),
+    (rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore", "an exported model", "give the checkpoint it is made from"),
+    (rb"\x89HDF", "an HDF5 file", torch_file.RESAVE),
+    (rb"\x80[\2-\5]", "a pickle that torch.save did not write", torch_file.RESAVE),
+)
 
 
 def find(path: str) -> str:
@@ -43,17 +58,39 @@ def find(path: str) -> str:
 
 
 def read(path: str) -> dict[str, np.ndarray | str]:
-    """Return all tensors and texts of a .ckpt or a PyTorch .pth / .pt file, under the names in the file."""
-    if Path(path).suffix in (".pth", ".pt"):
-        content = torch_file.load(path)
-        content = content.get("state_dict", content) if isinstance(content, dict) else content
-        if not isinstance(content, dict) or not all(isinstance(v, np.ndarray) for v in content.values()):
-            raise UserError(f"{path}: holds no plain state dict (names and tensors); save model.state_dict()")
-        return content
+    """Return all tensors and texts of a checkpoint of MindSpore or PyTorch, under the names in the file.
+
+    Its content decides what kind it is, not its suffix. UserError if it is of another kind or damaged.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if torch_file.recognizes(head):
+        return tensors_in(torch_file.load(path), path)
+    for beginning, kind, remedy in OTHER_KINDS:
+        if re.match(beginning, head, re.DOTALL):
+            raise UserError(f"{path}: not a readable checkpoint but {kind}; {remedy}")
     try:
+        if not head.startswith(b"\n"):
+            raise ValueError(f"nor one of PyTorch: it begins with {head[:12]!r}")
         return read_ckpt(Path(path).read_bytes())
     except (ValueError, DecodeError) as error:
         raise UserError(f"{path}: not a readable MindSpore checkpoint ({error})") from None
+
+
+def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
+    """Return the tensors of a state dict, or of the state dicts in a dict: as model.NAME if that is "model".
+
+    Other values, such as an epoch, and the state of optimizers are left out. UserError if there is no tensor.
+    """
+    tensors = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        wrapped = isinstance(value, dict)
+        for name, tensor in value.items() if wrapped else [("", value)]:
+            if isinstance(tensor, np.ndarray) and isinstance(key, str) and isinstance(name, str):
+                tensors[f"{key}.{name}" if wrapped else key] = tensor
+    if not tensors:
+        raise UserError(f"{path}: has no state dict (names and tensors); {torch_file.RESAVE}")
+    return tensors
 
 
 def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
@@ -62,6 +99,7 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
     mindspore.load_checkpoint is not used: it trusts the shapes in the file and compares the checksum only on
     request.
     """
+    raw = memoryview(raw)  # whose slices are no copies
     has_checksum = raw[-17:-10] == b"crc_num"
     if has_checksum:
         if zlib.crc32(raw[:-17]) != int.from_bytes(raw[-10:], "big"):
@@ -84,8 +122,11 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
             content[name] = values.reshape(shape)
     if not content:
         raise ValueError("there is nothing in it")
-    if not has_checksum and any(name.startswith("net_G.") for name in content):
-        raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
+    if not has_checksum:
+        # `save` writes one. Networks alone, net_G.* and net_D.*, are also saved by other programs.
+        if any(name in ("step", "model") or name.startswith("optimizer_") for name in content):
+            raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
+        content[NO_CHECKSUM] = ""
     return content
 
 
@@ -99,7 +140,8 @@ def step_of(path: Path) -> int | None:
 
 def model_of(content: dict) -> str:
     """Return the name of a checkpoint's network; files of others hold the paper's ResNet-101."""
-    return content.get("model", "resnet101")
+    model = content.get("model")
+    return model if isinstance(model, str) else "resnet101"
 
 
 def check_classes(content: dict, path: str | Path) -> None:
@@ -108,60 +150,66 @@ def check_classes(content: dict, path: str | Path) -> None:
     if isinstance(theirs, str) and theirs != ours:
         raise UserError(
             f"{path} has {theirs.count(',') + 1} classes ({theirs}), but {INFO_PATH} {len(CLASS_NAMES)} "
-            f"({ours}); take the info.json that it was trained with, or another checkpoint"
+            f"({ours}); {OTHER_CLASSES}"
         )
 
 
-def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return one network's tensors ("net_G", "net_D") under this project's names, and the names left out."""
-    own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
-    if own:
-        return own, []
+def tensors_of(content: dict, net: str, path: str = "") -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return one network's tensors ("net_G", "net_D") under this project's names, and the names left out.
+
+    What precedes the names is removed: "net_G." of this project, "Scale." of the DeepLab init, "module." of
+    DataParallel, "_orig_mod." of torch.compile, … UserError if the file has the network more than once.
+    """
+    found = {name[: -len(ANCHOR[net])] for name in content if f".{name}".endswith(f".{ANCHOR[net]}")}
+    own = f"{net}." in found
+    if len(found) > 1 and not own:
+        first, second, *_ = (f"{prefix[:40]}*" for prefix in sorted(found))
+        raise UserError(f"{path}: holds {net} twice, as {first!r} and {second!r}; save one of them alone")
+    prefix = f"{net}." if own else next(iter(found), "")
+    inside = {n: v for n, v in content.items() if n.startswith(prefix) and not isinstance(v, str)}
+    left_out = [] if own else [n for n, v in content.items() if n not in inside and not isinstance(v, str)]
     # Load the classifiers only if the file has two of the same shapes. A single one (DeepLab's) or two that
     # differ (AdaptSegNet's, whose first one sees layer3) are left out.
     shapes_C1, shapes_C2 = (
-        {np.shape(v) for name, v in content.items() if part in name} for part in CLASSIFIERS
+        {v.shape for name, v in inside.items() if name.startswith(prefix + classifier)}
+        for classifier in CLASSIFIERS
     )
-    one_classifier = net == "net_G" and shapes_C1 != shapes_C2
-    tensors, left_out = {}, []
-    for name, value in content.items():
-        ours = name.replace("down_sample", "downsample")  # MindCV
-        if net == "net_G":
-            _, _, rest = ours.partition(".")
-            if not ours.startswith(BACKBONE + CLASSIFIERS) and rest.startswith(BACKBONE + CLASSIFIERS):
-                ours = rest  # "Scale." of the DeepLab init, "module." of DataParallel
-            bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
-            if bn:
-                ours = f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}"
-        if isinstance(value, str) or (one_classifier and ours.startswith(CLASSIFIERS)):
+    tensors = {}
+    for name, value in inside.items():
+        ours = name.removeprefix(prefix).replace("down_sample", "downsample")  # MindCV
+        if net == "net_G" and shapes_C1 != shapes_C2 and ours.startswith(CLASSIFIERS):
             left_out.append(name)
-        else:
-            tensors[ours] = value
+            continue
+        bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
+        tensors[f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}" if bn else ours] = value
     return tensors, left_out
+
+
+def check_finite(name: str, value: np.ndarray, path: str | Path) -> None:
+    """Raise UserError if a tensor of a checkpoint has nan or inf. In a DryRun no values mean anything."""
+    if not np.isfinite(value).all() and not simulated():
+        raise UserError(f"{path}: {name} has values that are not finite (nan, inf); take another checkpoint")
 
 
 def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = False) -> str:
     """Copy the tensors that fit into G ("net_G") or D ("net_D"); return a line that reports them.
 
-    UserError unless the file has all of D or of G's backbone and, with `complete`, of G's classifiers.
+    UserError unless the file has all of D or of G's backbone and, with `complete`, of G's classifiers, and
+    all their values are finite. The network is unchanged then.
     """
     check_classes(content, path)
-    tensors, skipped = tensors_of(content, prefix)
-    matched, left = [], []
-    for name, parameter in net.parameters_and_names():
-        value = tensors.get(name)
-        if value is not None and value.shape == parameter.shape and value.dtype.kind == "f":
-            assign(parameter, value)
-            matched.append(name)
-        else:
-            left.append(name)
+    tensors, skipped = tensors_of(content, prefix, path)
+    parameters = dict(net.parameters_and_names())
+    matched = [name for name, value in tensors.items()
+               if name in parameters and value.shape == parameters[name].shape and value.dtype.kind == "f"]
+    left = [name for name in parameters if name not in matched]
     needed = [name for name in left if complete or not name.startswith(CLASSIFIERS)]
     if needed:
-        other = "is it of another network?" if prefix == "net_G" else "does it hold G alone?"
-        raise UserError(
-            f"{path}: {len(needed)} of {len(matched) + len(left)} tensors of {prefix} are not in it or "
-            f"differ in shape, such as {', '.join(needed[:3])}; {other}"
-        )
+        raise UserError(f"{path}: " + mismatch(needed, parameters, tensors, prefix))
+    for name in matched:
+        check_finite(name, tensors[name], path)
+    for name in matched:
+        assign(parameters[name], tensors[name])
     skipped += [name for name in tensors if name not in matched]
 
     def listed(names: list[str]) -> str:
@@ -170,6 +218,20 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     return (
         f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped{listed(skipped)}, "
         f"{len(left)} left at their initial value{listed(left)}"
+        f"{'; the file has no checksum' if NO_CHECKSUM in content else ''}"
+    )
+
+
+def mismatch(needed: list[str], parameters: dict, tensors: dict[str, np.ndarray], prefix: str) -> str:
+    """Return why a file does not fit a network: the parameters `needed` are not in it or differ in shape."""
+    pairs = [(np.shape(tensors.get(name)), parameters[name].shape) for name in needed]
+    sizes = {pair for theirs, ours in pairs for pair in zip(theirs, ours) if pair[0] != pair[1]}
+    if all(len(theirs) == len(ours) for theirs, ours in pairs) and {n for _, n in sizes} == {NUM_CLASSES}:
+        return f"has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}"
+    hint = "is it of another network?" if prefix == "net_G" else "does it hold G alone?"
+    return (
+        f"{len(needed)} of {len(parameters)} tensors of {prefix} are not in it or differ in shape, such as "
+        f"{', '.join(needed[:3])}; {hint}"
     )
 
 
@@ -222,5 +284,6 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
                 f"{path}: {p.name} is missing or of another shape; --resume needs a checkpoint of this "
                 "project, made with the same --method, --model and --amp-level"
             )
+        check_finite(p.name, value, path)
         assign(p, value)
     return int(content["step"]), float(content["best_mIoU"])

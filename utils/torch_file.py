@@ -12,11 +12,13 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from utils.system.errors import UserError
 
+ZIP = b"PK\3\4"
 MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy format
 RESAVE = "re-save it in PyTorch as a plain state dict: torch.save(model.state_dict(), path)"
 DAMAGED = "damaged, or not written by torch.save; download it again or re-save it"
@@ -25,6 +27,11 @@ CODES = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": 
 STORAGES = {f"torch.{name}Storage": f"<{code}" for name, code in CODES.items()}
 STORAGES["torch.UntypedStorage"] = "u1"
 Place = Callable[[str, int], tuple[bytes, int] | None]  # (key, bytes per item) -> bytes, where it begins
+
+
+def recognizes(head: bytes) -> bool:
+    """Return whether a file that begins with `head`, at least 32 bytes, is a zip or a legacy file."""
+    return head.startswith(ZIP) or MAGIC.to_bytes(10, "little") in head[:32]
 
 
 def load(path: str | os.PathLike) -> object:
@@ -38,28 +45,24 @@ def load(path: str | os.PathLike) -> object:
     holds any other object (which the line names).
     """
     try:
-        if not Path(path).is_file():
-            raise UserError("no such file; check the path")
-        data = Path(path).read_bytes()
-        if data.startswith(b"PK\3\4"):
-            return _read_zip(data)
-        if MAGIC.to_bytes(10, "little") in data[:32]:
-            return _read_legacy(data)
-        raise UserError(f"not a PyTorch checkpoint (begins with {data[:8]!r}); give a file of torch.save")
+        with open(path, "rb") as file:
+            if file.read(len(ZIP)) == ZIP:
+                return _read_zip(file)
+        return _read_legacy(Path(path).read_bytes())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # a damaged file can trip any check of Python, NumPy and zipfile
         raise UserError(f"{path}: {DAMAGED} ({type(error).__name__}: {ascii(str(error)[:100])})") from error
 
 
-def _read_zip(data: bytes) -> object:
+def _read_zip(file: BinaryIO) -> object:
     """Return the object in a zip: its pickle is `NAME/data.pkl`, its storages are `NAME/data/KEY`."""
-    archive = zipfile.ZipFile(io.BytesIO(data))
+    archive = zipfile.ZipFile(file)
     roots = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(roots) != 1:
-        raise UserError(f"a zip, but not one of torch.save; {RESAVE}")
+        raise UserError(f"a zip, but not one of torch.save; unpack it and give a file in it, or {RESAVE}")
     if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
         raise UserError(f"a compressed zip, which torch.save never writes; {RESAVE}")
     if f"{roots[0]}byteorder" in archive.namelist() and archive.read(f"{roots[0]}byteorder") != b"little":
