@@ -193,7 +193,6 @@ def tar(content):
     (b'\x40\0\0\0\0\0\0\0{"conv1.weight":{"dtype":"F32","shape"', "safetensors", "torch.save"),
     (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "an exported model", "checkpoint"),
     (b"\n\x031.0\x12\tMindSpore*\x052.8.0:\xa8\x17\n0", "an exported model", "checkpoint"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5", "torch.save"),
     (gzip.compress(b"x" * 99), "an archive", "unpack"), (tar(b"x"), "an archive", "unpack"),
     (pickle.dumps({"epoch": 3}, 2), "a pickle that torch.save did not write", "torch.save"),
     (b'{"message": "Not Found"}', "nor one of PyTorch", "begins with"),
@@ -257,9 +256,9 @@ def test_a_network_that_is_in_a_file_twice_is_an_error(small):
 
 def test_weights_for_other_classes_are_told_by_their_number(small):
     content = values_of(small["net_G"])
-    for name in [n for n in content if n.startswith("layer5") or n.startswith("layer6")]:
+    for name in [n for n in content if n.startswith(("layer5", "layer6"))]:
         content[name] = content[name][:16]
-    assert "16 left" not in load(small["net_G"], content)  # the backbone alone is enough to start from
+    assert "8 left" in load(small["net_G"], content)  # a training may start from the backbone alone
     with pytest.raises(UserError, match="FILE: has 16 classes, not 19; .*info.json"):
         checkpoint.load(small["net_G"], content, "FILE", "net_G", complete=True)
     content = values_of(small["net_D"])

@@ -42,7 +42,6 @@ OTHER_KINDS = (
     (rb'.{6}\0\0\{"', "a safetensors file, which is not supported", torch_file.RESAVE),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar", "an archive", "unpack it and give a file in it"),
     (rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore", "an exported model", "give the checkpoint it is made from"),
-    (rb"\x89HDF", "an HDF5 file", torch_file.RESAVE),
     (rb"\x80[\2-\5]", "a pickle that torch.save did not write", torch_file.RESAVE),
 )
 

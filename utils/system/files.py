@@ -20,9 +20,6 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
-        umask = os.umask(0o077)  # there is no other way to read it
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # MindSpore makes its files read-only
         flush(temporary)
         os.replace(temporary, path)
         with suppress(OSError):  # not every network file system flushes folders
