@@ -1,17 +1,24 @@
-"""Checkpoints: ours, and the names of the files that users bring (made here in their shapes)."""
+"""Checkpoints of this project and of others, which are generated here with their names and shapes."""
 
+import gzip
+import io
+import pickle
 import shutil
+import tarfile
 import tracemalloc
 import weakref
 
+import mindspore
 import numpy as np
 import pytest
 
 from CLAN_train_gta5_2_city import train
+from dataset.classes import CLASS_NAMES
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
 from tests.golden import shapes_D, shapes_G, state
+from tests.test_torch_file import legacy, saved, zipped
 from utils import checkpoint, run_folder
 from utils.system.errors import UserError
 
@@ -26,8 +33,22 @@ def net_G():
     return generator("resnet101")
 
 
+@pytest.fixture(scope="module")
+def small():
+    return {"net_G": generator("small"), "net_D": discriminator("small")}
+
+
 def load(net, content):
     return checkpoint.load(net, content, "FILE", "net_G")
+
+
+def values_of(net, before=""):
+    return {before + p.name: p.asnumpy() for p in net.get_parameters()}
+
+
+def save(path, content, about=None, crc_check=False):
+    entries = [{"name": name, "data": mindspore.Tensor(value)} for name, value in content.items()]
+    mindspore.save_checkpoint(entries, str(path), append_dict=about, crc_check=crc_check)
 
 
 def test_authors_snapshot_matches_completely(net_G, authors):
@@ -106,8 +127,8 @@ def test_the_other_suffix_is_found(tmp_path, monkeypatch):
         checkpoint.find(".")
 
 
-def test_a_run_that_goes_on_lets_go_of_the_old_checkpoint(reference, tmp_path, monkeypatch):
-    """Its content, 400 MB of the full network, is not needed once the weights have their values."""
+def test_a_resumed_run_frees_the_old_checkpoint(reference, tmp_path, monkeypatch):
+    """The content, 400 MB for the full network, is freed once the weights have their values."""
     content, alive = [], []
     restore, truncate = checkpoint.restore, run_folder.truncate_run
 
@@ -126,18 +147,149 @@ def test_a_run_that_goes_on_lets_go_of_the_old_checkpoint(reference, tmp_path, m
     assert len(content) > 100 and not alive
 
 
-def test_the_step_of_a_checkpoint_is_read_without_its_tensors(reference, tmp_path):
-    for n in range(1, 7):
-        assert checkpoint.step_of(reference / f"GTA5_{n}.ckpt") == n
-    path, raw = tmp_path / "a.ckpt", (reference / "GTA5_5.ckpt").read_bytes()
-    path.write_bytes(raw)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_an_error(small, monkeypatch, value):
+    for name, broken in (("net_G", "layer3.0.bn2.moving_variance"), ("net_D", "classifier.bias")):
+        content = values_of(small[name])
+        content[broken] = np.full_like(content[broken], value)
+        before = values_of(small[name])
+        with pytest.raises(UserError, match=f"FILE: {broken} has values that are not finite"):
+            checkpoint.load(small[name], content, "FILE", name)
+        assert all(np.array_equal(v, before[n]) for n, v in values_of(small[name]).items())
+    about = {"classes": ",".join(CLASS_NAMES), "step": np.array(3), "best_mIoU": np.array(0.5)}
+    content = {**values_of(small["net_G"]), **about}
+    assert checkpoint.restore(content, "FILE", small["net_G"]) == (3, 0.5)
+    content["layer6.conv2d_list.1.bias"] = np.full(len(CLASS_NAMES), value, np.float32)
+    with pytest.raises(UserError, match="FILE: layer6.conv2d_list.1.bias has values that are not finite"):
+        checkpoint.restore(content, "FILE", small["net_G"])
+    monkeypatch.setattr(checkpoint, "simulated", lambda: True)  # a DryRun's values mean nothing
+    assert "0 left" in load(generator("small"), content)
+
+
+@pytest.mark.parametrize("name", ["GTA5_9.pth.tar", "G.PTH", "pytorch_model.bin", "G.pkl", "G", "last.ckpt"])
+def test_content_decides_on_the_kind_of_a_file(small, tmp_path, name):
+    """Not the suffix: PyTorch Lightning's .ckpt is a zip, and people rename files."""
+    values, path = values_of(small["net_D"]), tmp_path / name
+    save(tmp_path / "mindspore.ckpt", values)
+    for data in (saved(values), saved(values, legacy), (tmp_path / "mindspore.ckpt").read_bytes()):
+        path.write_bytes(data)
+        content = checkpoint.read(str(path))
+        assert all(np.array_equal(content[n], v) for n, v in values.items())
+        assert "10 tensors matched" in checkpoint.load(small["net_D"], content, "FILE", "net_D")
+
+
+def tar(content):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("G.pth"), io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("data, kind, remedy", [
+    (b"", "an empty file", "download it again"), (bytes(10**4), "an empty file", "download it again"),
+    (b"\n\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "a web page", "gdown"),
+    (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied", "a web page", "gdown"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS", "git lfs pull"),
+    (b'\x40\0\0\0\0\0\0\0{"conv1.weight":{"dtype":"F32","shape"', "safetensors", "torch.save"),
+    (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "an exported model", "checkpoint"),
+    (b"\n\x031.0\x12\tMindSpore*\x052.8.0:\xa8\x17\n0", "an exported model", "checkpoint"),
+    (gzip.compress(b"x" * 99), "an archive", "unpack"), (tar(b"x"), "an archive", "unpack"),
+    (pickle.dumps({"epoch": 3}, 2), "a pickle that torch.save did not write", "torch.save"),
+    (b'{"message": "Not Found"}', "nor one of PyTorch", "begins with"),
+])  # fmt: skip
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, data, kind, remedy):
+    for path in (tmp_path / "G.ckpt", tmp_path / "G.pth"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=f"^{path}: not a readable .*{kind}.*{remedy}") as error:
+            checkpoint.read(str(path))
+        assert "\n" not in str(error.value)
+
+
+def test_bare_networks_need_no_checksum_and_our_checkpoints_do(small, tmp_path):
+    """An earlier port saved net_G.* and net_D.* alone, also the DeepLab weights, without a checksum."""
+    values = {**values_of(small["net_G"], "net_G."), **values_of(small["net_D"], "net_D.")}
+    path = tmp_path / "DeepLab_resnet_pretrained_init-f81d91e8(1).ckpt"
+    save(path, values)
+    content = checkpoint.read(str(path))
+    for name, net in small.items():
+        report = checkpoint.load(net, content, "FILE", name)
+        assert ", 0 skipped, 0 left" in report and report.endswith("; the file has no checksum")
+    save(path, values, crc_check=True)
+    assert "checksum" not in load(small["net_G"], checkpoint.read(str(path)))
+    for more, about in (({}, {"step": 3}), ({}, {"model": "small"}), ({"optimizer_G.x": np.ones(2)}, None)):
+        save(path, {**values, **more}, about)
+        with pytest.raises(UserError, match="not a readable .*the checksum at its end is missing"):
+            checkpoint.read(str(path))
+
+
+@pytest.mark.parametrize("before, wrapper", [
+    ("module.", ""), ("module.module.", "net"), ("_orig_mod.", "model"), ("module._orig_mod.", "state_dict"),
+    ("model.", "state_dict"), ("", "model"),
+])  # fmt: skip
+def test_prefixes_and_wrappers(small, tmp_path, before, wrapper):
+    """Of DataParallel, torch.compile, Lightning and training loops, which also save their optimizers."""
+    for name, net in small.items():
+        values = values_of(net, before)
+        moments = {"state": {"0": {"exp_avg": np.ones(3, np.float32)}}, "param_groups": [{"lr": 0.1}]}
+        whole = {"epoch": 7, wrapper: values, "optimizer": moments, "best": None} if wrapper else values
+        (tmp_path / "x.pth").write_bytes(saved(whole))
+        report = checkpoint.load(net, checkpoint.read(str(tmp_path / "x.pth")), "FILE", name)
+        assert f"{len(values)} tensors matched, 0 skipped, 0 left" in report
+
+
+def test_a_pytorch_file_without_a_state_dict_is_an_error(tmp_path):
+    path = tmp_path / "x.pth"
+    for content in ({"epoch": 3, "optimizer": {"state": {"0": {"a": np.ones(2)}}}}, {0: np.ones(2)}, {}):
+        path.write_bytes(saved(content))
+        with pytest.raises(UserError, match=f"{path}: has no state dict .*re-save it"):
+            checkpoint.read(str(path))
+
+
+def test_a_network_that_is_in_a_file_twice_is_an_error(small):
+    for name, net in small.items():
+        twice = {**values_of(net, "model."), **values_of(net, "ema.")}
+        with pytest.raises(UserError, match=f"FILE: holds {name} twice, as 'ema.*' and 'model.*'"):
+            checkpoint.load(net, twice, "FILE", name)
+        with pytest.raises(UserError, match=f"FILE: holds {name} twice"):
+            checkpoint.load(net, {**values_of(net), **values_of(net, "ema.")}, "FILE", name)
+
+
+def test_weights_for_other_classes_are_told_by_their_number(small):
+    content = values_of(small["net_G"])
+    for name in [n for n in content if n.startswith(("layer5", "layer6"))]:
+        content[name] = content[name][:16]
+    assert "8 left" in load(small["net_G"], content)  # a training may start from the backbone alone
+    with pytest.raises(UserError, match="FILE: has 16 classes, not 19; .*info.json"):
+        checkpoint.load(small["net_G"], content, "FILE", "net_G", complete=True)
+    content = values_of(small["net_D"])
+    content["conv1.weight"] = content["conv1.weight"][:, :16]
+    with pytest.raises(UserError, match="FILE: has 16 classes, not 19; .*info.json"):
+        checkpoint.load(small["net_D"], content, "FILE", "net_D")
+
+
+def test_adaptsegnets_classifiers_in_an_earlier_ports_file_are_left_out(small):
+    content = values_of(small["net_G"], "net_G.")
+    for name in [n for n in content if "layer5" in n and n.endswith("weight")]:
+        content[name] = content[name][:, ::2]
+    before = small["net_G"].layer6.conv2d_list[0].bias.asnumpy()
+    content["net_G.layer6.conv2d_list.0.bias"] = before + 1
+    assert "8 skipped (net_G.layer5" in load(small["net_G"], content)
+    assert np.array_equal(small["net_G"].layer6.conv2d_list[0].bias.asnumpy(), before)
+
+
+@pytest.mark.parametrize("kind", ["mindspore", "zip", "legacy"])
+def test_reading_takes_little_more_memory_than_the_file(tmp_path, kind):
+    values, path = {f"layer{i}.weight": np.ones(2**20, np.float32) for i in range(8)}, tmp_path / "x.ckpt"
+    if kind == "mindspore":
+        save(path, values, crc_check=True)
+    else:
+        path.write_bytes(saved(values, legacy if kind == "legacy" else zipped))
+    size = path.stat().st_size
+    del values
     tracemalloc.start()
     try:
-        assert checkpoint.step_of(path) == 5 and tracemalloc.get_traced_memory()[1] < 2**20
+        content = checkpoint.read(str(path))
+        now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert checkpoint.step_of(tmp_path / "none.ckpt") is None
-    flipped = raw[:9999] + bytes([raw[9999] ^ 1]) + raw[10000:]
-    for broken in (b"", b"\n\x04step", raw[: len(raw) // 2], raw[:-60], bytes(2000), flipped):
-        path.write_bytes(broken)
-        assert checkpoint.step_of(path) is None
+    assert len(content) >= 8 and now < 1.2 * size and peak < (2.3 if kind == "mindspore" else 1.2) * size

@@ -1,18 +1,16 @@
-"""Checkpoints: our own single file, and the names that other people's files use for the same tensors.
+"""Read and write checkpoints: this project's, and those of others under the names that they use.
 
-Our .ckpt holds net_G.*, net_D.*, the state of both optimisers and, as text, the network's name, its classes,
-the step and the best mIoU, so that reading one needs no further option; MindSpore's checksum ends it.
+Our .ckpt is one file: net_G.*, net_D.*, the state of both optimizers, the step, the best mIoU and, as text,
+the network's name and its classes. MindSpore's checksum ends it.
 """
 
 import logging
 import math
-import mmap
 import os
 import re
 import zlib
 from itertools import groupby
 from pathlib import Path
-from shlex import quote
 
 import mindspore
 import numpy as np
@@ -20,22 +18,36 @@ from google.protobuf.message import DecodeError
 from mindspore import Parameter, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
-from dataset.classes import CLASS_NAMES, INFO_PATH
+from dataset.classes import CLASS_NAMES, INFO_PATH, NUM_CLASSES
 from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
-from utils.system.device import assign
+from utils.system.device import assign, simulated
 from utils.system.errors import UserError
 from utils.system.files import atomic
 
 BN_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
             "running_var": "moving_variance"}
-BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
+# A tensor that every file of the network has: what precedes its name precedes all names of the network.
+ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
 LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
+NO_CHECKSUM = "no checksum"  # an entry of what `read_ckpt` returns, for a file without one
+OTHER_CLASSES = "take the info.json that it was trained with, or another checkpoint"
+# Files that are no checkpoints of MindSpore or PyTorch: how they begin, what they are, what to do. The place
+# for safetensors, once they are supported, is in `read`.
+OTHER_KINDS = (
+    (rb"\0*\Z", "an empty file", "copy or download it again"),
+    (rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]", "a web page", "the download failed: repeat it (Google Drive: gdown)"),
+    (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
+    (rb'.{6}\0\0\{"', "a safetensors file, which is not supported", torch_file.RESAVE),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar", "an archive", "unpack it and give a file in it"),
+    (rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore", "an exported model", "give the checkpoint it is made from"),
+    (rb"\x80[\2-\5]", "a pickle that torch.save did not write", torch_file.RESAVE),
+)
 
 
 def find(path: str) -> str:
-    """`path` if it is there, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
+    """Return `path` if it exists, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
     head, suffix = os.path.splitext(path)
     stem = head if suffix in (".ckpt", ".pth", ".pt") else path
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
@@ -45,24 +57,48 @@ def find(path: str) -> str:
 
 
 def read(path: str) -> dict[str, np.ndarray | str]:
-    """All tensors (and texts) of a .ckpt or of a PyTorch .pth / .pt file, under the names in the file."""
-    if Path(path).suffix in (".pth", ".pt"):
-        content = torch_file.load(path)
-        content = content.get("state_dict", content) if isinstance(content, dict) else content
-        if not isinstance(content, dict) or not all(isinstance(v, np.ndarray) for v in content.values()):
-            raise UserError(f"{path}: holds no plain state dict (names and tensors); save model.state_dict()")
-        return content
+    """Return all tensors and texts of a checkpoint of MindSpore or PyTorch, under the names in the file.
+
+    Its content decides what kind it is, not its suffix. UserError if it is of another kind or damaged.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if torch_file.recognizes(head):
+        return tensors_in(torch_file.load(path), path)
+    for beginning, kind, remedy in OTHER_KINDS:
+        if re.match(beginning, head, re.DOTALL):
+            raise UserError(f"{path}: not a readable checkpoint but {kind}; {remedy}")
     try:
+        if not head.startswith(b"\n"):
+            raise ValueError(f"nor one of PyTorch: it begins with {head[:12]!r}")
         return read_ckpt(Path(path).read_bytes())
     except (ValueError, DecodeError) as error:
         raise UserError(f"{path}: not a readable MindSpore checkpoint ({error})") from None
 
 
-def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
-    """The content of a .ckpt, by MindSpore's own message type; ValueError or DecodeError if it is damaged.
+def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
+    """Return the tensors of a state dict, or of the state dicts in a dict: as model.NAME if that is "model".
 
-    mindspore.load_checkpoint trusts the shapes in a file and checks its checksum only on request.
+    Other values, such as an epoch, and the state of optimizers are left out. UserError if there is no tensor.
     """
+    tensors = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        wrapped = isinstance(value, dict)
+        for name, tensor in value.items() if wrapped else [("", value)]:
+            if isinstance(tensor, np.ndarray) and isinstance(key, str) and isinstance(name, str):
+                tensors[f"{key}.{name}" if wrapped else key] = tensor
+    if not tensors:
+        raise UserError(f"{path}: has no state dict (names and tensors); {torch_file.RESAVE}")
+    return tensors
+
+
+def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
+    """Return the tensors and texts of a .ckpt; ValueError or DecodeError if it is damaged.
+
+    mindspore.load_checkpoint is not used: it trusts the shapes in the file and compares the checksum only on
+    request.
+    """
+    raw = memoryview(raw)  # whose slices are no copies
     has_checksum = raw[-17:-10] == b"crc_num"
     if has_checksum:
         if zlib.crc32(raw[:-17]) != int.from_bytes(raw[-10:], "big"):
@@ -85,91 +121,94 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
             content[name] = values.reshape(shape)
     if not content:
         raise ValueError("there is nothing in it")
-    if not has_checksum and any(name.startswith("net_G.") for name in content):
-        raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
+    if not has_checksum:
+        # `save` writes one. Networks alone, net_G.* and net_D.*, are also saved by other programs.
+        if any(name in ("step", "model") or name.startswith("optimizer_") for name in content):
+            raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
+        content[NO_CHECKSUM] = ""
     return content
 
 
 def step_of(path: Path) -> int | None:
-    """The steps done in a checkpoint that `save` wrote; None if there is none, or it is damaged.
-
-    The file is mapped: its checksum is compared without 400 MB of tensors in memory. The step is at its end.
-    """
+    """Return the number of steps in a checkpoint that `save` wrote; None if it is missing or damaged."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-            with memoryview(raw) as view:
-                if zlib.crc32(view[:-17]) != int.from_bytes(view[-10:], "big"):
-                    return None
-            end = raw[-1024:-17]  # up to the checksum
-        # An entry begins with its tag and its length, a byte each, and then its name.
-        return int(read_ckpt(end[end.rindex(b"\n\x04step") - 2 :])["step"])
-    except (OSError, ValueError, DecodeError, KeyError, TypeError):
+        return int(read(str(path))["step"])
+    except (UserError, OSError, KeyError, ValueError):
         return None
 
 
 def model_of(content: dict) -> str:
-    """The name of the network in a checkpoint; other people's files are the paper's ResNet-101."""
-    return content.get("model", "resnet101")
+    """Return the name of a checkpoint's network; files of others hold the paper's ResNet-101."""
+    model = content.get("model")
+    return model if isinstance(model, str) else "resnet101"
 
 
 def check_classes(content: dict, path: str | Path) -> None:
-    """UserError if a checkpoint has other classes than info.json; one of an earlier version names none."""
+    """Raise UserError if a checkpoint names other classes than info.json; files of others name none."""
     theirs, ours = content.get("classes"), ",".join(CLASS_NAMES)
     if isinstance(theirs, str) and theirs != ours:
         raise UserError(
             f"{path} has {theirs.count(',') + 1} classes ({theirs}), but {INFO_PATH} {len(CLASS_NAMES)} "
-            f"({ours}); take the info.json that it was trained with, or another checkpoint"
+            f"({ours}); {OTHER_CLASSES}"
         )
 
 
-def tensors_of(content: dict, net: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors of one network ("net_G", "net_D") under this project's names, and the names left out."""
-    own = {name[len(net) + 1 :]: v for name, v in content.items() if name.startswith(net + ".")}
-    if own:
-        return own, []
-    # C1 and C2 begin alike: neither takes a single classifier (the DeepLab init's), nor one of two that
-    # differ (AdaptSegNet's, whose C1 looks at layer3).
-    C1, C2 = ({np.shape(v) for name, v in content.items() if part in name} for part in CLASSIFIERS)
-    tensors, left_out = {}, []
-    for name, value in content.items():
-        ours = name.replace("down_sample", "downsample")  # MindCV
-        if net == "net_G":
-            _, _, rest = ours.partition(".")
-            if not ours.startswith(BACKBONE + CLASSIFIERS) and rest.startswith(BACKBONE + CLASSIFIERS):
-                ours = rest  # "Scale." of the DeepLab init, "module." of DataParallel
-            bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
-            if bn:
-                ours = f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}"
-        if isinstance(value, str) or (net == "net_G" and C1 != C2 and ours.startswith(CLASSIFIERS)):
+def tensors_of(content: dict, net: str, path: str = "") -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return one network's tensors ("net_G", "net_D") under this project's names, and the names left out.
+
+    What precedes the names is removed: "net_G." of this project, "Scale." of the DeepLab init, "module." of
+    DataParallel, "_orig_mod." of torch.compile, … UserError if the file has the network more than once.
+    """
+    found = {name[: -len(ANCHOR[net])] for name in content if f".{name}".endswith(f".{ANCHOR[net]}")}
+    own = f"{net}." in found
+    if len(found) > 1 and not own:
+        first, second, *_ = (f"{prefix[:40]}*" for prefix in sorted(found))
+        raise UserError(f"{path}: holds {net} twice, as {first!r} and {second!r}; save one of them alone")
+    prefix = f"{net}." if own else next(iter(found), "")
+    inside = {n: v for n, v in content.items() if n.startswith(prefix) and not isinstance(v, str)}
+    left_out = [] if own else [n for n, v in content.items() if n not in inside and not isinstance(v, str)]
+    # Load the classifiers only if the file has two of the same shapes. A single one (DeepLab's) or two that
+    # differ (AdaptSegNet's, whose first one sees layer3) are left out.
+    shapes_C1, shapes_C2 = (
+        {v.shape for name, v in inside.items() if name.startswith(prefix + classifier)}
+        for classifier in CLASSIFIERS
+    )
+    tensors = {}
+    for name, value in inside.items():
+        ours = name.removeprefix(prefix).replace("down_sample", "downsample")  # MindCV
+        if net == "net_G" and shapes_C1 != shapes_C2 and ours.startswith(CLASSIFIERS):
             left_out.append(name)
-        else:
-            tensors[ours] = value
+            continue
+        bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
+        tensors[f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}" if bn else ours] = value
     return tensors, left_out
 
 
-def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = False) -> str:
-    """Copy what fits into G ("net_G") or D ("net_D"); returns a report of what matched and what did not.
+def check_finite(name: str, value: np.ndarray, path: str | Path) -> None:
+    """Raise UserError if a tensor of a checkpoint has nan or inf. In a DryRun no values mean anything."""
+    if not np.isfinite(value).all() and not simulated():
+        raise UserError(f"{path}: {name} has values that are not finite (nan, inf); take another checkpoint")
 
-    UserError if the backbone of G, or D, is not covered completely: a checkpoint that silently did not load
-    is the most common failure with this family of code. With `complete`, G's classifiers must be, too.
+
+def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = False) -> str:
+    """Copy the tensors that fit into G ("net_G") or D ("net_D"); return a line that reports them.
+
+    UserError unless the file has all of D or of G's backbone and, with `complete`, of G's classifiers, and
+    all their values are finite. The network is unchanged then.
     """
     check_classes(content, path)
-    tensors, skipped = tensors_of(content, prefix)
-    matched, left = [], []
-    for name, parameter in net.parameters_and_names():
-        value = tensors.get(name)
-        if value is not None and value.shape == parameter.shape and value.dtype.kind == "f":
-            assign(parameter, value)
-            matched.append(name)
-        else:
-            left.append(name)
+    tensors, skipped = tensors_of(content, prefix, path)
+    parameters = dict(net.parameters_and_names())
+    matched = [name for name, value in tensors.items()
+               if name in parameters and value.shape == parameters[name].shape and value.dtype.kind == "f"]
+    left = [name for name in parameters if name not in matched]
     needed = [name for name in left if complete or not name.startswith(CLASSIFIERS)]
     if needed:
-        other = "is it of another network?" if prefix == "net_G" else "does it hold G alone?"
-        raise UserError(
-            f"{path}: {len(needed)} of {len(matched) + len(left)} tensors of {prefix} are not in it or "
-            f"differ in shape, such as {', '.join(needed[:3])}; {other}"
-        )
+        raise UserError(f"{path}: " + mismatch(needed, parameters, tensors, prefix))
+    for name in matched:
+        check_finite(name, tensors[name], path)
+    for name in matched:
+        assign(parameters[name], tensors[name])
     skipped += [name for name in tensors if name not in matched]
 
     def listed(names: list[str]) -> str:
@@ -178,16 +217,30 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     return (
         f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped{listed(skipped)}, "
         f"{len(left)} left at their initial value{listed(left)}"
+        f"{'; the file has no checksum' if NO_CHECKSUM in content else ''}"
+    )
+
+
+def mismatch(needed: list[str], parameters: dict, tensors: dict[str, np.ndarray], prefix: str) -> str:
+    """Return why a file does not fit a network: the parameters `needed` are not in it or differ in shape."""
+    pairs = [(np.shape(tensors.get(name)), parameters[name].shape) for name in needed]
+    sizes = {pair for theirs, ours in pairs for pair in zip(theirs, ours) if pair[0] != pair[1]}
+    if all(len(theirs) == len(ours) for theirs, ours in pairs) and {n for _, n in sizes} == {NUM_CLASSES}:
+        return f"has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}"
+    hint = "is it of another network?" if prefix == "net_G" else "does it hold G alone?"
+    return (
+        f"{len(needed)} of {len(parameters)} tensors of {prefix} are not in it or differ in shape, such as "
+        f"{', '.join(needed[:3])}; {hint}"
     )
 
 
 def state(step_cell: nn.Cell) -> list[Parameter]:
-    """Return what a run must keep: all except learning rates, which options give, and summed gradients."""
+    """Return the parameters to save: all except learning rates, which options give, and summed gradients."""
     return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
 
 
 def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
-    """32 bits that differ if one of the values that a run starts from does, or what is said about it."""
+    """Return a CRC-32 of `step`, `about` and all values to save: equal if two processes start alike."""
     crc = zlib.crc32(about.encode(), step)
     for p in state(step_cell):
         crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()), crc)
@@ -195,9 +248,9 @@ def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
 
 
 def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
-    """Write all parameters of a training step, networks and optimisers, to `path` (.ckpt), atomically.
+    """Write the networks and optimizers of a training step to `path` (.ckpt), atomically.
 
-    UserError if a value is not finite: such a checkpoint would be unusable but look valid.
+    UserError if a value is not finite; nothing is written then.
     """
     entries = [{"name": p.name, "data": p} for p in state(step_cell)]
     broken = [e["name"] for e in entries if not np.isfinite(e["data"].asnumpy()).all()]
@@ -207,36 +260,29 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
         )
     about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
     with atomic(path) as temporary:
-        logging.disable(logging.CRITICAL)  # it logs the error that it raises, too
+        logging.disable(logging.CRITICAL)  # MindSpore logs the error that it raises as well
         try:
             mindspore.save_checkpoint(entries, str(temporary), append_dict=about, crc_check=True)
         finally:
             logging.disable(logging.NOTSET)
-            temporary.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore leaves it on a full disk
-        temporary.chmod(0o644)  # MindSpore makes it read-only for its owner
+            temporary.with_suffix(".tmp").unlink(missing_ok=True)  # left by MindSpore on a full disk
 
 
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
-    """Put what `save` wrote back into a training step; returns the number of steps done and the best mIoU.
+    """Copy the values that `save` wrote into a training step; return the number of steps and the best mIoU.
 
-    The best is 0 if the file has NaN, as older versions wrote after a validation without labels. UserError if
-    it is of another kind of run, or of one whose repeated updates followed a wrong rule.
+    UserError if the checkpoint is of another kind of run.
     """
-    if any(name.startswith("optimizer_2.") for name in content):
-        raise UserError(
-            f"{path}: an earlier version of this program repeated the backbone's updates in another way than "
-            "PyTorch 1.0, so this run cannot be continued; start a new one from its weights: --restore-from "
-            f"{quote(str(path))}" + f" --restore-from-D {quote(str(path))}" * (step_cell.method != "source")
-        )
     check_classes(content, path)
     for p in state(step_cell):
         value = content.get(p.name)
         if value is None and p.name in LOSS_SCALING:
-            continue  # of a device that computed in float32: loss scaling begins here
+            continue  # saved on a device that computes in float32: loss scaling starts here
         if not isinstance(value, np.ndarray) or value.shape != p.shape:
             raise UserError(
-                f"{path}: {p.name} is missing or of another shape; --continue-train needs a checkpoint "
-                "of this project, made with the same --method, --model and --amp-level"
+                f"{path}: {p.name} is missing or of another shape; --resume needs a checkpoint of this "
+                "project, made with the same --method, --model and --amp-level"
             )
+        check_finite(p.name, value, path)
         assign(p, value)
-    return int(content["step"]), float(np.nan_to_num(content["best_mIoU"]))
+    return int(content["step"]), float(content["best_mIoU"])

@@ -1,8 +1,9 @@
-"""PyTorch checkpoints (`.pth`, `.pt`) as NumPy arrays, without PyTorch, and never running code from a file.
+"""Read PyTorch checkpoints as NumPy arrays, without PyTorch and without running code from the file.
 
 Both formats of `torch.save` are read: the zip of PyTorch 1.6 and later, and the legacy stream (for both see
-`torch/serialization.py` and `torch/_utils.py`). The unpickler knows no globals but those of the table below.
+`torch/serialization.py` and `torch/_utils.py`). The unpickler accepts only the globals of the table below.
 """
+
 import io
 import os
 import pickle
@@ -11,11 +12,13 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from utils.system.errors import UserError
 
+ZIP = b"PK\3\4"
 MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy format
 RESAVE = "re-save it in PyTorch as a plain state dict: torch.save(model.state_dict(), path)"
 DAMAGED = "damaged, or not written by torch.save; download it again or re-save it"
@@ -26,39 +29,40 @@ STORAGES["torch.UntypedStorage"] = "u1"
 Place = Callable[[str, int], tuple[bytes, int] | None]  # (key, bytes per item) -> bytes, where it begins
 
 
+def recognizes(head: bytes) -> bool:
+    """Return whether a file that begins with `head`, at least 32 bytes, is a zip or a legacy file."""
+    return head.startswith(ZIP) or MAGIC.to_bytes(10, "little") in head[:32]
+
+
 def load(path: str | os.PathLike) -> object:
     """Return what `torch.load(path)` returns, with NumPy arrays for tensors and parameters.
 
     An array has its tensor's dtype (integers, bool, floats, complex); only bfloat16 becomes float32, exactly.
-    Arrays are views into the file's bytes, some read-only and not contiguous. `torch.Size` comes back as a
-    tuple, `torch.device` and `torch.dtype` as text, other values as they are.
+    Arrays may be read-only or not contiguous. `torch.Size` becomes a tuple, `torch.device` and `torch.dtype`
+    become text, other plain values stay.
 
-    Raises UserError, one line beginning with the path, if the file is missing, damaged, not a checkpoint, or
-    holds anything else (its name is in the line).
+    UserError, one line that begins with the path, if the file is missing, damaged, not of torch.save, or
+    holds any other object (which the line names).
     """
     try:
-        if not Path(path).is_file():
-            raise UserError("no such file; check the path")
-        data = Path(path).read_bytes()
-        if data.startswith(b"PK\3\4"):
-            return _read_zip(data)
-        if MAGIC.to_bytes(10, "little") in data[:32]:
-            return _read_legacy(data)
-        raise UserError(f"not a PyTorch checkpoint (begins with {data[:8]!r}); give a file of torch.save")
+        with open(path, "rb") as file:
+            if file.read(len(ZIP)) == ZIP:
+                return _read_zip(file)
+        return _read_legacy(Path(path).read_bytes())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # a damaged file can trip any check of Python, NumPy and zipfile
         raise UserError(f"{path}: {DAMAGED} ({type(error).__name__}: {ascii(str(error)[:100])})") from error
 
 
-def _read_zip(data: bytes) -> object:
-    """Zip format: the pickle `NAME/data.pkl`, the storages `NAME/data/KEY`."""
-    archive = zipfile.ZipFile(io.BytesIO(data))
+def _read_zip(file: BinaryIO) -> object:
+    """Return the object in a zip: its pickle is `NAME/data.pkl`, its storages are `NAME/data/KEY`."""
+    archive = zipfile.ZipFile(file)
     roots = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(roots) != 1:
-        raise UserError(f"a zip, but not one of torch.save; {RESAVE}")
+        raise UserError(f"a zip, but not one of torch.save; unpack it and give a file in it, or {RESAVE}")
     if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
         raise UserError(f"a compressed zip, which torch.save never writes; {RESAVE}")
     if f"{roots[0]}byteorder" in archive.namelist() and archive.read(f"{roots[0]}byteorder") != b"little":
@@ -68,9 +72,10 @@ def _read_zip(data: bytes) -> object:
 
 
 def _read_legacy(data: bytes) -> object:
-    """Legacy format: the pickles magic, version, machine, object and keys, then each key's count and items.
+    """Return the object in a legacy file: five pickles, then a count and the items of each storage.
 
-    A first pass over the object learns only the sizes of the items, which the storages after it do not tell.
+    The pickles are the magic number, the version, the machine, the object and the storages' keys. The object
+    is read twice: first only for the sizes of the items, which are needed to find the storages behind it.
     """
     stream = io.BytesIO(data)
     if [_Unpickler(stream).load() for _ in range(3)][:2] != [MAGIC, 1001]:
@@ -87,9 +92,14 @@ def _read_legacy(data: bytes) -> object:
     return _Unpickler(stream, lambda key, _: places[key]).load()
 
 
-class _Unpickler(pickle._Unpickler):  # the one in C would allocate as many memo slots as a damaged file says
+class _Unpickler(pickle._Unpickler):
+    """Unpickle plain values and tensors.
+
+    In Python, as the version in C allocates whatever memo size a damaged file gives.
+    """
+
     def __init__(self, stream: io.BytesIO, place: Place | None = None):
-        super().__init__(stream, encoding="utf-8")  # text of Python 2
+        super().__init__(stream, encoding="utf-8")  # for files from Python 2
         self.place, self.storages = place, {}
 
     def find_class(self, module: str, name: str) -> object:
@@ -99,7 +109,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C would allocate as many memo
         return GLOBALS[full]
 
     def load_build(self) -> None:
-        """Set attributes: only what torch.save puts on a state dict. Others could shadow its methods."""
+        """Set the one attribute that state dicts have, `_metadata`; others could shadow methods."""
         target, attributes = self.stack[-2:]
         if type(target) is not OrderedDict or type(attributes) is not dict or set(attributes) - {"_metadata"}:
             raise UserError(DAMAGED)
@@ -108,7 +118,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C would allocate as many memo
     dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def persistent_load(self, pid: tuple) -> np.ndarray | None:
-        """A storage as a 1-D array; None in the first pass over a legacy file."""
+        """Return a storage as a 1-D array; None in the first pass over a legacy file."""
         kind, storage_type, key, _device, numel, view = pid if len(pid) == 6 else (*pid, None)
         dtype, name = np.dtype(STORAGES[storage_type]), (storage_type, key)
         if kind != "storage" or numel < 0:
@@ -125,10 +135,10 @@ class _Unpickler(pickle._Unpickler):  # the one in C would allocate as many memo
 
 
 def _tensor(storage: np.ndarray | None, offset: int, size: tuple, stride: tuple, *flags) -> np.ndarray | None:
-    """A strided view into a storage. NumPy's own check of its bounds can overflow."""
+    """Return a strided view into a storage. Bounds are checked here because NumPy's check can overflow."""
     if storage is None:
         return None
-    if any(flags[2:]):  # after requires_grad and the hooks
+    if any(flags[2:]):  # flags are requires_grad, hooks, metadata
         raise UserError(f"a tensor is conjugated or negated; {RESAVE}")
     if min(offset, *size, *stride, 0) < 0 or len(size) != len(stride):
         raise UserError(f"a tensor has an impossible shape; {DAMAGED}")
