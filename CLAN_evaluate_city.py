@@ -24,6 +24,7 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, CLASS_SETS
 from dataset.file_lists import few
 from dataset.image_folder import ImageFolder, plain_folder
+from dataset.labels import check_labels
 from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
@@ -93,7 +94,7 @@ def set_up_device(args) -> None:
 
 
 def check_same(data: cityscapesDataSet | ImageFolder) -> None:
-    """UserError if the processes, which share the images, do not see the same ones."""
+    """Print the reports of the data; UserError if the processes, which share it, see different images."""
     if not parallel.all_equal(names_crc32(data)):
         raise UserError("the processes see different images: do all machines have the same data?")
     for line in data.reports:
@@ -107,7 +108,9 @@ def labelled_data(args) -> cityscapesDataSet:
             f"{args.data_dir} is not there yet: generate it with CLAN_train_gta5_2_city.py --demo "
             f"--random-seed {args.demo}"
         )
-    return cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
+    data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
+    data.reports += check_labels(data)
+    return data
 
 
 def evaluate_checkpoint(args, net_G: Res_Deeplab, data: cityscapesDataSet, path: str) -> None:

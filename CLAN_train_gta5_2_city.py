@@ -30,6 +30,7 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import IGNORE_LABEL
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.image_folder import plain_folder
+from dataset.labels import check_labels
 from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from model.CLAN_D import discriminator
@@ -425,6 +426,7 @@ def datasets(args, per_step: int) -> tuple:
                 f"{args.iter_size} x {parallel.processes()} processes), more than the {len(data)} of the "
                 f"{name}: lower one of them"
             )
+    source.reports += check_labels(source) + (check_labels(val) if val else ())
     return source, target, val
 
 

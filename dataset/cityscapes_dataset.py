@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset.file_lists import check_files, few, find_images, list_images
-from dataset.transform import open_image, to_input, to_trainIds
+from dataset.labels import open_label, read_label
+from dataset.transform import open_image, to_input
 from utils.system.errors import UserError
 
 TREES = ("leftImg8bit", "leftimg8bit", "data/leftImg8bit", "data/leftimg8bit")  # where images may lie
@@ -21,6 +22,10 @@ class cityscapesDataSet:
     may be called NAME.png or NAME.jpg, with NAME_gtFine_labelIds.png. `reports` counts what is skipped.
     UserError if the folders, a file of the list, a label or the image of a label is missing.
     """
+
+    reports: tuple[str, ...] = ()
+    open_label = staticmethod(open_label)
+    warned = False  # of a label whose aspect ratio is not its image's
 
     def __init__(self, root: str, set: str = "train", list_path: str | None = None,
                  size: tuple[int, int] = (1024, 512), labels: bool = False):
@@ -46,11 +51,12 @@ class cityscapesDataSet:
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, ...]:
         """Return item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
-        image = to_input(open_image(self.images[i]), self.size, scale, mirror)
+        image = open_image(self.images[i])
+        x = to_input(image, self.size, scale, mirror)
         if self.labels is None:
-            return (image,)
-        label = to_trainIds(open_image(self.labels[i]))
-        return image, np.ascontiguousarray(label[:, ::-1]) if mirror else label
+            return (x,)
+        label = read_label(self, i, image.size)
+        return x, np.ascontiguousarray(label[:, ::-1]) if mirror else label
 
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""The classes of the project: their number, names and sets, as dataset/cityscapes_list/info.json has them."""
+"""The classes of the project, their number, names and subsets, from dataset/cityscapes_list/info.json."""
 
 import json
 import sys
@@ -11,18 +11,23 @@ IGNORE_LABEL = 255
 
 
 def read_classes(path: Path) -> dict:
-    """Return the content of info.json, checked: people edit it for classes of their own."""
+    """Return the content of info.json, which people edit for their own classes; UserError if it is wrong."""
 
     def need(fits: bool, what: str) -> None:
         if not fits:
             raise UserError(f"{path}: {what}")
 
+    def colours(value: list) -> set[tuple]:
+        fits = all(len(c) == 3 and set(c) <= set(range(256)) for c in value)
+        need(fits, "a colour has to be [R, G, B], each from 0 to 255")
+        return set(map(tuple, value))
+
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         n, names, palette, sets = info["classes"], info["label"], info["palette"], info.get("subsets", [])
         need(n == len(names) == len(set(names)), f'"classes" is {n}, but "label" has {len(set(names))} names')
-        need(len(palette) == n and all(len(c) == 3 and set(c) <= set(range(256)) for c in palette),
-             f'"palette" has to be {n} colours [R, G, B] from 0 to 255')  # fmt: skip
+        need(len(palette) == n == len(colours(palette)), f'"palette" has to be {n} different colours')
+        need(not colours(info.get("void", [])) & colours(palette), '"void" has a colour of "palette"')
         need(not set(",\"\n\r") & set("".join(names)), '"label" has names with a comma, quote or line break')
         for key, top in (("label2train", 256), ("synthia2train", 2**16)):
             pairs = info.get(key, []) if key == "synthia2train" else info[key]
@@ -40,11 +45,11 @@ def read_classes(path: Path) -> dict:
 
 try:
     INFO = read_classes(INFO_PATH)
-except UserError as error:  # before any script could report it
+except UserError as error:  # at import, before a script can report it
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 CLASS_NAMES: list[str] = INFO["label"]
 NUM_CLASSES = len(CLASS_NAMES)
-# trainIds by their number: all, then the subsets over which results from SYNTHIA are reported, 16 and 13.
+# Number of classes -> their trainIds: all, then the subsets of 16 and 13 that results from SYNTHIA use.
 CLASS_SETS = {len(names): [CLASS_NAMES.index(name) for name in names]
               for names in (CLASS_NAMES, *INFO.get("subsets", []))}  # fmt: skip

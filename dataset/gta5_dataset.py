@@ -1,12 +1,12 @@
 """GTA5 (Richter et al., ECCV 2016): 24,966 labelled images of a game, 1914x1052; 24,941 as downloaded."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from dataset.file_lists import check_files, few, find_files, list_images
-from dataset.transform import open_image, to_input, to_trainIds
+from dataset.labels import open_label, read_label
+from dataset.transform import open_image, to_input
 from utils.system.errors import UserError
 
 HOME = "https://download.visinf.tu-darmstadt.de/data/from_games/"
@@ -17,12 +17,14 @@ class GTA5DataSet:
     """images/NNNNN.png with labels/NNNNN.png below `root`; item i is (image, label).
 
     image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
-    Without `list_path` all images, or with `split` and `subset` those of a subset of the file split.mat.
-    Both may name a few pairs that are not there, up to 1 % of theirs: `reports` says which were skipped.
-    UserError if the folders, more files of the list or the split, or a label alone is missing.
+    The images are all of them, those of a list file, or a `subset` of the file split.mat (`split`). Up to 1 %
+    of the pairs that a list or split names may be absent: they are skipped, and `reports` lists them.
+    UserError if a folder, more pairs, or only the image or only the label of a pair is missing.
     """
 
     reports: tuple[str, ...] = ()
+    open_label = staticmethod(open_label)
+    warned = False  # of a label whose aspect ratio is not its image's
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 720),
                  split: str | None = None, subset: str = "all"):
@@ -41,7 +43,6 @@ class GTA5DataSet:
             )
             names = [name for name in names if name not in set(absent)]
         self._set_files("GTA5", images, labels, names)
-        self._warned = False
 
     def _set_files(self, what: str, images: Path, labels: Path, names: list[str]):
         """Set names, images and labels; UserError if an image or label is missing."""
@@ -56,29 +57,17 @@ class GTA5DataSet:
         return self.read(i)
 
     def read(self, i: int, scale: float = 1.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Item i; `scale` resizes the image alone (as the released code does), `mirror` flips both."""
+        """Return item i; `scale` resizes only the image, as the released code does, `mirror` flips both."""
         image = open_image(self.images[i])
-        label = self._label(i, image.size).astype(np.int32)
+        label = read_label(self, i, image.size, self.size).astype(np.int32)
         label = np.ascontiguousarray(label[:, ::-1]) if mirror else label
         return to_input(image, self.size, scale, mirror), label
 
-    def _label(self, i: int, image_size: tuple[int, int]) -> np.ndarray:
-        """trainIds (H, W) of item i at `size`, nearest."""
-        ids = open_image(self.labels[i])
-        if image_size != ids.size and not self._warned:
-            self._warned = True  # the data set has a few such pairs: both are resized, so the pair is usable
-            warnings.warn(
-                f"{self.labels[i]}: the label's size differs from the image's; both are resized "
-                "(further cases are not reported)",
-                stacklevel=3,
-            )
-        return to_trainIds(ids, self.size)
-
 
 def absent_pairs(names: list[str], images: Path, labels: Path) -> list[str]:
-    """The names with neither image nor label; none if more than 1 %: the data set is incomplete then.
+    """Return the names with neither image nor label, or none if these are more than 1 %.
 
-    GTA5 as it is downloaded lacks 25 numbers that its own split.mat and the authors' lists name.
+    Downloads of GTA5 lack 25 numbers that its own split.mat and the authors' lists name.
     """
     there = find_files([images / name for name in names]), find_files(label_paths(labels, names))
     pairs = zip(names, label_paths(labels, names))
@@ -92,10 +81,10 @@ def label_paths(labels: Path, names: list[str]) -> list[Path]:
 
 
 def read_split(path: str, subset: str, found: list[str], where: Path) -> list[str]:
-    """The images that GTA5's split.mat has in `subset`, "train" or "val", in order of their numbers.
+    """Return the images of `subset`, "train" or "val", of GTA5's split.mat, in order of their numbers.
 
-    Its trainIds and valIds count from 1, as the names of the images do; shape and type do not matter.
-    UserError if it is no such file, or more than a few have no image among the names `found` in `where`.
+    Its trainIds and valIds are numbers of images, counted from 1, of any shape and numeric type.
+    UserError if it is no such file, or if more than 1 % have no image among the names `found` in `where`.
     """
     from scipy.io import loadmat, whosmat
 
@@ -107,7 +96,7 @@ def read_split(path: str, subset: str, found: list[str], where: Path) -> list[st
         keys = [] if key in content else [name for name, *_ in whosmat(path, appendmat=False)]
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file can trip any check of SciPy
+    except Exception as error:  # SciPy raises many kinds for a damaged file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot read this .mat file of --gta5-split ({reason})") from None
     if key not in content:

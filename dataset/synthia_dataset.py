@@ -8,12 +8,18 @@ from PIL import Image
 from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH
 from dataset.file_lists import list_images
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.transform import open_image
+from dataset.transform import TRAIN_TO_LABEL, open_image
 from utils.system.errors import UserError
 
-SYNTHIA_TO_TRAIN = np.full(2**16, IGNORE_LABEL, np.uint8)  # SYNTHIA's id -> trainId, as AdaptSegNet has it
+# SYNTHIA's id -> the raw id of its class, or one that is ignored; the pairs are AdaptSegNet's.
+SYNTHIA_TO_LABEL = np.full(2**16, TRAIN_TO_LABEL[IGNORE_LABEL])
 for _id, _train_id in INFO.get("synthia2train", []):
-    SYNTHIA_TO_TRAIN[_id] = _train_id
+    SYNTHIA_TO_LABEL[_id] = TRAIN_TO_LABEL[_train_id]
+
+
+def open_synthia_label(path: Path) -> Image.Image:
+    """Return a label as an image of raw ids, mode L; see `class_ids`."""
+    return Image.fromarray(SYNTHIA_TO_LABEL[class_ids(path)])
 
 
 class SYNTHIADataSet(GTA5DataSet):
@@ -22,6 +28,8 @@ class SYNTHIADataSet(GTA5DataSet):
     image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
     UserError if the folders, a file of the list, a label or the package pyspng is missing.
     """
+
+    open_label = staticmethod(open_synthia_label)
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 760)):
         images, labels = Path(root) / "RGB", Path(root) / "GT" / "LABELS"
@@ -38,18 +46,12 @@ class SYNTHIADataSet(GTA5DataSet):
         self._set_files("SYNTHIA", images, labels, names)
         png_reader()
 
-    def _label(self, i: int, image_size: tuple[int, int]) -> np.ndarray:
-        path = self.labels[i]
-        trainIds = Image.fromarray(SYNTHIA_TO_TRAIN[class_ids(path)])
-        if image_size != trainIds.size:
-            raise UserError(f"{path}: its size differs from its image's; copy both again from the data set")
-        return np.asarray(trainIds.resize(self.size, Image.Resampling.NEAREST))
-
 
 def class_ids(path: Path) -> np.ndarray:
-    """The first channel of a PNG of 16-bit RGB -> uint16 (H, W): classes; the second numbers the instances.
+    """Return the classes uint16 (H, W) of a label: the first channel of a PNG of 16-bit RGB.
 
-    Pillow keeps the upper 8 bits of 16, which are 0 for all classes; it checks the file, pyspng reads it.
+    The second channel numbers the instances. Pillow keeps only the upper 8 bits, which are 0, and pyspng does
+    not notice most damaged bits: so Pillow checks the file, and pyspng reads it.
     """
     open_image(path)  # UserError if it is corrupt or huge
     try:
@@ -62,7 +64,7 @@ def class_ids(path: Path) -> np.ndarray:
 
 
 def png_reader():
-    """pyspng.load, which reads PNGs of 16 bits exactly; UserError says how to get it."""
+    """Return pyspng.load, which reads PNGs of 16 bits exactly; UserError says how to get it."""
     try:
         from pyspng import load
     except ImportError:

@@ -17,7 +17,8 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from PIL import ExifTags, Image
 
 from dataset.file_lists import list_images
-from dataset.transform import open_image, to_input, to_trainIds
+from dataset.labels import open_label
+from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from options.train_options import get_arguments
 from tests.golden import synthetic_image
 from utils import checkpoint, tables
@@ -158,8 +159,8 @@ def read_photograph(path: Path) -> np.ndarray:
 
 
 def read_label(path: Path) -> np.ndarray:
-    y = to_trainIds(open_image(path), (16, 8))
-    assert y.shape == (8, 16) and set(np.unique(y)) <= {*range(19), 255}
+    y = LABEL_TO_TRAIN[np.asarray(open_label(path))]
+    assert y.ndim == 2 and set(np.unique(y)) <= {*range(19), 255}
     return y
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO_PATH
+from dataset.gta5_dataset import GTA5DataSet
 from dataset.image_folder import ImageFolder
+from dataset.labels import check_labels
 from dataset.pipeline import names_crc32
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
@@ -168,7 +171,8 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     mistakes = [("palette", [[0, 0, 0]]), ("label2train", [[7, 7]]), ("classes", 8), ("subsets", [["x"]])]
     pairs = seven["label2train"]
     mistakes += [("label", ["a, b", *names[1:]]), ("label2train", [p for p in pairs if p[1] != 6])]
-    mistakes += [("label2train", [*pairs, [7, 6]])]
+    mistakes += [("label2train", [*pairs, [7, 6]]), ("void", [[0, 0, 0], info["palette"][1]])]
+    mistakes += [("palette", [*info["palette"][:6], info["palette"][0]])]
     for key, value in mistakes:
         path.write_text(json.dumps({**seven, key: value}))
         assert f'info.json: "{key}"' in here(TRAIN, "--demo", code=2).stderr
@@ -215,6 +219,8 @@ def test_the_real_pair_becomes_the_trees_that_the_readers_know(real):
     assert classes("GTA5/labels/0.png", 12) == [*far, "person", None]
     for path in ("Oracle/labels/7_33.png", "Cityscapes/gtFine/val/8/8_33_gtFine_labelIds.png"):
         assert classes(path, 8) == ["road", "sidewalk", "person", "car", "fence", "building", "sky", None]
+    assert check_labels(GTA5DataSet(folder / "GTA5")) == check_labels(GTA5DataSet(folder / "Oracle")) == ()
+    assert check_labels(cityscapesDataSet(folder / "Cityscapes", "val", labels=True)) == ()
     assert convert("", "", folder) == folder  # once
 
 

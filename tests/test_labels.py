@@ -1,0 +1,219 @@
+"""Labels of every kind that people bring: read as what they are, or refused in one line."""
+
+import warnings
+
+import numpy as np
+import png
+import pytest
+from PIL import Image
+
+from dataset.cityscapes_dataset import cityscapesDataSet
+from dataset.classes import INFO
+from dataset.gta5_dataset import GTA5DataSet
+from dataset.labels import check_labels, open_label
+from dataset.transform import LABEL_TO_TRAIN, PALETTE, TRAIN_TO_LABEL, open_image, to_input
+from tests.golden import write_city, write_gta5
+from tests.scripts import EAGER, EVALUATE, TRAIN, fails, train_words
+from utils.system.errors import UserError
+from utils.tools.demo_scenes import write_demo_data
+from utils.visual import colourise
+
+GREY = np.repeat(np.arange(256, dtype=np.uint8), 3)
+
+
+@pytest.fixture
+def city(tmp_path):
+    return write_city(tmp_path / "City", "val", {f"{i:06d}": 5 + i for i in range(4)}, (204, 102))
+
+
+def labels_of(city) -> list:
+    return sorted((city / "gtFine" / "val" / "aachen").glob("*_labelIds.png"))
+
+
+def rewrite(city, save) -> tuple[str, ...]:
+    """check_labels after save(path, raw ids) has replaced every label."""
+    for path in labels_of(city):
+        ids = np.asarray(Image.open(path))
+        path.unlink()
+        save(path, ids)
+    return check_labels(cityscapesDataSet(city, "val", labels=True))
+
+
+def refused(city, save) -> str:
+    with pytest.raises(UserError) as caught:
+        rewrite(city, save)
+    assert str(labels_of(city)[0]) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def trainIds(path, ids) -> None:
+    Image.fromarray(LABEL_TO_TRAIN[ids]).save(path)
+
+
+def with_palette(path, ids, palette) -> None:
+    label = Image.fromarray(ids)
+    label.putpalette(palette.tobytes())
+    label.save(path)
+
+
+def grey_png(path, pixels, depth) -> None:
+    png.from_array(pixels, f"L;{depth}").save(path)
+
+
+def test_valid_labels_of_every_kind_pass(city, tmp_path):
+    """Of Cityscapes, GTA5 and the demo. SYNTHIA: test_sources; CamVid, IDD and other classes: test_own."""
+    assert rewrite(city, lambda path, ids: Image.fromarray(ids).save(path)) == ()
+    data = cityscapesDataSet(city, "val", labels=True)
+    expected = [label for _, label in data]
+    own = colourise(LABEL_TO_TRAIN)
+    for palette in (own, 255 - own, GREY, np.where(np.arange(768) < 40, GREY, 255)):
+        rewrite(city, lambda path, ids, palette=palette: with_palette(path, ids, palette))
+        assert all(np.array_equal(label, there) for (_, label), there in zip(data, expected))
+    void = np.uint8([255 if t == 255 else i for i, t in enumerate(LABEL_TO_TRAIN)])
+    assert rewrite(city, lambda path, ids: Image.fromarray(void[ids]).save(path)) == ()
+    assert all(np.array_equal(label, there) for (_, label), there in zip(data, expected))
+    # Highway scenes and small palettes: few of the classes, and four bits per index.
+    few = np.uint8([7, 11, 0])
+    assert rewrite(city, lambda path, ids: grey_png(path, few[ids % 3], 8)) == ()
+    rewrite(city, lambda path, ids: with_palette(path, ids % 12, own[:12]))
+    assert png.Reader(filename=str(labels_of(city)[0])).read()[3]["bitdepth"] == 4
+    assert set(np.unique(data[0][1])) <= {*LABEL_TO_TRAIN[:12]}
+
+    def all_ids(path, ids):  # of GTA5: 34 is the license plate
+        with_palette(path, np.resize(np.arange(35, dtype=np.uint8), ids.shape), own)
+
+    assert rewrite(city, all_ids) == ()
+    demo = write_demo_data(tmp_path / "demo", 1, 3, 1, 3)
+    assert check_labels(GTA5DataSet(demo / "GTA5")) == ()
+    assert check_labels(cityscapesDataSet(demo / "Cityscapes", "val", labels=True)) == ()
+    assert check_labels(GTA5DataSet(write_gta5(tmp_path / "GTA5", {"1": 1, "2": 2}, (64, 36)))) == ()
+
+
+def test_files_that_do_not_hold_ids_are_refused(city):
+    kinds = {
+        "JPEG": lambda path, ids: Image.fromarray(ids).save(path, "JPEG"),
+        "2-bit": lambda path, ids: grey_png(path, ids % 4, 2),
+        "4-bit": lambda path, ids: grey_png(path, ids % 12, 4),
+        "mode 1": lambda path, ids: Image.fromarray(ids > 20).save(path),
+        "16-bit": lambda path, ids: Image.fromarray(ids.astype(np.uint16)).save(path),
+        "mode LA": lambda path, ids: Image.fromarray(ids).convert("LA").save(path),
+    }
+    for named, save in kinds.items():
+        message = refused(city, save)
+        assert named in message and "8-bit" in message
+
+
+def test_every_id_has_to_be_in_info_json(city):
+    path = labels_of(city)[2]
+    ids = np.array(Image.open(path))
+    ids[0, :2] = 77, 255  # 255 is always ignored
+    Image.fromarray(ids).save(path)
+    with pytest.raises(UserError, match=f'{path}: id 77 is not in "label2train" of .*info.json'):
+        cityscapesDataSet(city, "val", labels=True)[2]
+
+
+def test_trainIds_are_noticed(city):
+    message = refused(city, trainIds)
+    assert "look like trainIds" in message and '"label2train": [[0, 0], [1, 1], …]' in message
+    road = TRAIN_TO_LABEL.copy()  # converted back; for what is mostly sky in these images
+    road[10] = 7
+    assert rewrite(city, lambda path, ids: Image.fromarray(road[ids]).save(path)) == ()
+
+    def plus_1(path, ids):  # for tools that need 0 for what is ignored
+        Image.fromarray(LABEL_TO_TRAIN[ids] + np.uint8(1)).save(path)
+
+    assert "look like trainIds" in refused(city, plus_1)
+
+
+def test_a_few_ids_that_may_be_trainIds_are_told(city):
+    few = np.uint8([0, 8, 1, 2])  # as trainIds: road, vegetation, sidewalk, building
+    (line,) = rewrite(city, lambda path, ids: Image.fromarray(few[ids % 4]).save(path))
+    assert str(labels_of(city)[0]) in line and "if these are trainIds" in line
+
+
+def test_palettes_of_the_classes_with_other_indices_are_refused(city):
+    def quantised(path, ids):
+        Image.fromarray(colourise(LABEL_TO_TRAIN[ids])).quantize().save(path)
+
+    for save in (lambda path, ids: with_palette(path, LABEL_TO_TRAIN[ids], PALETTE), quantised):
+        message = refused(city, save)
+        assert "colours of the palette are classes" in message and "indices are not" in message
+
+
+def test_labels_without_any_class_are_refused(city, tmp_path):
+    message = refused(city, lambda path, ids: Image.fromarray(ids * 0).save(path))  # Cityscapes' test set
+    assert "no pixel of any class in 4 labels, only id 0" in message
+    # One label in 200 is enough.
+    source = write_gta5(tmp_path / "GTA5", {f"{i:05d}": i for i in range(60)}, (24, 16))
+    for path in sorted((source / "labels").iterdir()):
+        Image.fromarray(np.uint8([[7 if path.stem == "00001" else 0]])).save(path)
+    assert check_labels(GTA5DataSet(source)) == ()
+
+
+def test_colours_are_read_as_the_classes_of_info_json(city):
+    expected = [label for _, label in cityscapesDataSet(city, "val", labels=True)]
+    alpha = np.random.default_rng(0).random((102, 204)) < 0.2
+
+    def save(path, ids, with_alpha: bool = False):
+        rgb = colourise(LABEL_TO_TRAIN[ids])
+        rgb[:9] = np.resize(INFO["void"], (9, 204, 3))
+        rgba = np.dstack([rgb, np.where(alpha, 0, 255)]).astype(np.uint8)
+        Image.fromarray(rgba if with_alpha else rgb).save(path)
+
+    for with_alpha in (False, True):
+        write_city(city, "val", {f"{i:06d}": 5 + i for i in range(4)}, (204, 102))
+        assert rewrite(city, lambda path, ids, with_alpha=with_alpha: save(path, ids, with_alpha)) == ()
+        for (_, label), there in zip(cityscapesDataSet(city, "val", labels=True), expected):
+            ignored = alpha if with_alpha else np.zeros_like(alpha)
+            ignored = ignored | (np.arange(102)[:, None] < 9)
+            assert np.array_equal(label, np.where(ignored, 255, there))
+    path = labels_of(city)[1]
+    rgb = np.array(Image.open(path).convert("RGB"))
+    rgb[50, 60] = 1, 2, 3
+    Image.fromarray(rgb).save(path)
+    with pytest.raises(UserError, match=f"{path}: colour \\[1, 2, 3\\] is neither in"):
+        open_label(path)
+
+
+def test_an_aspect_ratio_that_differs_is_told_once(city, tmp_path):
+    source = write_gta5(tmp_path / "GTA5", {"1": 1, "2": 2}, (192, 104))
+    for path in labels_of(city) + sorted((source / "labels").iterdir()):
+        with Image.open(path) as label:
+            label.resize((96, 52), Image.Resampling.NEAREST).save(path)  # as the image, 192x104 or 204x102
+    data = GTA5DataSet(source, size=(96, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data[0][1].shape == (64, 96)
+    for data in (GTA5DataSet(source, size=(96, 64)), cityscapesDataSet(city, "val", labels=True)):
+        for path in data.labels:
+            with Image.open(path) as label:
+                label.crop((0, 0, 80, 52)).save(path)
+        with pytest.warns(UserWarning, match="aspect ratio") as told:
+            assert len([data[i] for i in range(2)]) == len(told) + 1 == 2
+        assert str(told[0].message).startswith(str(data.labels[0]))
+
+
+@pytest.mark.parametrize("mode", ["RGB;16", "RGBA;16", "LA;16", "L;16"])
+def test_images_of_16_bits_are_refused(tmp_path, mode):
+    """Cameras of 12 bits: of 16 bits Pillow keeps the upper 8, which are nearly black."""
+    channels = len(mode) - 3
+    png.from_array(np.full((8, 8 * channels), 4095, np.uint16), mode).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="a.png: an image of 16 bits per channel"):
+        to_input(open_image(tmp_path / "a.png"), (8, 8))
+
+
+def test_both_scripts_check_their_labels(data, tmp_path):
+    """Source and val labels at the start of a training, those of the set in an evaluation."""
+    write_city(tmp_path / "City", "val", {"000001": 5}, (64, 32))
+    for path in labels_of(tmp_path / "City"):
+        trainIds(path, np.asarray(Image.open(path)))
+    argv = train_words(data, tmp_path / "run", "--num-steps", 1, *EAGER, "--method", "source")
+    assert "look like trainIds" in fails(TRAIN, *argv, "--data-dir-target", tmp_path / "City")
+    source = write_gta5(tmp_path / "GTA5", {"1": 1}, (64, 36))
+    trainIds(source / "labels" / "1.png", np.asarray(Image.open(source / "labels" / "1.png")))
+    assert "look like trainIds" in fails(TRAIN, *argv, "--data-dir", source)
+    assert not (tmp_path / "run").exists()
+    checkpoint = tmp_path / "a.ckpt"
+    checkpoint.touch()
+    message = fails(EVALUATE, "--restore-from", checkpoint, "--data-dir", tmp_path / "City", *EAGER)
+    assert "look like trainIds" in message
