@@ -15,10 +15,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ImageFolder:
-    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are (input,), `image(i)` is the image.
+    """`path`, or all .png, .jpg and .jpeg below it, sorted; items are (input,).
 
-    input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
-    is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
+    input: float32 (3, H, W), BGR minus mean, at `size`, turned upright (EXIF).
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. What is hidden
     and earlier results of --predict are skipped. UserError, which begins with `option`, if there is no image,
     or labels are among them.
@@ -52,8 +51,10 @@ class ImageFolder:
         """Item i, resized by `scale` and mirrored as those of the other data sets."""
         return (to_input(open_image(self.images[i], upright=True), self.size, scale, mirror),)
 
-    def image(self, i: int) -> np.ndarray:
-        return np.asarray(open_image(self.images[i], upright=True).convert("RGB"))
+    def with_image(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the input of item i and its image, uint8 RGB (h, w, 3) at its own size, decoded once."""
+        image = open_image(self.images[i], upright=True)
+        return to_input(image, self.size), np.asarray(image.convert("RGB"))
 
 
 def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder | None:
