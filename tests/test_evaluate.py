@@ -307,7 +307,7 @@ def test_two_processes_evaluate_a_folder_and_predict(trained, argv, scored, save
     own = [*command[:3], *SMALL, "--save-path", result, "--predict", images]
     output, another = run_parallel(tmp_path / "predict", 2, *own)
     assert "GTA5_1.pth is not there; using" in output
-    assert not other and not another
+    assert all(line.startswith("[INFO]") for line in (other + another).splitlines())  # MindSpore's own
     more = ["--adapt-bn", 3, "--batch-size", 2]
     run_parallel(tmp_path / "adapt", 2, *command, *more)
     run(*command, *more, "--save-path", tmp_path / "one")
@@ -469,7 +469,8 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     assert "re-estimated on 3" in again and "earlier results are now" in again
     net_G = network(trained)
     assert len(list(folder.iterdir())) == 2
-    paths = [str(folder.rename(tmp_path / "plain") / f"CLAN_small_64x48{n}.mindir") for n in ("_1", "")]
+    plain = folder.rename(tmp_path / "plain")
+    paths = [str(plain / f"CLAN_small_64x48{n}.mindir") for n in ("_1", "")]
     (tmp_path / "new").write_text("")
     assert os.stat(paths[1]).st_mode == os.stat(tmp_path / "new").st_mode
     first, adapted = (nn.GraphCell(mindspore.load(path)) for path in paths)
