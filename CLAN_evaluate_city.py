@@ -57,7 +57,11 @@ from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import PANEL_WIDTH, check_names, panel, save_prediction
 
 
+Images = cityscapesDataSet | ImageFolder
+
+
 def main(args) -> None:
+    """Evaluate a checkpoint or a folder of them, or predict or export with a checkpoint."""
     if args.export and device.launched():
         raise UserError("--export is for one process: start it without msrun")
     if Path(args.restore_from).is_dir():
@@ -104,9 +108,7 @@ def labelled_data(args) -> cityscapesDataSet:
     return cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
 
 
-def unlabelled_data(
-    args, data: cityscapesDataSet | ImageFolder | None
-) -> cityscapesDataSet | ImageFolder | None:
+def unlabelled_data(args, data: Images | None) -> Images | None:
     """Return the images for --adapt-bn, which may be those to predict, `data`; None without this option."""
     if not args.adapt_bn:
         return None
@@ -116,9 +118,7 @@ def unlabelled_data(
     return folder or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
 
 
-def set_up(
-    args, data: cityscapesDataSet | ImageFolder | None, train: cityscapesDataSet | ImageFolder | None
-) -> None:
+def set_up(args, data: Images | None, train: Images | None) -> None:
     """Choose the device, reserve the folder of the results and compare the images of all processes."""
     device.setup(args)
     if environment_note:
@@ -134,7 +134,7 @@ def set_up(
         parallel.print_rank0(text)
 
 
-def check_same(data: cityscapesDataSet | ImageFolder) -> None:
+def check_same(data: Images) -> None:
     """Raise UserError if the processes, which share the images, do not see the same ones."""
     if not parallel.all_equal(names_crc32(data)):
         raise UserError("the processes see different images: do all machines have the same data?")
@@ -271,7 +271,7 @@ def version_of(path: Path) -> dict[str, int]:
     return {"checkpoint_bytes": status.st_size, "checkpoint_mtime_ns": status.st_mtime_ns}
 
 
-def files_crc32(args, data: cityscapesDataSet, train: cityscapesDataSet | ImageFolder | None) -> int:
+def files_crc32(args, data: cityscapesDataSet, train: Images | None) -> int:
     """Return a checksum of the classes, and of names, sizes and times of all images and labels that count."""
     paths, crc = [*data.images, *data.labels], zlib.crc32(json.dumps(INFO).encode())
     if train is not None:
