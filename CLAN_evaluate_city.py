@@ -56,7 +56,6 @@ from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import PANEL_WIDTH, check_names, panel, save_prediction
 
-
 Images = cityscapesDataSet | ImageFolder
 
 
