@@ -13,13 +13,12 @@ from utils.system.errors import UserError
 
 
 class ImageFolder:
-    """`path`, or all PNG and JPEG files below it, sorted; items are (input,), `image(i)` is the image.
+    """`path`, or all PNG and JPEG files below it, sorted; items are (input,).
 
-    input: float32 (3, H, W), BGR minus mean, at `size`. image: uint8 RGB (h, w, 3) at its own size, which
-    is read when it is needed, so that memory stays bounded. Both are turned upright (EXIF).
-    `names`: paths below `path` without suffix, or all of them with it if two would be alike. Earlier results
-    of --predict are skipped; `reports` counts the images of formats that are not read. UserError if there is
-    no image, if labels or several sets of Cityscapes are among them, or links lead nowhere.
+    input: float32 (3, H, W), BGR minus mean, at `size`, turned upright (EXIF). `names`: paths below `path`
+    without suffix, or all of them with it if two would be alike. Earlier results of --predict are skipped;
+    `reports` counts the images of formats that are not read. UserError if there is no image, if labels or
+    several sets of Cityscapes are among them, or links lead nowhere.
     """
 
     def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
@@ -51,9 +50,10 @@ class ImageFolder:
         """Return item i, resized by `scale` and mirrored as those of the other data sets."""
         return (to_input(open_image(self.images[i], upright=True), self.size, scale, mirror),)
 
-    def image(self, i: int) -> np.ndarray:
-        """Return image i, uint8 RGB (h, w, 3)."""
-        return np.asarray(open_image(self.images[i], upright=True).convert("RGB"))
+    def with_image(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the input of item i and its image, uint8 RGB (h, w, 3) at its own size, decoded once."""
+        image = open_image(self.images[i], upright=True)
+        return to_input(image, self.size), np.asarray(image.convert("RGB"))
 
 
 def plain_folder(path: str, size: tuple[int, int], option: str) -> ImageFolder | None:

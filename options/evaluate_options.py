@@ -6,41 +6,44 @@ from dataset.classes import CLASS_SETS, NUM_CLASSES
 from options import Parser, add_machine_options, group_adder, number, size
 
 
-def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of the evaluation script."""
-    parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
+def add_data_options(parser: Parser) -> None:
     add = group_adder(parser, "checkpoint and data")
     add("--restore-from", metavar="PATH", required=True,
         help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate every "
         "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
-        help="auto: read from the checkpoint; a .pth is taken for resnet101 (default: auto)")
+        help="auto: read from the checkpoint; a .pth is taken for resnet101 (default: %(default)s)")
     add("--data-dir", metavar="DIR",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit}; for --adapt-bn also a plain folder of "
         "images (default: ./data/Cityscapes; with --predict what is predicted)")
-    add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on (default: val)")
+    add("--set", default="val", metavar="NAME",
+        help="split of Cityscapes to evaluate on (default: %(default)s)")
     add("--data-list", metavar="FILE",
         help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
         help="evaluate on the images that --demo of the training script generated for this --random-seed "
-        "(default: 1234), in ./data/demo")
+        "(default: %(const)s), in ./data/demo")
 
+
+def add_evaluation_options(parser: Parser) -> None:
     add = group_adder(parser, "evaluation")
-    add("--input-size", type=size, default=(1024, 512), metavar="W,H",
-        help="images as the network sees them, pixels (default: 1024,512)")
+    add("--input-size", type=size, default="1024,512", metavar="W,H",
+        help="images as the network sees them, pixels (default: %(default)s)")
     add("--classifier", choices=("sum", "1", "2"), default="sum",
-        help="logits of C1 + C2, or of one of them (default: sum)")
+        help="logits of C1 + C2, or of one of them (default: %(default)s)")
     add("--classes", type=int, choices=tuple(CLASS_SETS), default=NUM_CLASSES,
         help="classes to print and average over: all, or a subset of dataset/cityscapes_list/info.json, as "
-        f"usual from SYNTHIA; result.json has all these means (default: {NUM_CLASSES})")
-    add("--batch-size", type=number(int, 1), default=1, help="images per batch (default: 1)")
+        "usual from SYNTHIA; result.json has all these means (default: %(default)s)")
+    add("--batch-size", type=number(int, 1), default=1, help="images per batch (default: %(default)s)")
     add("--adapt-bn", type=number(int, 0), default=0,
         help="first re-estimate BN statistics on N unlabelled images of the train set, or of a "
-        "plain folder, in batches of --batch-size (default: 0, the checkpoint's)")
+        "plain folder, in batches of --batch-size (default: %(default)s, the checkpoint's)")
 
+
+def add_result_options(parser: Parser) -> None:
     add = group_adder(parser, "results")
     add("--save-path", default="./result/cityscapes", metavar="DIR",
-        help="all results (default: ./result/cityscapes)")
+        help="all results (default: %(default)s)")
     add("--save", action="store_true", help="write the predictions as images, and panels of some")
     add("--panels", type=number(int, 0),
         help="with --save: figures of image, prediction, ground truth, errors and alignment map for N images "
@@ -50,6 +53,14 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "to 67 megapixels")
     add("--export", choices=("mindir",),
         help="no evaluation; write the network for images of --input-size as one file")
+
+
+def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exit with one line if options contradict each other."""
+    parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
+    add_data_options(parser)
+    add_evaluation_options(parser)
+    add_result_options(parser)
     add_machine_options(parser)
     args = parser.parse_args(argv)
     if args.demo is not None:
@@ -70,14 +81,15 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
     tasks = [name for name in ("save", "predict", "export") if getattr(args, name)]
     if len(tasks) > 1:
         parser.error(f"--{tasks[0]} and --{tasks[1]} are two tasks: start the script once for each")
-    if args.panels is not None and not args.save:
-        parser.error("--panels needs --save")
-    for name in ("set", "data_list", "classes"):
-        if (args.predict or args.export) and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')} has no effect with --{tasks[0]}")
     folder, result = Path(args.restore_from), Path(args.save_path)
     if folder.is_dir() and tasks:
         parser.error(f"--{tasks[0]} takes one checkpoint: name a file in {folder} with --restore-from")
+    if args.panels is not None and not args.save:
+        parser.error("--panels needs --save")
+    for name in ("set", "data_list", "classes", *(() if args.adapt_bn else ("data_dir",))):
+        if (args.predict or args.export) and getattr(args, name) != parser.get_default(name):
+            without = " without --adapt-bn" if name == "data_dir" else ""
+            parser.error(f"--{name.replace('_', '-')} has no effect with --{tasks[0]}{without}: leave it out")
     if folder.is_dir() and (result / "loss.csv").exists():
         parser.error(f"--save-path {result} is the folder of a training, which has a miou.csv of its own: "
                      "choose another")

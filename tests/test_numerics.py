@@ -13,7 +13,7 @@ from CLAN_train_gta5_2_city import learning_rate, updates_per_step
 from model.CLAN_D import discriminator
 from model.CLAN_G import PaddedMaxPool, freeze_bn_affine, generator
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
-from utils.metrics import class_iou, confusion_matrix, iou_table, mean_iou
+from utils.metrics import class_iou, confusion_matrix, iou_table, mean_iou, summary
 from utils.softmax import softmax
 
 RNG = np.random.default_rng(0)
@@ -183,6 +183,8 @@ def test_miou_by_hand():
     # road: 1 of 2; sidewalk: 3 of 4; building: 0 of 1; wall: predicted, never true: 0; the others: none
     assert iou[:4].tolist() == [50, 75, 0, 0] and np.isnan(iou[4:]).all()
     assert mean_iou(confusion) == 31.25
-    lines = [line.split() for line in iou_table(confusion).splitlines()]
+    *lines, last = iou_table(summary(confusion)).splitlines()
+    lines = [line.split() for line in lines]
     assert ["road", "50.00"] in lines and ["fence", "–"] in lines and lines[-1] == ["mIoU", "31.25"]
+    assert last.startswith("without a label: wall, fence, pole, ")
     assert np.isnan(mean_iou(np.zeros((19, 19), int)))

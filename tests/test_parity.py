@@ -1,4 +1,4 @@
-"""This project against the authors' PyTorch code, by the traces in golden/ (see golden.py)."""
+"""This project against reference outputs of the authors' PyTorch code (see golden.py)."""
 
 import re
 
@@ -31,16 +31,16 @@ def test_first_step(recipe):
 
 @pytest.mark.slow
 def test_eight_steps_of_the_training_script(tmp_path):
-    """Repeated updates, with a decay that shows in each; the default recipe: test_a_device_gets_a_verdict.
+    """Repeated updates, with a weight decay large enough to show in each.
 
-    python -m tests.golden compares all four traces.
+    The default recipe is in test_a_device_gets_a_verdict; python -m tests.golden compares all four traces.
     """
     check(golden.compare_train("released_decay", tmp_path))
 
 
 @pytest.mark.slow
 def test_a_device_gets_a_verdict(tmp_path):
-    """As the first person with an NPU asks for it, but for the sizes of the steps that are timed."""
+    """The command that checks a device, here with small images for the steps that are timed."""
     argv = ["--device", "cpu", "--steps", 3, "--sizes", "96,64", "64,48"]
     lines = module("tests.golden", *argv, cwd=tmp_path).stdout.splitlines()
     assert "verdict: as expected of float32" in lines
@@ -50,7 +50,7 @@ def test_a_device_gets_a_verdict(tmp_path):
 
 @pytest.mark.parametrize("absent", [(), (9, 14, 16)])
 def test_official_evaluator_agrees_to_every_digit(tmp_path, absent):
-    """Written label maps, scored by the cityscapesscripts package; also when classes are absent."""
+    """IoUs of label maps equal those of the package cityscapesscripts, also if classes are absent."""
     city = golden.write_city(tmp_path / "City", "val", {"000001": 5, "000002": 6}, (256, 128))
     rng, confusion = np.random.default_rng(3), 0
     allowed = np.setdiff1d(np.arange(19), absent).astype(np.uint8)

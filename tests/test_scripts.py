@@ -172,12 +172,13 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
     folder = reference
     argv = ["--data-dir", data / "City", "--input-size", "64,48", "--save-path", tmp_path / "result"]
     argv += ["--save"]
-    # the command of the seed's README: .pth is not there, .ckpt is
+    # .pth is not there, but .ckpt is
     done = run(EVALUATE, "--restore-from", str(folder / "GTA5_6.pth"), *map(str, argv))
     assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
     assert result["set"] == "val" and result["input_size"] == [64, 48]
+    assert result["classes without a label"] == []
     last = rows_of(folder / "miou.csv")[-1]
     assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
     theirs, mean = official_iou(data / "City", tmp_path / "result")  # the package cityscapesscripts
@@ -190,7 +191,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
         assert ids.shape == (102, 204) and colour.shape == (102, 204, 3)
         train_id = list(TRAIN_TO_LABEL[:19]).index(ids[50, 100])
         assert (colour[50, 100] == PALETTE[train_id]).all()
-    # Once more without images: those that are there would seem to belong to the new figures.
+    # Without --save the earlier images are renamed too: they would seem to belong to the new result.
     again = run(EVALUATE, "--restore-from", folder / "GTA5_6.ckpt", *argv[:-1])
     assert "earlier results are now" in again.stdout
     assert again.stdout.splitlines()[-1] == f"written: {tmp_path / 'result' / 'result.json'}"

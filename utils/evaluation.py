@@ -1,4 +1,4 @@
-"""Shared by training and evaluation: predictions of G, confusion matrix, re-estimated BN statistics."""
+"""What training and evaluation share: predictions of G, confusion matrix, re-estimated BN statistics."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,7 +19,7 @@ from utils.system.device import assign
 
 
 class Predict(nn.Cell):
-    """Images (N, 3, h, w) -> trainIds (N, H, W) int32 for size (H, W), as one graph to export."""
+    """Compute trainIds (N, H, W) int32 of images (N, 3, h, w) for size (H, W), as one graph to export."""
 
     def __init__(self, net_G: Res_Deeplab, size: tuple[int, int], classifier: str = "sum"):
         super().__init__(auto_prefix=False)  # the parameters keep their names
@@ -30,14 +30,14 @@ class Predict(nn.Cell):
 
 
 def best_class(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: str = "sum") -> Tensor:
-    """Logits of C1 and C2 (N, C, h, w) -> trainIds (N, H, W) int32 of C1, C2 or the sum, for size (H, W)."""
+    """Return trainIds (N, H, W) int32 for size (H, W), by C1, C2 or the sum of their logits (N, C, h, w)."""
     C1, C2 = logits
     chosen = C1 if classifier == "1" else C2 if classifier == "2" else C1 + C2
     return ops.Argmax(axis=1, output_type=mindspore.int32)(up(chosen, size))
 
 
 def label_map(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: str = "sum") -> np.ndarray:
-    """Logits of C1 and C2 (1, C, h, w) of one image -> trainIds (H, W) int32; see `best_class`."""
+    """Return trainIds (H, W) int32 of one image, whose logits are (1, C, h, w); see `best_class`."""
     return best_class(logits, size, classifier).asnumpy()[0]
 
 
@@ -45,10 +45,10 @@ def evaluate(
     net_G: Res_Deeplab, data: cityscapesDataSet, classifier: str = "sum", batch_size: int = 1,
     workers: int = 4, each: Callable[[int, np.ndarray, np.ndarray, tuple], None] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Confusion matrix (classes, classes) int64 of net_G over `data`: rows ground truth, columns prediction.
+    """Return the confusion matrix (C, C) int64 of net_G over `data`: rows ground truth, columns prediction.
 
     `each(index, label (H, W), trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does
-    not grow with the number of images. Several processes share them; all get the whole matrix.
+    not grow with the number of images. Several processes share the images; all get the complete matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
@@ -68,14 +68,16 @@ def with_logits(
 ) -> Iterator[tuple[tuple, tuple[Tensor, Tensor]]]:
     """Yield each item, (index, input (3, H, W), ...), and its logits of C1 and C2, (1, classes, h, w) each.
 
-    They are computed in batches. Only the upsampling, outside the network's graph, depends on the size of an
-    image or of its label: one compilation serves all of them.
+    They are computed in batches and in evaluation mode, which ends with the iteration. Only the upsampling,
+    outside the network's graph, depends on the size of an image or label: the graph is compiled once.
     """
+    training = net_G.training
     net_G.set_train(False)
     while group := list(islice(items, batch_size)):
         C1, C2 = net_G(batch_of([x for _, x, *_ in group]))
         for k, item in enumerate(group):
             yield item, (C1[k : k + 1], C2[k : k + 1])
+    net_G.set_train(training)
 
 
 def adapt_bn(
@@ -83,8 +85,8 @@ def adapt_bn(
 ) -> None:
     """Replace batch norm's running statistics by the mean over batches of `count` images of `data`.
 
-    Each batch passes in training mode from statistics set to zero, which leaves 0.1 of the batch's own in
-    them, and counts by its images: the last may have fewer. Several processes share the batches.
+    Before each batch the statistics are set to zero: a pass in training mode then adds 0.1 of the batch's
+    own. Batches are weighted by their images, as the last may have fewer. Several processes share them.
     """
     layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
@@ -92,6 +94,7 @@ def adapt_bn(
     cuts = range(0, len(indices), batch_size)
     mine = [i for k in parallel.indices_of_rank(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]
     total = np.zeros(sum(p.size for p in statistics))
+    training = net_G.training
     net_G.set_train(True)
     for images, *_ in batches(data, batch_size, workers, mine):
         if parallel.processes() == 1:
@@ -100,6 +103,7 @@ def adapt_bn(
             assign(p, np.zeros(p.shape))
         net_G(images)
         total += len(images) * np.concatenate([p.asnumpy() for p in statistics]) / 0.1
+    net_G.set_train(training)
     mean = parallel.all_reduce_sum(total) / len(indices)
     for p, part in zip(statistics, np.split(mean, np.cumsum([p.size for p in statistics])[:-1])):
         assign(p, part)

@@ -6,39 +6,67 @@ from dataset.classes import CLASS_NAMES, CLASS_SETS, NUM_CLASSES
 
 
 def confusion_matrix(labels: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Counts (C, C) int64 of trainIds of the same shape; pixels labelled 255 do not count."""
+    """Return counts (C, C) int64, rows ground truth, of trainIds of one shape; label 255 does not count."""
     index = NUM_CLASSES * labels.astype(np.int64) + prediction
     counts = np.bincount(index.ravel(), minlength=NUM_CLASSES**2)
-    return counts[: NUM_CLASSES**2].reshape(NUM_CLASSES, NUM_CLASSES)  # behind them come those of label 255
+    return counts[: NUM_CLASSES**2].reshape(NUM_CLASSES, NUM_CLASSES)  # the others are of label 255
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) in percent for each class, NaN for one in neither ground truth nor prediction."""
+    """Return TP / (TP + FP + FN) in percent for each class; NaN if it is neither labelled nor predicted."""
     tp = np.diag(confusion).astype(float)
     union = confusion.sum(0) + confusion.sum(1) - tp
     return 100 * np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
 
 
 def mean_iou(confusion: np.ndarray, classes: int = NUM_CLASSES) -> float:
-    """The mean over the classes of a set (CLASS_SETS) that have an IoU, in percent; NaN if none has.
+    """Return the mean over the classes of a set (CLASS_SETS) that have an IoU, in percent; NaN if none has.
 
-    A class's IoU does not depend on the set: pixels of other classes count where they are mistaken for it.
+    A class's IoU does not depend on the set: it counts pixels of all classes that are mistaken for it.
     """
     iou = class_iou(confusion)[CLASS_SETS[classes]]
     return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
 
 
 def mean_name(classes: int) -> str:
-    """Return the name of the mean over so many classes in tables and files."""
+    """Return the name that the mean over a set of so many classes has in tables and files."""
     return "mIoU" if classes == NUM_CLASSES else f"mIoU_{classes}"
 
 
-def iou_table(confusion: np.ndarray, classes: int = NUM_CLASSES) -> str:
-    """A line for each class of the set and one for the mean, in percent."""
-    iou = class_iou(confusion)
-    cells = ["–" if np.isnan(v) else f"{v:.2f}" for v in iou]
-    rows = [f"{CLASS_NAMES[i]:<14}{cells[i]:>7}" for i in CLASS_SETS[classes]]
-    return "\n".join([*rows, f"{mean_name(classes):<14}{mean_iou(confusion, classes):7.2f}"])
+def unlabelled_classes(confusion: np.ndarray, classes: int = NUM_CLASSES) -> list[str]:
+    """Return the names of the classes of a set (CLASS_SETS) that no pixel is labelled as."""
+    return [CLASS_NAMES[i] for i in CLASS_SETS[classes] if not confusion[i].any()]
+
+
+def summary(confusion: np.ndarray) -> dict:
+    """Return the mean over each set of classes and each class's IoU in percent, for JSON: None for NaN.
+
+    Classes without a label are listed, because those that were predicted count in the means as 0.
+    """
+    return {
+        **{mean_name(n): number_or_none(mean_iou(confusion, n)) for n in CLASS_SETS},
+        "classes without a label": unlabelled_classes(confusion),
+        "IoU": {name: number_or_none(iou) for name, iou in zip(CLASS_NAMES, class_iou(confusion))},
+    }
+
+
+def iou_table(result: dict, classes: int = NUM_CLASSES) -> str:
+    """Return a `summary` as a table: a line for each class of the set, the mean, classes without a label."""
+    rows = [(CLASS_NAMES[i], result["IoU"][CLASS_NAMES[i]]) for i in CLASS_SETS[classes]]
+    rows.append((mean_name(classes), result[mean_name(classes)]))
+    return "\n".join([*(f"{name:<14}{percent(v):>7}" for name, v in rows), *without_label(result, classes)])
+
+
+def without_label(result: dict, classes: int) -> list[str]:
+    """Return a line with the classes of a set that have no label by a `summary`; none if all have."""
+    ours = [CLASS_NAMES[i] for i in CLASS_SETS[classes]]
+    names = [name for name in result["classes without a label"] if name in ours]
+    return [f"without a label: {', '.join(names)}"] if names else []
+
+
+def percent(x: float | None, digits: int = 2) -> str:
+    """Return a number as text, a dash for None."""
+    return "–" if x is None else f"{x:.{digits}f}"
 
 
 def number_or_none(x: float) -> float | None:

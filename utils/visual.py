@@ -1,5 +1,6 @@
 """Predictions as images, in the ids and colours of Cityscapes."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL
 from dataset.transform import PALETTE, TRAIN_TO_LABEL
+from utils.system.errors import UserError
 from utils.system.files import atomic
 
-COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; what is not a class is black
+COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; black for all that is no class
 COLOURS[: len(PALETTE)] = PALETTE
 CLASSES = {name: tuple(map(int, colour)) for name, colour in zip(CLASS_NAMES, PALETTE)}
 ERRORS = {"correct": (215, 215, 215), "wrong": (214, 39, 40), "ignored": (0, 0, 0)}
@@ -17,19 +19,19 @@ PANEL_WIDTH = 480  # of each image in a panel
 
 
 def colourise(trainIds: np.ndarray) -> np.ndarray:
-    """trainIds (H, W), 255 = ignored -> RGB uint8 (H, W, 3)."""
+    """Return trainIds (H, W), 255 = ignored, as RGB uint8 (H, W, 3)."""
     return COLOURS[trainIds]
 
 
 def overlay(image: np.ndarray, trainIds: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3), half the image and half the colours of its classes."""
+    """Return the mean of an image, RGB uint8 (H, W, 3), and the colours of its classes."""
     return ((image.astype(np.uint16) + colourise(trainIds)) // 2).astype(np.uint8)
 
 
 def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.ndarray | None = None) -> None:
-    """labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
+    """Write labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
 
-    With the image, RGB uint8 of the same size, overlay/<name>_overlay.png as well.
+    With the image, RGB uint8 of the same size, write overlay/<name>_overlay.png as well.
     """
     kinds = {"labelIds": TRAIN_TO_LABEL[trainIds], "color": colourise(trainIds)}
     if image is not None:
@@ -39,8 +41,19 @@ def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.nda
             Image.fromarray(pixels).save(temporary, compress_level=1)  # half the time of the default, 6
 
 
+def check_names(folder: Path, names: list[str]) -> None:
+    """Raise UserError if the name of a result of one of the images `names` would be too long for `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limit = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    for name in names:
+        longest = f".{Path(name).name}_labelIds.tmp.png"  # before `atomic` renames it
+        if (length := len(os.fsencode(longest))) > limit:
+            raise UserError(f"{name}: the names of its results would have {length} bytes, but {folder} takes "
+                            f"{limit}; give the image a shorter name")
+
+
 def heatmap(values: np.ndarray) -> np.ndarray:
-    """Values (H, W) in [0, 1] -> RGB uint8 (H, W, 3), from dark blue (0) over red to light yellow (1)."""
+    """Return values (H, W) in [0, 1] as RGB uint8 (H, W, 3): dark blue (0), red, light yellow (1)."""
     stops = np.array([(8, 8, 48), (90, 20, 110), (190, 50, 85), (245, 135, 45), (252, 253, 190)], float)
     x = np.clip(values, 0, 1) * (len(stops) - 1)
     return np.stack([np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)], -1).astype(np.uint8)
@@ -51,8 +64,8 @@ def panels(
 ) -> Image.Image:
     """Return a figure of images, uint8 RGB each, under one caption per column, above a legend of `entries`.
 
-    Each image is shown `height` pixels high. The last column is `heatmap` of values from 0 to `top`, as the
-    colour bar next to it says.
+    Each image is shown `height` pixels high. The last column shows the `heatmap` of values from 0 to `top`,
+    which a colour bar next to it explains.
     """
     gap, head, bar, columns = 6, 28, 64, 8
     width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
@@ -77,7 +90,7 @@ def panels(
 
 
 def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
-    """The colours of `heatmap`, values from `top` down to 0, three of them written next to it; 64 wide."""
+    """Draw the colours of `heatmap` at `place`, 64 pixels wide; at their side `top`, half of it and 0."""
     draw, font, (x, y) = ImageDraw.Draw(figure), ImageFont.load_default(size=16), place
     ramp = heatmap(np.linspace(1, 0, height)[:, None].repeat(14, 1))
     figure.paste(Image.fromarray(ramp), place)
@@ -86,13 +99,13 @@ def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: fl
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """trainIds (H, W) twice, 255 = ignored -> RGB uint8 (H, W, 3) in the colours of ERRORS."""
+    """Return where two maps of trainIds (H, W) differ, 255 = ignored: RGB uint8 (H, W, 3), colours ERRORS."""
     kind = np.where(truth == IGNORE_LABEL, 2, prediction != truth)
     return np.array(list(ERRORS.values()), np.uint8)[kind]
 
 
 def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
-    """Return a figure about one image: itself, prediction, ground truth, errors, alignment map and a legend.
+    """Return a figure of an image, its prediction, ground truth, errors and alignment map, with a legend.
 
     `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w).
     """
