@@ -33,6 +33,11 @@ def mean_name(classes: int) -> str:
     return "mIoU" if classes == NUM_CLASSES else f"mIoU_{classes}"
 
 
+def unlabelled_classes(confusion: np.ndarray, classes: int = NUM_CLASSES) -> list[str]:
+    """Return the names of the classes of a set (CLASS_SETS) that no pixel is labelled as."""
+    return [CLASS_NAMES[i] for i in CLASS_SETS[classes] if not confusion[i].any()]
+
+
 def iou_table(confusion: np.ndarray, classes: int = NUM_CLASSES) -> str:
     """A line for each class of the set and one for the mean, in percent."""
     iou = class_iou(confusion)
