@@ -163,15 +163,6 @@ def test_jit_level_is_no_option_of_pynative():
         device.setup(get_arguments(["--device", "cpu", "--mode", "pynative", "--jit-level", "O1"]))
 
 
-def test_a_run_with_the_jit_level_that_went_says_so(tmp_path, capsys):
-    (tmp_path / "options.json").write_text(json.dumps({"jit_level": "O2", "batch_size": 2}))
-    with pytest.raises(SystemExit):
-        get_arguments(["--continue-train", str(tmp_path)])
-    assert "--jit-level O2, which is no longer offered: add --jit-level O0 or O1" in capsys.readouterr().err
-    args = get_arguments(["--continue-train", str(tmp_path), "--jit-level", "O1"])
-    assert args.jit_level == "O1" and args.batch_size == 2
-
-
 def test_a_dryrun_trains_to_its_end_and_writes_no_checkpoint(data, tmp_path, monkeypatch):
     """With losses as MindSpore's simulation may leave them; memory is made up."""
     # MindSpore itself must not see the variable: it would simulate the tests that follow, too.
