@@ -49,7 +49,7 @@ def merge_resume_options(
 def check_options_by_hand(parser: Parser, args: argparse.Namespace, given: Path, folder: Path) -> None:
     """Exit with one line if a checkpoint without options.json is resumed without the options of its run."""
     if args.restore_from or args.restore_from_D:
-        parser.error("--continue-train resumes from the checkpoint: leave out --restore-from")
+        parser.error("--resume resumes from the checkpoint: leave out --restore-from")
     begins = "GTA5_", f"{given.stem}."  # the suffix of a checkpoint may be left out
     checkpoints = [path for path in folder.glob("*") if path.suffix in (".ckpt", ".pth", ".pt")]
     if not args.snapshot_dir and any(path.name.startswith(begins) for path in checkpoints):

@@ -185,14 +185,6 @@ def test_going_on_from_synthia_knows_the_source(trained, data, tmp_path):
         assert rows == again
 
 
-def test_runs_from_before_the_option_were_from_gta5(trained, tmp_path):
-    options = json.loads((trained[0] / "options.json").read_text())
-    del options["source"]
-    (tmp_path / "options.json").write_text(json.dumps(options))
-    message = refused("--continue-train", tmp_path, "--source", "synthia")
-    assert "--source synthia contradicts" in message and "there it is gta5" in message
-
-
 def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
     argv = ["--restore-from", trained[0] / "GTA5_4.ckpt", "--data-dir", data / "City", "--classes", 16]
     done = run(EVALUATE, *argv, "--input-size", "64,48", "--save-path", tmp_path)

@@ -232,7 +232,7 @@ class Run:
         """Exit with the signal's code if one is pending in any process; the log says how to resume."""
         if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
-            hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
+            hint = f"{parallel.command()} --resume {shlex.quote(str(self.folder))}"
             hint += f" {shlex.join(self.device_options())}"
             self.log(f"{self.done} steps are done; resume with: {hint}")
             parallel.barrier()  # msrun kills all processes when one exits: wait until rank 0 has logged

@@ -126,7 +126,7 @@ def check_new(folder: Path) -> None:
     """
     resumable = (folder / "options.json").exists() or snapshots(folder)
     if resumable or any((folder / name).exists() for name in (BEST, *TABLES)):
-        hint = f", or resume it: --continue-train {quote(str(folder))}" if resumable else ""
+        hint = f", or resume it: --resume {quote(str(folder))}" if resumable else ""
         raise UserError(f"{folder} already holds a run; choose another --snapshot-dir or move it away{hint}")
 
 
@@ -170,7 +170,7 @@ def find_resumable(given: str) -> ResumePoint:
         if found and int(point.content.get("step", 0)) < int(content["step"]) <= newest:
             point.checkpoint, point.content = found, content
     if not point.checkpoint and not (path.is_dir() and (path / "options.json").is_file()):
-        hint = f"{point.folder}: no run in it to resume; start one without --continue-train"
+        hint = f"{point.folder}: no run in it to resume; start one without --resume"
         raise UserError(next(iter(point.damaged.values()), hint))
     return point
 
