@@ -574,9 +574,21 @@ def test_a_validation_without_labels_is_never_the_best_and_does_no_harm(referenc
     scores = rows_of(folder / "miou.csv")
     assert [row["step"] for row in scores if row["mIoU"] == "nan"] == ["5", "6"]
     best = max(scores[:4], key=lambda row: float(row["mIoU"]))
-    assert run_folder.steps_of(folder / "GTA5_best.ckpt") == int(best["step"])
+    assert checkpoint.step_of(folder / "GTA5_best.ckpt") == int(best["step"])
     content = checkpoint.read(str(folder / "GTA5_6.ckpt"))
     assert content["best_mIoU"] == np.float32(best["mIoU"])
+
+
+def test_classes_without_a_label_are_named_once_per_run(data, tmp_path):
+    shutil.copytree(data / "City", tmp_path / "City")
+    for path in (tmp_path / "City" / "gtFine" / "val").rglob("*.png"):
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where(np.isin(ids, (31, 33)), 0, ids).astype(np.uint8)).save(path)
+    argv = train_words(data, tmp_path / "run", *RUN, "--num-steps", 2, "--num-steps-stop", 1)
+    outputs = [run(TRAIN, *argv, "--data-dir-target", tmp_path / "City").stdout]
+    outputs.append(run(TRAIN, "--resume", tmp_path / "run", "--num-steps-stop", 2).stdout)
+    counts = [output.count("the val set has no label of train, bicycle: the mean") for output in outputs]
+    assert counts == [1, 0] and all("validation after" in output for output in outputs)
 
 
 def test_a_run_resumes_from_any_folder_while_its_lists_say_the_same(data, tmp_path):

@@ -51,6 +51,7 @@ class Run:
         """
         self.args, self.folder, self.step_cell, self.val = args, Path(args.snapshot_dir), step_cell, val
         self.is_main, self.per_step = parallel.rank() == 0, images_per_step(args)
+        self.precision = device.precision(args.amp_level, args.conv_precision)
         self.last, self.done, self.best = resume.checkpoint, 0, 0.0
         if self.last:
             self.done, self.best = checkpoint.restore(resume.content, self.last, step_cell)
@@ -76,8 +77,9 @@ class Run:
             f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
             f"{self.done} to {stop}; files in {self.folder}"
         )
-        precision = device.precision_line(device.precision(args.amp_level, args.conv_precision))
-        for line in (about, precision, *notes, *source.reports):
+        for data in filter(None, (source, target, val)):
+            notes += getattr(data, "reports", ())
+        for line in (about, device.precision_line(self.precision), *notes):
             self.log(line)
         hidden = parallel.rank() > 0 or None
         self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=hidden)
@@ -107,10 +109,8 @@ class Run:
             if resume.checkpoint:
                 run_folder.fork_run(resume, folder, self.done)
         options = {name: value for name, value in vars(args).items() if not name.startswith("_")}
-        options |= absolute_paths(args)
-        options |= {"names_crc32": checksums, "processes": parallel.processes(), "device": device.target()}
-        options["precision"] = device.precision(args.amp_level, args.conv_precision)
-        options["versions"] = device.versions()
+        options |= {**absolute_paths(args), "names_crc32": checksums, "processes": parallel.processes()}
+        options |= {"precision": self.precision, "device": device.target(), "versions": device.versions()}
         run_folder.write_options(folder, options, resume.options, self.done)
         rows = run_folder.rows_until(resume, self.done)
         for name, columns in tables.columns(args.source).items():

@@ -189,11 +189,6 @@ def first_readable(paths: list[Path], damaged: dict[Path, str]) -> tuple[Path | 
     return None, {}
 
 
-def steps_of(path: Path) -> int | None:
-    """Return the steps done in a checkpoint; None if there is none, or it is damaged."""
-    return int(content["step"]) if (content := first_readable([path], {})[1]) else None
-
-
 def copy(path: Path, to: Path) -> None:
     """Copy a file, atomically."""
     with atomic(to) as temporary:
@@ -249,7 +244,7 @@ def truncate_run(point: ResumePoint, done: int) -> list[str]:
             path.unlink()
     moved = [path for steps, path in snapshots(folder) if steps > done or path in point.damaged]
     best = folder / BEST
-    if best.exists() and ((steps := steps_of(best)) is None or steps > done):
+    if best.exists() and ((steps := checkpoint.step_of(best)) is None or steps > done):
         moved.append(best)
     going = [name for name in TABLES if point.rows[name] != kept[name] or point.unreadable[name]]
     if not moved and not going:
@@ -275,7 +270,7 @@ def restore_best(point: ResumePoint, folder: Path, scores: list[list[str]]) -> N
     if not row or best.exists():
         return
     for path in (point.folder / BEST, point.folder / f"GTA5_{row[0]}.ckpt"):
-        if steps_of(path) == int(row[0]):
+        if checkpoint.step_of(path) == int(row[0]):
             copy(path, best)
             return
 
