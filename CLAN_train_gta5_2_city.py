@@ -335,6 +335,7 @@ def train(args) -> Path:
 
 
 def train_in_locked_folder(args) -> Path:
+    """Run the training of `train` while no other process may write to --snapshot-dir."""
     # ------------------------------------------------------------------------ the run to resume, if any
     resume = run_folder.find_resume_point(args)
 
