@@ -37,9 +37,9 @@ from model.CLAN_D import discriminator
 from model.CLAN_G import CLASSIFIERS, freeze_bn_affine, generator, recompute, to_mixed_precision
 from model.convolution import use_low_memory_grad
 from model.upsample import CPUUpsample, Up
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.loss import adv_loss, alignment_map, seg_loss, weight_discrepancy
-from utils.run import Run
+from utils.run import Run, images_per_step
 from utils.softmax import softmax
 from utils.system import parallel
 from utils.system.errors import UserError, run_script
@@ -360,40 +360,40 @@ def loss_factors(i: int, args) -> tuple[float, float, float]:
 
 def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
-    # ------------------------------------------------------------------- the run: new, or one to resume
-    run = Run(args)
-    if environment_note:
-        run.reports.append(environment_note)
+    # ------------------------------------------------------------------------ the run to resume, if any
+    resume = run_folder.find_resume_point(args)
 
     # -------------------------------------------------------------------------------------------- data
-    source, target, val = datasets(args, run.per_step)
-    run.reports += [line for data in (source, target, val) if data for line in data.reports]
-    if val is None and not args.not_val:
-        run.reports.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
+    source, target, val = datasets(args)
 
     # ------------------------------------------------------------------- networks, schedules, the step
     mindspore.set_seed(args.random_seed)
     net_G, net_D = generator(args.model), discriminator(args.model)
-    if not run.last:
-        run.reports += load_initial_weights(args, net_G, net_D)
+    loaded = [] if resume.checkpoint else load_initial_weights(args, net_G, net_D)
     step_cell = CLANStep(args, net_G, net_D)
-    run.start(step_cell, source, target, val)
+
+    # ----------------------------------------------------------------------- the run, new or resumed
+    run = Run(args, resume, step_cell, source, target, val)
+    for line in filter(None, (environment_note, *loaded)):
+        run.log(line)
 
     # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
-    first, stop, sets = run.done, args.num_steps_stop, (source, target) if target else (source,)
-    augment, share = (args.random_mirror, args.random_scale), (parallel.rank(), parallel.processes())
+    stop, domains = args.num_steps_stop, (source, target) if target else (source,)
     samplers = [
-        DomainSampler(data, first, stop, run.per_step, [args.random_seed, domain], *augment, *share)
-        for domain, data in enumerate(sets)  # 0: source, 1: target
-    ]
+        DomainSampler(
+            data, run.done, stop, run.per_step, [args.random_seed, domain], args.random_mirror,
+            args.random_scale, parallel.rank(), parallel.processes(),
+        )
+        for domain, data in enumerate(domains)  # 0: source, 1: target
+    ]  # fmt: skip
     sources, *targets = [batches(sampler, args.batch_size, args.num_workers) for sampler in samplers]
     targets = targets[0] if target else repeat((Tensor(0.0),))  # --method source uses no target images
 
     # ---------------------------------------------------------------------------------------- the loop
     run.begin()
-    for i in range(first, stop):
+    for i in range(run.done, stop):
         step_batches, error = next_batches(sources, targets, args.iter_size)
-        run.end_if_failed(error, first)
+        run.end_if_failed(error)
         damp, base, local = loss_factors(i, args)
         lr, lr_D = (learning_rate(base_lr, i, args) for base_lr in (args.learning_rate, args.learning_rate_D))
         losses = step_cell.step(step_batches, damp, base, local, lr, lr_D)
@@ -404,8 +404,9 @@ def train(args) -> Path:
     return run.last
 
 
-def datasets(args, per_step: int) -> tuple:
-    """Source, target (None with --method source) and val set (None with --not-val or without labels)."""
+def datasets(args) -> tuple:
+    """Return source, target (None with --method source), val set (None with --not-val or without labels)."""
+    per_step = images_per_step(args)
     if args.source == "gta5":
         split = args.gta5_split, args.gta5_subset
         source = GTA5DataSet(args.data_dir, args.data_list, args.input_size, *split)
@@ -431,9 +432,9 @@ def datasets(args, per_step: int) -> tuple:
 
 
 def load_initial_weights(args, net_G, net_D) -> list[str]:
-    """Load --restore-from into G and --restore-from-D into D; returns one log line per network."""
-    reports, start = [], args.restore_from or default_initial_weights(args)
-    for net, name, path in ((net_G, "net_G", start), (net_D, "net_D", args.restore_from_D or "none")):
+    """Load --restore-from into G and --restore-from-D into D; return one log line per network."""
+    reports, path_G = [], args.restore_from or default_initial_weights(args)
+    for net, name, path in ((net_G, "net_G", path_G), (net_D, "net_D", args.restore_from_D or "none")):
         if path != "none":
             path = checkpoint.find(path)
             reports.append(checkpoint.load(net, checkpoint.read(path), path, name))
@@ -441,7 +442,7 @@ def load_initial_weights(args, net_G, net_D) -> list[str]:
 
 
 def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list, UserError | None]:
-    """The (x_s, y_s, x_t) of this process's next step; or the error, if an image cannot be read."""
+    """Return the (x_s, y_s, x_t) of this process's next step, and the error if an image cannot be read."""
     try:
         return [(*next(sources), *next(targets)) for _ in range(count)], None
     except UserError as error:
@@ -449,7 +450,10 @@ def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list
 
 
 def default_initial_weights(args) -> str:
-    """The DeepLab init file (ImageNet + COCO) under its usual names; the small model starts at random."""
+    """Return the path of the DeepLab init file (ImageNet + COCO); "none" for the small model.
+
+    UserError if the file is not there under one of its usual names.
+    """
     if args.model == "small":
         return "none"
     for copy in ("", "(1)"):
@@ -472,7 +476,8 @@ def main(args) -> None:
 
         demo(args)
     else:
-        train(args)
+        with run_folder.locked(Path(args.snapshot_dir)):
+            train(args)
 
 
 if __name__ == "__main__":

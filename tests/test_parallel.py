@@ -180,13 +180,13 @@ def test_sigterm_ends_the_job_after_a_checkpoint(data, tmp_path):
 
 def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path, monkeypatch):
     """The folders may differ between machines, but not the learning rate or the images."""
-    numbers, start, processes = [], Run.start, parallel.processes
+    numbers, start, processes = [], Run.__init__, parallel.processes
 
     def start_as_one_of_two(self, *parts):
         monkeypatch.setattr(parallel, "processes", lambda: 2)
         start(self, *parts)
 
-    monkeypatch.setattr(Run, "start", start_as_one_of_two)
+    monkeypatch.setattr(Run, "__init__", start_as_one_of_two)
     monkeypatch.setattr(parallel, "all_equal", numbers.append)  # None: they are not
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "list.txt").write_text("00001.png\n00002.png\n")

@@ -12,125 +12,133 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.classes import CLASS_NAMES, CLASS_SETS, NUM_CLASSES
+from dataset.classes import NUM_CLASSES
 from dataset.image_folder import is_cityscapes
 from dataset.pipeline import names_crc32
 from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
 from utils.flops import step_flop
-from utils.metrics import class_iou, mean_iou, mean_name
+from utils.metrics import class_iou, mean_iou, mean_name, unlabelled_classes
+from utils.run_folder import ResumePoint
 from utils.system import device, interrupt, parallel
 from utils.system.errors import UserError
 from utils.system.files import flush
 from utils.tables import LOSSES
 
 
+def images_per_step(args: Namespace) -> int:
+    """Return how many images of each domain a step takes, over all processes."""
+    return args.batch_size * args.iter_size * parallel.processes()
+
+
 class Run:
     """The state of a training run, `done` steps and best mIoU, and all that it writes to --snapshot-dir.
 
-    Order of the calls: __init__ (finds what to resume), `start` (once data and networks are there), `begin`,
-    then per step `end_if_failed` and `record`, and `save_and_validate` every --save-pred-every steps. Every
-    process has to make the same calls; rank 0 writes.
+    Per step `end_if_failed` and `record` are called, and `save_and_validate` every --save-pred-every steps;
+    `begin` before the first step and `close` after the last. Several processes make the same calls, in which
+    they wait for each other; rank 0 writes.
     """
 
-    def __init__(self, args: Namespace):
-        """Find the checkpoint to resume from; UserError if --snapshot-dir holds another run."""
-        self.args, self.folder = args, Path(args.snapshot_dir)
-        self.reports: list[str] = []  # lines for the log, written once the folder is ready
-        self.is_main = parallel.rank() == 0
-        self.per_step = args.batch_size * args.iter_size * parallel.processes()
-        self.precision = device.precision(args.amp_level, args.conv_precision)
-        self.origin, self.last, self.content, self.damaged = None, None, None, {}
-        self.done, self.best = 0, 0.0
-        self.lock = None
-        if self.is_main and args.continue_train and self.folder.is_dir():
-            self.lock = run_folder.lock_run_dir(self.folder)
-        if args.continue_train:
-            found = run_folder.find_resumable(args.continue_train)
-            self.origin, self.last, self.content, self.damaged = found
-            self.reports += [f"skipped {reason}" for reason in self.damaged.values()]
-            scratch = f"{self.origin}: no readable checkpoint, starting from scratch"
-            self.reports.append(f"resuming from {self.last}" if self.last else scratch)
-        if self.is_main and self.origin != self.folder.resolve():
-            run_folder.check_new(self.folder)
+    def __init__(
+        self, args: Namespace, resume: ResumePoint, step_cell: nn.Cell, source, target,
+        val: cityscapesDataSet | None,
+    ):  # fmt: skip
+        """Start or resume a run: restore `step_cell`, compare the processes, write options.json and tables.
 
-    def start(self, step_cell: nn.Cell, source, target, val: cityscapesDataSet | None) -> None:
-        """Restore `step_cell` if the run is resumed, write options.json, begin or continue the tables."""
-        self.step_cell, self.val = step_cell, val
-        args, stop = self.args, self.args.num_steps_stop
+        source, target, val: data sets, of which the last two may be None. --snapshot-dir has to be locked.
+        UserError if the checkpoint does not fit, a list chooses other images or the processes differ.
+        """
+        self.args, self.folder, self.step_cell, self.val = args, Path(args.snapshot_dir), step_cell, val
+        self.is_main, self.per_step = parallel.rank() == 0, images_per_step(args)
+        self.precision = device.precision(args.amp_level, args.conv_precision)
+        self.last, self.done, self.best = resume.checkpoint, 0, 0.0
         if self.last:
-            self.done, self.best = checkpoint.restore(self.content, self.last, step_cell)
-            self.content = None  # 400 MB, which would be held until the end
+            self.done, self.best = checkpoint.restore(resume.content, self.last, step_cell)
+            resume.content.clear()  # 400 MB, which would be held until the end
+        self.first, stop = self.done, args.num_steps_stop  # self.first: where this process begins
         if self.done > stop:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
-        pair = (("source", source), ("target", target))
-        checksums = {name: names_crc32(data) for name, data in pair if data is not None}
-        if parallel.processes() > 1:
-            about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
-            if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
-                raise UserError(
-                    "the processes start from different values, options or images: do all have the same "
-                    "command, and see the same files in --snapshot-dir, ./model and the data sets?"
-                )
-        if self.origin:
-            self.reports += run_folder.check_images(self.origin, args, checksums)
-        every, *subsets = CLASS_SETS
-        self.means = args.source == "synthia" and subsets or [every]  # the first decides on the best
-        self.loss_csv, self.miou_csv = self.folder / "loss.csv", self.folder / "miou.csv"
-        self.validated = []
+        domains = {"source": source, "target": target}
+        checksums = {name: names_crc32(data) for name, data in domains.items() if data is not None}
+        self._compare_processes(f"{checksums} {val and names_crc32(val)}")
+        notes = resume.report() + run_folder.check_images(resume, args, checksums)
+        self.means = tables.class_counts(args.source)  # the first decides on the best
+        self.loss_csv, self.miou_csv = (self.folder / name for name in run_folder.TABLES)
+        self.validated: list[str] = []  # after how many steps
         if self.is_main:
-            self._prepare_folder(checksums)
+            notes += self._prepare_folder(resume, checksums)
+        if val is None and not args.not_val:
+            notes.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
         count = len(target) if target is not None else "no"
-        self.log(
+        about = (
             f"{args.method}, recipe {args.recipe}, {args.model} on {device.target()}: {len(source)} source "
             f"images, {count} target images, {self.per_step} of each per step (batch size "
             f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
             f"{self.done} to {stop}; files in {self.folder}"
         )
-        self.log(device.precision_line(self.precision))
-        for line in self.reports:
+        for data in filter(None, (source, target, val)):
+            notes += getattr(data, "reports", ())
+        for line in (about, device.precision_line(self.precision), *notes):
             self.log(line)
-        quiet = parallel.rank() > 0 or None
-        self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=quiet)
+        hidden = parallel.rank() > 0 or None
+        self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=hidden)
         nets = step_cell.net_G, step_cell.net_D
         self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
 
-    def _prepare_folder(self, checksums: dict[str, int]) -> None:
-        """Files of the run. Entries after the last completed step are moved aside and written again."""
-        folder, args = self.folder, self.args
-        self.lock = self.lock or run_folder.lock_run_dir(folder)
-        if self.origin != folder.resolve():
-            run_folder.check_new(folder)  # again: another process may have been faster
-            if self.last:
-                run_folder.fork_run(self.origin, folder, self.last.name, self.done)
-        self.reports += run_folder.truncate_run(folder, self.origin or folder, self.done, self.damaged)
-        about = {"names_crc32": checksums, "processes": parallel.processes(), "precision": self.precision}
-        about |= {"device": device.target(), "versions": device.versions()}
-        run_folder.write_options(folder, {**vars(args), **absolute_paths(args), **about}, self.done)
-        tables.start(self.loss_csv, ("step", *LOSSES, "lr", "lr_D", "seconds"), self.done)
-        header = ("step", *map(mean_name, self.means), *CLASS_NAMES)
-        rows = tables.start(self.miou_csv, header, self.done + 1)
-        self.validated = [row[0] for row in rows]
-        self.best = max([float(row[1]) for row in rows if row[1] != "nan"], default=self.best)
-        self.best = self.best if (folder / run_folder.BEST).exists() else 0.0
+    def _compare_processes(self, images: str) -> None:
+        """Raise UserError if the processes differ in weights, options or `images`, a text about these."""
+        if parallel.processes() > 1:
+            about = f"{shared_options(self.args)} {images}"
+            if not parallel.all_equal(checkpoint.fingerprint(self.step_cell, self.done, about)):
+                raise UserError(
+                    "the processes start from different values, options or images: do all have the same "
+                    "command, and see the same files in --snapshot-dir, ./model and the data sets?"
+                )
+
+    def _prepare_folder(self, resume: ResumePoint, checksums: dict[str, int]) -> list[str]:
+        """Write the files that the run starts with; return lines for the log.
+
+        What belongs to later steps is moved aside first, or stays in the other folder that is resumed from.
+        """
+        folder, args, notes = self.folder, self.args, []
+        if resume.folder == folder.resolve():
+            notes = run_folder.truncate_run(resume, self.done)
+        else:
+            run_folder.check_new(folder)  # again: some network file systems have no locks
+            if resume.checkpoint:
+                run_folder.fork_run(resume, folder, self.done)
+        options = {name: value for name, value in vars(args).items() if not name.startswith("_")}
+        options |= {**absolute_paths(args), "names_crc32": checksums, "processes": parallel.processes()}
+        options |= {"precision": self.precision, "device": device.target(), "versions": device.versions()}
+        run_folder.write_options(folder, options, resume.options, self.done)
+        rows = run_folder.rows_until(resume, self.done)
+        for name, columns in tables.columns(args.source).items():
+            tables.write(folder / name, columns, rows[name])
+        scores = rows["miou.csv"]
+        run_folder.restore_best(resume, folder, scores)
+        self.validated = [row[0] for row in scores]
+        self.best = float(best[1]) if (best := tables.best(scores)) else self.best
+        if not (folder / run_folder.BEST).exists():
+            self.best = 0.0
+        return notes
 
     def log(self, text: str) -> None:
         """A line on the screen and, with the time, in Train_log.log."""
         if not self.is_main:
             return
-        tqdm.write(text)
         log = self.folder / "Train_log.log"
         with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths of any encoding
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        tqdm.write(text)
 
     def begin(self) -> None:
-        """Before the first step: the validation that was pending when the run stopped."""
+        """Make up for a validation that was pending when the run stopped, and start to time the steps."""
         self.end_if_signalled()
         self.step_cell.set_train()
+        self.step_cell.clear_overflow()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
         missing = self.done > 0 and at_checkpoint and str(self.done) not in self.validated
-        self.step_cell.clear_overflow()
         if parallel.any_rank(missing and self.is_main and self.val is not None):
             self.validate()
         self.started = time.perf_counter()
@@ -165,7 +173,8 @@ class Run:
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if i % max(1, min(100, args.num_steps_stop // 10)) == 0:
-            self.log(f"step {i}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v != "0"))
+            terms = [f"{k} {v}" for k, v in shown.items() if v != "0" or k == "loss_seg"]
+            self.log(f"step {i}: {', '.join(terms)}")
 
     def save(self) -> None:
         """Write GTA5_<steps>.ckpt; it becomes `last`."""
@@ -192,21 +201,24 @@ class Run:
         self.started = time.perf_counter()
 
     def validate(self) -> None:
-        """Evaluate G on the val set and keep it if it is the best."""
-        # With several processes, the one that ended would leave the others waiting.
+        """Evaluate G on the val set, write its row of miou.csv and keep the checkpoint if it is the best."""
+        args, net_G = self.args, self.step_cell.net_G
+        # Of several processes, one that ended alone would leave the others waiting.
         each = self.end_if_signalled if parallel.processes() == 1 else None
-        args = self.args
-        confusion = evaluate(self.step_cell.net_G, self.val, "sum", args.batch_size, args.num_workers, each)
-        self.step_cell.set_train()
+        confusion = evaluate(net_G, self.val, "sum", args.batch_size, args.num_workers, each)
         self.step_cell.clear_overflow()
         means = [f"{mean_iou(confusion, n):.9g}" for n in self.means]
         score = float(means[0])  # as miou.csv has it, which a continued run reads
         more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(self.means[1:], means[1:]))
         text = f"{mean_name(self.means[0])} {score:.2f}, best before {self.best:.2f}{more}"
         self.log(f"validation after {self.done} steps: {text}")
+        missing = unlabelled_classes(confusion, self.means[0])
         if np.isnan(score):
             self.log("no class of the val set has a label: no best checkpoint of it; correct the labels "
                      "or use --not-val")  # fmt: skip
+        elif missing and not self.validated:  # once per run
+            self.log(f"the val set has no label of {', '.join(missing)}: the mean leaves them out, or counts "
+                     "0 for those that are predicted")  # fmt: skip
         if score > self.best and not device.simulated():  # not if it is NaN
             if self.is_main:
                 path = self.folder / run_folder.BEST
@@ -214,15 +226,16 @@ class Run:
             self.best = score
         if self.is_main:
             tables.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
+        self.validated.append(str(self.done))
 
     def end_if_signalled(self, *_) -> None:
-        """Exit with the signal's code if one waits in any process; the log says how to resume."""
+        """Exit with the signal's code if one is pending in any process; the log says how to resume."""
         if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
-            hint = f"{parallel.command()} --continue-train {shlex.quote(str(self.folder))}"
+            hint = f"{parallel.command()} --resume {shlex.quote(str(self.folder))}"
             hint += f" {shlex.join(self.device_options())}"
             self.log(f"{self.done} steps are done; resume with: {hint}")
-            parallel.barrier()  # until rank 0 has logged it: msrun ends all with the first
+            parallel.barrier()  # msrun kills all processes when one exits: wait until rank 0 has logged
             interrupt.exit_for_signal(quiet=not self.is_main)
 
     def device_options(self) -> list[str]:
@@ -230,21 +243,21 @@ class Run:
         args, more = self.args, ["--device-id", str(self.args.device_id)]
         return ["--device", device.target(), *(more if args.device_id else [])]
 
-    def end_if_failed(self, error: UserError | None, first: int) -> None:
-        """Before a step: end in all processes if one could not read its images, or a signal waits.
+    def end_if_failed(self, error: UserError | None) -> None:
+        """Before a step, end all processes if one of them could not read its images or has a signal pending.
 
-        What was done since step `first`, where this process began, is saved, so that no step is lost.
+        Steps since the last checkpoint are saved first. `error` is raised in the process that has one.
         """
         if not parallel.any_rank(error or interrupt.pending_signal()):
             return
-        if self.done > first and self.done % self.args.save_pred_every:
+        if self.done > self.first and self.done % self.args.save_pred_every:
             self.save()
-        if parallel.any_rank(error):  # all have come here: the checkpoint is written
+        if parallel.any_rank(error):  # here all processes wait until the checkpoint is written
             raise error or UserError("another process could not read an image")
         self.end_if_signalled()
 
     def close(self) -> None:
-        """At the end of a complete run: say how to evaluate it, and release the folder."""
+        """Log how to evaluate the complete run, or what a DryRun has found."""
         self.bar.close()
         if device.simulated():
             self.log(device.simulation_report())
@@ -259,5 +272,3 @@ class Run:
             script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
             command = shlex.join(["python", str(script), *argv, *self.device_options()])
             self.log(f"all {self.done} steps are done; evaluate with: {command}")
-        if self.lock is not None:
-            os.close(self.lock)

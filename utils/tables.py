@@ -1,43 +1,66 @@
 """The tables of a run, loss.csv and miou.csv: one row per step, complete or not there."""
 
 import csv
-import math
-import re
 from pathlib import Path
 
-from utils.system.errors import UserError
+from dataset.classes import CLASS_NAMES, CLASS_SETS
+from utils.metrics import mean_name
 from utils.system.files import atomic
 
 LOSSES = ("loss_seg", "loss_adv", "loss_weight", "loss_D_s", "loss_D_t")  # columns of loss.csv
 
 
-def read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header of a table and its complete rows, numbers as text; ([], []) if there is no table."""
-    if not path.is_file():
-        return [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    header, *table = [line.rstrip("\r\n").split(",") for line in lines if line.endswith("\n")] or [[]]
-    numbers = re.compile(r"[0-9]{1,9}(,(nan|-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?))*")
-    return header, [row for row in table if len(row) == len(header) and numbers.fullmatch(",".join(row))]
+def class_counts(source: str) -> list[int]:
+    """Return the keys of CLASS_SETS over which a validation takes means; the first decides on the best."""
+    every, *subsets = CLASS_SETS
+    return subsets if source == "synthia" and subsets else [every]
 
 
-def rows(path: Path, first: float = math.inf) -> list[list[str]]:
-    """Return the complete rows of a table that belong to steps before `first`."""
-    return [row for row in read(path)[1] if int(row[0]) < first]
+def columns(source: str) -> dict[str, tuple[str, ...]]:
+    """Return the columns of loss.csv and miou.csv in a run from this source."""
+    return {
+        "loss.csv": ("step", *LOSSES, "lr", "lr_D", "seconds"),
+        "miou.csv": ("step", *map(mean_name, class_counts(source)), *CLASS_NAMES),
+    }
 
 
-def start(path: Path, header: tuple, first: float = math.inf) -> list[list[str]]:
-    """(Re)write a table with its header and the rows of steps before `first`, which are returned.
+def parse(path: Path) -> tuple[list[str], list[list[str]], int]:
+    """Return a table's header, its rows, and how many of its lines are no rows; ([], [], 0) without a table.
 
-    UserError if the table has other columns.
+    A spreadsheet may have saved it, with a byte-order mark, quotes, E-05, semicolons and decimal commas.
+    The rows are returned in the format of `append`. A last line without its end was torn by a kill.
     """
-    old, kept = read(path)
-    if old and old != list(header):  # its rows would no longer be read
-        raise UserError(f"{path}: has other columns than this version writes; choose a new folder")
-    kept = [row for row in kept if int(row[0]) < first]
+    if not path.is_file():
+        return [], [], 0
+    *lines, torn = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    separator = ";" if lines and ";" in lines[0] else ","
+    header, *table = [
+        [cell.strip('" ') for cell in line.split(separator)] for line in lines if line.strip()
+    ] or [[]]
+    rows = [row for cells in table if len(cells) == len(header) and (row := numbers(cells))]
+    return header, rows, len(table) - len(rows) + bool(torn.strip())
+
+
+def numbers(cells: list[str]) -> list[str] | None:
+    """Return the step and the values of a row as this program writes them; None if one is no number."""
+    try:
+        step, *values = [float(cell.replace(",", ".")) for cell in cells]
+    except ValueError:
+        return None
+    if not step.is_integer() or not 0 <= step < 10**9:
+        return None
+    return [f"{step:.0f}", *(f"{value:.9g}" for value in values)]
+
+
+def read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table and its rows, numbers as text; ([], []) if there is no table."""
+    return parse(path)[:2]
+
+
+def write(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Write a whole table, atomically."""
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *kept])
-    return kept
+        csv.writer(file).writerows([header, *rows])
 
 
 def append(path: Path, row: list) -> None:
