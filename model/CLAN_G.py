@@ -141,11 +141,18 @@ def freeze_bn_affine(G: Res_Deeplab) -> None:
             cell.beta.requires_grad = False
 
 
-def to_mixed_precision(net) -> None:
-    """Let a network compute in float16, except batch norm; its weights stay float32."""
+def to_mixed_precision(net: nn.Cell) -> None:
+    """Let a network compute in float16; its weights stay float32, as do batch norm's scale and statistics.
+
+    In graphs for an NPU batch norm takes the activations as they are, in float16. Its kernels elsewhere know
+    float32 alone.
+    """
     net.to_float(mindspore.float16)
+    in_float16 = on_npu() and mindspore.get_context("mode") == mindspore.GRAPH_MODE
     for _, cell in net.cells_and_names():
-        if isinstance(cell, nn.BatchNorm2d):
+        if isinstance(cell, nn.BatchNorm2d) and in_float16:
+            cell.add_flags(fp16=False)  # no casts: to_float would also cast its statistics in validation
+        elif isinstance(cell, nn.BatchNorm2d):
             cell.to_float(mindspore.float32)
 
 
