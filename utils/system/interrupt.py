@@ -37,7 +37,7 @@ def block() -> None:
         return
     parent = Path(f"/proc/{os.getppid()}/cmdline")  # absent if it is outside the container
     if parent.exists() and re.search(rb"--join(=|\0)True\0", parent.read_bytes()):
-        # An msrun that waits does not pass on SIGTERM: when it is killed, the kernel sends it to its processes.
+        # This msrun does not pass on SIGTERM: when it is killed, the kernel sends SIGTERM to its processes.
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.environ["MS_ROLE"] == "MS_WORKER":
         threading.Thread(target=watch, daemon=True).start()
