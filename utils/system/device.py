@@ -20,8 +20,9 @@ DRIVER = Path("/usr/local/Ascend/driver/version.info")
 
 def npu_evidence() -> str | None:
     """Return what shows that this machine has an NPU, usable or not: a device file or CANN's variable."""
-    devices = sorted(map(str, Path("/dev").glob("davinci*")))
-    return devices[0] if devices else "ASCEND_HOME_PATH" if os.environ.get("ASCEND_HOME_PATH") else None
+    for path in sorted(Path("/dev").glob("davinci*")):
+        return str(path)
+    return "ASCEND_HOME_PATH" if os.environ.get("ASCEND_HOME_PATH") else None
 
 
 def prepare_environment() -> str | None:
