@@ -42,15 +42,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference(data, tmp_path_factory, worker_id):
-    """The folder of an uninterrupted run, with a checkpoint and a validation after every step. To be copied.
-
-    The first worker of pytest-xdist that needs it trains, the others wait.
-    """
+    """The folder of an uninterrupted run with a checkpoint and a validation after every step: copy it."""
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "reference"
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker of pytest-xdist trains, the others wait
         if not (folder / "run" / f"GTA5_{STEPS}.ckpt").exists():
             run(TRAIN, *train_words(data, folder / "run", *RUN))
     return folder / "run"
@@ -58,12 +55,8 @@ def reference(data, tmp_path_factory, worker_id):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The list of cells that MindSpore compiles during a test, in order.
-
-    Cells of earlier tests are collected first: when MindSpore deletes them while it compiles, it compiles the
-    same cell again.
-    """
-    gc.collect()
+    """The list of cells that MindSpore compiles during a test, in order."""
+    gc.collect()  # when MindSpore deletes cells of earlier tests while it compiles, it compiles a cell again
     cells, compile_graph = [], _CellGraphExecutor.compile
 
     def counted(self, cell, *args, **kwargs):

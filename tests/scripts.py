@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stderr
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
 
@@ -65,13 +67,9 @@ def fails(script: str, *argv, cwd: Path = ROOT) -> str:
 
 def refused(*argv) -> str:
     """Return the error message for options that the training script's parser refuses, without a process."""
-    code = 0
-    with redirect_stderr(io.StringIO()) as stderr:
-        try:
-            get_arguments([str(word) for word in argv])
-        except SystemExit as end:
-            code = end.code
-    assert code == 2 and stderr.getvalue().count("\n") == 1, stderr.getvalue()
+    with redirect_stderr(io.StringIO()) as stderr, suppress(SystemExit):
+        get_arguments([str(word) for word in argv])
+    assert stderr.getvalue().count("\n") == 1, stderr.getvalue()
     return stderr.getvalue()
 
 
@@ -80,37 +78,45 @@ def module(name: str, *argv, cwd: Path = ROOT, code: int = 0) -> subprocess.Comp
     return python(["-m", name, *argv], cwd, code, PYTHONPATH=str(ROOT))
 
 
-def msrun(logs: Path, count: int, script: str, *argv) -> list:
-    """Return the command that starts `count` processes of a script; their output goes to `logs`."""
+def start_parallel(logs: Path, count: int, script: str, *argv) -> subprocess.Popen:
+    """Start msrun with `count` processes of a script, in a new process group; output goes to `logs`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = Path(sys.executable).with_name("msrun")
-    head = [launcher, f"--worker_num={count}", f"--local_worker_num={count}", "--join=True"]
-    return [*head, f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, argv)]
-
-
-def environment() -> dict[str, str]:
-    """Return variables for msrun: it starts this `python`, and notices a dead process after 10 s, not 30."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "MS_NODE_TIMEOUT": "10"}
+    command = ["msrun", f"--worker_num={count}", f"--local_worker_num={count}", "--join=True",
+               f"--master_port={port}", f"--log_dir={logs}", ROOT / script, *map(str, argv)]  # fmt: skip
+    # msrun starts this `python`, and notices a dead process after 10 s, not 30.
+    path, nothing = f"{Path(sys.executable).parent}:{os.environ['PATH']}", subprocess.DEVNULL
+    env = {**os.environ, "PATH": path, "MS_NODE_TIMEOUT": "10"}
+    return subprocess.Popen(command, cwd=logs.parent, env=env, stdout=nothing, stderr=nothing,
+                            start_new_session=True)  # fmt: skip
 
 
 def run_parallel(logs: Path, count: int, script: str, *argv, ends_well: bool = True) -> list[str]:
     """Run `count` processes of a script; return the output of each."""
-    done = subprocess.run(msrun(logs, count, script, *argv), cwd=logs.parent, env=environment(),
-                          capture_output=True, text=True, timeout=300)
+    job = start_parallel(logs, count, script, *argv)
+    try:
+        code = job.wait(300)
+    finally:
+        job.kill()
     output = [(logs / f"worker_{n}.log").read_text() for n in range(count)]
-    assert (done.returncode == 0) == ends_well, done.stdout + done.stderr + "\n".join(output)
+    assert (code == 0) == ends_well, "\n".join(output)
     return output
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition is true, for three minutes at most."""
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def train_words(data: Path, snapshot_dir: Path, *more) -> list[str]:
     """Return the options of a training of the small network on the images of the fixture `data`."""
     argv = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--snapshot-dir", snapshot_dir]
     argv += ["--model", "small", "--device", "cpu", "--input-size", "96,64", "--input-size-target", "64,48"]
-    argv += more
-    return [str(word) for word in argv]
+    return [str(word) for word in (*argv, *more)]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

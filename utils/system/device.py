@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from utils.system.errors import UserError
@@ -50,10 +49,7 @@ def prepare_environment() -> str | None:
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
     names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # last: Ascend containers preset it to 1
-    name = next((name for name in names if os.environ.get(name)), None)
-    if name and not os.environ[name].isdecimal():
-        raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
-    return int(os.environ[name]) if name else 1
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
 
 
 def launched() -> bool:
@@ -69,11 +65,11 @@ def setup(args: argparse.Namespace) -> None:
     """
     import mindspore
 
-    device, device_id, mode, jit_level = args.device, args.device_id, args.mode, args.jit_level
+    device, device_id = args.device, args.device_id
     name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
-    if name is None:  # an NPU that cannot be used is an error, not a reason to train on the CPU
+    if name is None:  # auto: an NPU that cannot be used is an error, not a reason to train on the CPU
         name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_evidence() else "CPU"
-    if jit_level and mode == "pynative":
+    if args.jit_level and args.mode == "pynative":
         raise UserError("--jit-level has no effect with --mode pynative")
     if device_id and launched():
         raise UserError("--device-id has no effect under msrun: each process takes the device of its number")
@@ -82,12 +78,9 @@ def setup(args: argparse.Namespace) -> None:
     if launched():  # None: MindSpore takes the process's number on its machine; a rank table says which
         table = "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ
         device_id = int(os.environ.get("DEVICE_ID", 0)) if table else None
-    if name == "Ascend" and not ascend().is_pkg_support_device(name):
-        reason = ascend().load_plugin_error() or "this MindSpore was built without it"
-        scripts = sorted(Path("/usr/local/Ascend").glob("*/set_env.sh"))
-        script = scripts[0] if scripts else "/usr/local/Ascend/ascend-toolkit/set_env.sh"
-        raise UserError(unusable(device, reason, f"first: source {script} (README, \"Environment\"); "))
     try:
+        if name == "Ascend" and not ascend().is_pkg_support_device(name):
+            raise RuntimeError(ascend().load_plugin_error() or "this MindSpore was built without it")
         mindspore.set_device(name, None if name == "CPU" else device_id)
         if args.conv_precision == "float32":
             float32_convolutions(name)
@@ -95,10 +88,9 @@ def setup(args: argparse.Namespace) -> None:
             mindspore.runtime.synchronize()  # starts the NPU, so that its errors are raised here
     except (RuntimeError, ValueError) as error:
         raise UserError(unusable(device, str(error))) from None
-    mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
-    # O1 compiles longer and is no faster on the CPU. Without a level, MindSpore 2.7 uses the deprecated GE
-    # backend (O2) on a 910A.
-    mindspore.set_context(jit_config={"jit_level": jit_level or "O0"})
+    mindspore.set_context(mode=mindspore.GRAPH_MODE if args.mode == "graph" else mindspore.PYNATIVE_MODE)
+    # Without a level, MindSpore 2.7 uses the deprecated GE backend (O2) on a 910A.
+    mindspore.set_context(jit_config={"jit_level": args.jit_level or "O0"})
     if launched():
         init_communication()
 
@@ -110,13 +102,12 @@ def init_communication() -> None:
     try:
         mindspore.communication.init()
     except RuntimeError as error:
-        role, reason = os.environ.get("MS_ROLE"), one_line(str(error))
+        role, message = os.environ.get("MS_ROLE"), 'a process ended early: see "error:" in worker_*.log'
         if role == "MS_WORKER":
             raise
-        if role:  # msrun's scheduler stays in `init` until the processes have ended
-            raise UserError(f'a process ended early: see "error:" in worker_*.log ({reason})') from None
-        count = f"the {process_count()} processes that RANK_SIZE announces"
-        raise UserError(f"{count} cannot join: {reason}; for a single process: unset RANK_SIZE") from None
+        if not role:  # otherwise this is msrun's scheduler, which stays in `init` until the processes end
+            message = f"{process_count()} processes cannot join: for a single one, unset RANK_SIZE"
+        raise UserError(f"{message} ({one_line(str(error))})") from None
 
 
 def ascend():
@@ -126,11 +117,12 @@ def ascend():
     return MSContext.get_instance()
 
 
-def unusable(device: str, reason: str, advice: str = "") -> str:
+def unusable(device: str, reason: str) -> str:
     """Return the error message for a device that cannot be used: MindSpore's reason, and what to do."""
     evidence = npu_evidence() if device == "auto" else None
     found = f": this machine has an NPU ({evidence}), which" if evidence else ""
-    return f"--device {device}{found} cannot be used: {one_line(reason)}; {advice}--device cpu needs no NPU"
+    return (f"--device {device}{found} cannot be used: {one_line(reason)}; with an NPU, first: source "
+            "/usr/local/Ascend/*/set_env.sh (README, \"Environment\"); --device cpu needs none")  # fmt: skip
 
 
 def one_line(text: str) -> str:
@@ -140,10 +132,7 @@ def one_line(text: str) -> str:
 
 
 def chip() -> str:
-    """Return the NPU's name in MindSpore, such as ascend910 (a 910A) or ascend910b; "" on other devices.
-
-    It is "" in a DryRun of MindSpore 2.8 and later, too.
-    """
+    """Return MindSpore's name of the NPU, as ascend910 (a 910A); "" elsewhere, and in DryRuns since 2.8."""
     return ascend().get_ascend_soc_version() if on_npu() else ""
 
 
@@ -151,11 +140,8 @@ def float32_convolutions(name: str) -> None:
     """Make convolutions compute in float32 on the device `name`; UserError if it cannot."""
     import mindspore
 
-    if name == "GPU":
-        raise UserError("--conv-precision float32 is for Ascend and the CPU")
-    if chip() in FLOAT16_CHIPS:
-        raise UserError(f"--conv-precision float32: this NPU ({chip()}) has only float16 convolutions; use "
-                        "--conv-precision default")
+    if name == "GPU" or chip() in FLOAT16_CHIPS:
+        raise UserError(f"--conv-precision float32 is not for this device ({chip() or name}): leave it out")
     if name == "Ascend":
         # device_context.ascend.op_precision.conv_allow_hf32 is the newer interface, but in MindSpore 2.7 to
         # 2.10 it affects only aclnn operators; nn.Conv2d and its gradients are aclop operators.
@@ -171,12 +157,10 @@ def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
     import mindspore
 
     target, convolution, product = mindspore.get_context("device_target"), "float32", "float32"
-    if target == "Ascend" and chip() in HF32_CHIPS:
-        convolution = "float32" if conv_precision == "float32" else "HF32"
-    elif target == "Ascend":
+    if target == "Ascend" and chip() not in HF32_CHIPS:
         convolution = product = "float16" if chip() in FLOAT16_CHIPS else "unknown"
-    elif target == "GPU":
-        convolution = "float32 or TF32"
+    elif conv_precision == "default" and target != "CPU":
+        convolution = "HF32" if target == "Ascend" else "float32 or TF32"
     return {
         "device": chip() or target,
         "convolutions of G": convolution if amp_level == "O0" else "float16",
@@ -224,37 +208,22 @@ def simulated() -> bool:
 
 def simulation_report() -> str:
     """Return a line for the log about a DryRun, with the device memory that it would take."""
-    import mindspore
+    from mindspore import runtime
 
-    allocated, reserved = (
-        f"{peak() / 2**20:,.0f} MiB"
-        for peak in (mindspore.runtime.max_memory_allocated, mindspore.runtime.max_memory_reserved)
-    )
-    return (
-        "MS_SIMULATION_LEVEL is set: all values are simulated and no checkpoint is written; peak device "
-        f"memory {allocated}, {reserved} with fragments, and workspace of CANN's operators on top"
-    )
+    used, reserved = runtime.max_memory_allocated() / 2**20, runtime.max_memory_reserved() / 2**20
+    memory = f"{used:,.0f} MiB, {reserved:,.0f} MiB with fragments, and workspace of CANN's operators on top"
+    return ("MS_SIMULATION_LEVEL is set: all values are simulated and no checkpoint is written; peak device "
+            f"memory {memory}")  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, the platform, the packages and, if found, CANN and the NPU's driver."""
     packages = ("mindspore", "numpy", "pillow", "scipy", "tqdm")
+    found = {name: importlib.metadata.version(name) for name in packages}
     home = Path(os.environ.get("ASCEND_HOME_PATH", "/usr/local/Ascend/ascend-toolkit/latest"))
-    cann = *home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"
-    found = {"CANN": version_in(*cann), "NPU driver": version_in(DRIVER)}
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        **{name: version for name, version in found.items() if version},
-    }
-
-
-def version_in(*paths: Path) -> str | None:
-    """Return the value of the first line "Version=..." in the first file that has one."""
-    for path in paths:
-        with suppress(OSError):
-            for line in path.read_text("utf-8", errors="replace").splitlines():
-                if line.lower().startswith("version="):
-                    return line[len("version=") :].strip()
-    return None
+    toolkit = [("CANN", path) for path in home.glob("*-linux/ascend_toolkit_install.info")]
+    for name, path in [("NPU driver", DRIVER), ("CANN", home / "compiler" / "version.info"), *toolkit]:
+        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        if match := re.search("^version=(.*)$", text, re.IGNORECASE | re.MULTILINE):
+            found[name] = match[1].strip()
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}

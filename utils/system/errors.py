@@ -19,8 +19,6 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
     At the end, the process gets back what `interrupt.block` took.
     """
     interrupt.keep_output()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may have bytes of any encoding
     try:
         main(args)
     except (UserError, OSError) as error:

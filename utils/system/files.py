@@ -24,8 +24,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        if temporary.stat().st_mode != mode:
-            temporary.chmod(mode)
+        temporary.chmod(mode)
         flush(temporary)
         os.replace(temporary, path)
         with suppress(OSError):  # not every network file system flushes folders
@@ -39,31 +38,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder` to fill; at the end rename it.
-
-    If another process has made `folder` meanwhile, that one stays.
-    """
+    """Yield a temporary folder next to `folder` to fill; at the end rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name
         draft.mkdir()
         yield draft
-        try:
+        if not folder.is_dir():  # as another process may have made it meanwhile
             draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
 
 
 def flush(path: str | Path) -> None:
     """Wait until a file, or the list of names in a folder, is on disk (POSIX only)."""
-    if os.name != "posix":
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    if os.name == "posix":
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def rotate_existing(*paths: Path) -> list[Path]:
@@ -75,10 +67,7 @@ def rotate_existing(*paths: Path) -> list[Path]:
 
 
 def follow_link(path: Path) -> Path:
-    """Return a link resolved, so that options.json is found next to its target; any other path as it is.
-
-    A link that has an options.json next to itself is kept.
-    """
+    """Resolve a link, so that options.json is found next to its target, unless one is next to the link."""
     beside = (path.parent / "options.json").is_file()
     return Path(os.path.realpath(path)) if path.is_symlink() and not beside else path
 
@@ -95,5 +84,4 @@ def write_json(path: str | Path, content: dict) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        # Paths may have bytes that are not UTF-8; these are written as escapes.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of paths in other encodings

@@ -1,10 +1,9 @@
 """Endings from outside: signals, polled between two steps or images, and output that nobody reads any more.
 
-MindSpore installs handlers that kill the process, for SIGINT in each run of a graph and for SIGTERM with a
-data pipeline. So the signals are blocked before it starts threads, and polled. CANN unblocks SIGINT and
-SIGTERM again (its compile pool starts Python's multiprocessing resource tracker), so every poll blocks them
-again and reinstalls handlers that only remember. A thread that was started in between keeps them unblocked:
-there MindSpore turns SIGINT into SIGTERM, which is remembered too, but ends a process of msrun (see `watch`).
+MindSpore installs handlers that kill the process, so the signals are blocked before it starts threads, and
+polled. CANN unblocks SIGINT and SIGTERM again, so every poll blocks them again and reinstalls handlers that
+only remember. Threads that were started in between keep them unblocked: there MindSpore turns SIGINT into
+SIGTERM, which is remembered too, but ends a process of msrun (see `watch`).
 """
 
 import ctypes
@@ -18,92 +17,52 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-# Ctrl-C, a batch system's warnings before its time limit (Slurm, LSF), and the loss of the terminal.
+# Ctrl-C, the loss of the terminal, and what batch systems (Slurm, LSF) send before their time limit.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-SIGNALS = {getattr(signal, name) for name in NAMES if hasattr(signal, name)}
-handlers: dict[signal.Signals, object] = {}  # what `reblock` sets; empty until `block`
-previous: dict[signal.Signals, tuple] = {}  # what `release` sets again: handler, and whether it was blocked
-delivered: set[signal.Signals] = set()
+previous: dict[signal.Signals, object] = {}  # the handlers from before `block`, which `release` sets again
+delivered: set[signal.Signals] = set()  # by threads in which other software has unblocked them
 
 
 def block() -> None:
-    """Defer the signals until `release` (POSIX only), and call `keep_output`.
+    """Defer the signals until `release` (POSIX only); to be called before mindspore is imported.
 
-    To be called before mindspore is imported. A signal that was ignored when the program started (by nohup,
-    or by a shell for its background jobs) stays ignored.
+    A signal that was ignored when the program started (by nohup, or by a shell for its background jobs) stays
+    ignored.
     """
-    release()
-    keep_output()
-    if hasattr(signal, "pthread_sigmask"):
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        for number in SIGNALS:
-            previous[number] = signal.getsignal(number), number in blocked
-            handlers[number] = signal.SIG_IGN if previous[number][0] == signal.SIG_IGN else remember
-        reblock()
-    if "MS_ROLE" not in os.environ or sys.platform != "linux":
+    if os.name != "posix":
         return
-    launcher = b""
-    with suppress(OSError):  # started by something outside the container
-        launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    if re.search(rb"--join(=|\0)True\0", launcher):  # otherwise msrun exits at once and the processes go on
-        # msrun does not pass on SIGTERM: when it is killed, the kernel sends SIGTERM to its processes.
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    previous.update((signal.Signals[name], signal.getsignal(signal.Signals[name])) for name in NAMES)
+    reblock()
+    if "MS_ROLE" not in os.environ:
+        return
+    parent = Path(f"/proc/{os.getppid()}/cmdline")  # absent if it is outside the container
+    if parent.exists() and re.search(rb"--join(=|\0)True\0", parent.read_bytes()):
+        # This msrun does not pass on SIGTERM: when it is killed, the kernel sends SIGTERM to its processes.
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.environ["MS_ROLE"] == "MS_WORKER":
         threading.Thread(target=watch, daemon=True).start()
 
 
 def release() -> None:
-    """Restore handlers and mask from before `block`, for another program in this process (a notebook's %run).
-
-    A signal that is still pending is dropped.
-    """
-    for number, (handler, blocked) in previous.items():
-        signal.signal(number, signal.SIG_IGN)  # drops it if it is pending
-        if not blocked:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
-        signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that Python did not install
-    for state in (previous, handlers, delivered):
-        state.clear()
+    """Restore the handlers and unblock, for another program in this process (a notebook's %run)."""
+    for number, handler in previous.items():
+        signal.signal(number, signal.SIG_IGN)  # drops a signal that is still pending
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        signal.signal(number, handler)
+    previous.clear()
+    delivered.clear()
 
 
-class Output(io.FileIO):
-    """A file descriptor that leads to /dev/null once its reader or terminal is gone, for MindSpore too."""
-
-    def write(self, data) -> int | None:
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EIO):
-                raise
-            with open(os.devnull, "wb") as nothing:
-                os.dup2(nothing.fileno(), self.fileno())
-            return len(data)
+def reblock() -> None:
+    """Block and handle the signals as `block` decided, whatever other software has set since."""
+    for number, handler in previous.items():
+        signal.signal(number, signal.SIG_IGN if handler == signal.SIG_IGN else remember)
+    signal.pthread_sigmask(signal.SIG_BLOCK, previous)
 
 
-def keep_output() -> None:
-    """Let a program continue, with its logs in files, when nobody reads its stdout or stderr any more.
-
-    As with `| head -2`, a tee that was killed, a lost terminal, and streams that were closed from the start
-    (POSIX only).
-    """
-    if os.name != "posix":
-        return
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:  # closed: the next file opened would get this number, and MindSpore's messages
-            os.open(os.devnull, os.O_RDWR)
-    for number, name in enumerate(("stdout", "stderr"), 1):
-        given = getattr(sys, name)
-        if given is not getattr(sys, f"__{name}__"):  # a notebook's, or one of these from an earlier call
-            continue
-        stream = given or open(number, "w", encoding="utf-8", closefd=False)  # None: it was closed
-        stream.flush()
-        buffer = io.BufferedWriter(Output(number, "w", closefd=False))
-        every_line = stream.line_buffering or stream.write_through  # a terminal, or python -u
-        guarded = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=every_line)
-        setattr(sys, name, guarded)
+def remember(number: int, _) -> None:
+    """Handle a signal that was delivered because other software had unblocked it."""
+    delivered.add(signal.Signals(number))
 
 
 def watch() -> None:
@@ -112,34 +71,20 @@ def watch() -> None:
     Otherwise the main thread may wait for it in a collective for half an hour (HCCL_EXEC_TIMEOUT). A SIGTERM
     of another sender is left to `pending_signal`.
     """
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getpid():
-            with suppress(OSError):  # nobody reads it
-                os.write(2, b"ended by MindSpore: another process or machine of the job may be lost\n")
-            os._exit(128 + signal.SIGTERM)
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getpid():
         delivered.add(signal.SIGTERM)
-
-
-def reblock() -> None:
-    """Block and handle the signals as `block` decided, whatever other software has set since."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if handlers:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def remember(number: int, _) -> None:
-    """Handle a signal that was delivered because other software had unblocked it."""
-    delivered.add(signal.Signals(number))
+    with suppress(OSError):  # nobody reads it
+        os.write(2, b"ended by MindSpore: another process or machine of the job may be lost\n")
+    os._exit(128 + signal.SIGTERM)
 
 
 def pending_signal() -> signal.Signals | None:
     """Return the signal that is pending or was delivered, the lowest of several; None if there is none."""
-    if not handlers:
+    if not previous:
         return None
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
         reblock()
-    wanted = {number for number, handler in handlers.items() if handler == remember}
+    wanted = {number for number, handler in previous.items() if handler != signal.SIG_IGN}
     return min(delivered | (signal.sigpending() & wanted), default=None)
 
 
@@ -150,11 +95,40 @@ def exit_if_pending(*_) -> None:
 
 
 def exit_for_signal(quiet: bool = False) -> None:
-    """Raise SystemExit with the code of the pending signal, of SIGTERM if another process has it.
-
-    quiet: print nothing, as all processes but rank 0.
-    """
+    """Raise SystemExit with the code of the pending signal, of SIGTERM if another process has it."""
     number = pending_signal() or signal.SIGTERM
     if not quiet:
         print(f"stopped by {number.name}")
     raise SystemExit(128 + number)
+
+
+class Output(io.FileIO):
+    """A file descriptor that leads to /dev/null once its reader or terminal is gone, for MindSpore too."""
+
+    def write(self, data) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self.fileno())
+            return len(data)
+
+
+def keep_output() -> None:
+    """Let a program continue, with its logs in files, when nobody reads its stdout or stderr (POSIX only).
+
+    As with `| head -2`, a tee that was killed, a lost terminal, and streams that were closed from the start.
+    """
+    if os.name != "posix":
+        return
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: else the next file would get its number, and MindSpore's messages
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif name != "stdin" and stream is getattr(sys, f"__{name}__"):  # not a notebook's, nor an Output
+            stream.flush()
+            buffer = io.BufferedWriter(Output(stream.fileno(), "w", closefd=False))
+            errors = "backslashreplace"  # file names may have bytes of any encoding
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=True))

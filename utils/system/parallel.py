@@ -63,8 +63,7 @@ def any_rank(condition: object) -> bool:
 
 def all_equal(number: int) -> bool:
     """Return whether all processes pass the same number, which has up to 48 bits."""
-    own = np.array([number])
-    return not any_rank((all_reduce_sum(own) != processes() * own).any())
+    return not any_rank(all_reduce_sum(np.array([number]))[0] != processes() * number)
 
 
 def barrier() -> None:
@@ -75,9 +74,8 @@ def barrier() -> None:
 def broadcast_from_rank0(numbers: list[int]) -> list[int]:
     """Return the numbers, from 0 to below 2^48, that rank 0 passes; those of other processes are ignored."""
     numbers = numbers if rank() == 0 else []
-    shared = np.zeros(int(all_reduce_sum(np.array([len(numbers)]))[0]), np.int64)
-    shared[: len(numbers)] = numbers
-    return all_reduce_sum(shared).tolist() if len(shared) else []
+    count = int(all_reduce_sum(np.array([len(numbers)]))[0])
+    return all_reduce_sum(np.array(numbers or [0] * count)).tolist() if count else []
 
 
 def average(parameters: list[Parameter]) -> None:
