@@ -71,7 +71,7 @@ class RoundedBatchNorm(nn.BatchNorm2d):
 
 @pytest.mark.slow
 def test_gradients_survive_float16(monkeypatch):
-    """Cosine between mixed-precision and float32 gradients, per pass and layer; with an NPU's batch norm too."""
+    """Cosine of mixed-precision and float32 gradients, per pass and layer; with an NPU's batch norm, too."""
     full, mixed = make_step("O0"), [make_step("O3")]  # O3: G as in O2, and D too
     monkeypatch.setattr(CLAN_G, "batch_norm", lambda channels: RoundedBatchNorm(channels, momentum=0.9))
     mixed.append(make_step("O3"))
