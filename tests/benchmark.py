@@ -4,8 +4,8 @@
 
 Both sides are processes that wait for requests on a pipe and take turns, a step of one, a step of the other,
 so that other load on the machine affects both. On a busy machine PyTorch still loses far more, as its threads
-wait for each other in a spin; --busy lets the threads of both sides sleep while they wait. The load average
-is reported. PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
+wait for each other in a spin (OMP_WAIT_POLICY=passive lets the threads of both sides sleep instead).
+PYTHON is an interpreter with torch, numpy and pillow; without it only this project is measured.
 """
 
 import argparse
@@ -20,10 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
+from options import Parser
 from tests import golden
 from tests.scripts import ROOT
 
@@ -32,16 +34,12 @@ STAGES = ("read", "forward", "upsample, argmax", "confusion matrix", "save")
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: those of a step after the warm-up, with pixel weights
 IMAGES = 8  # in the data sets for reading and evaluation
 READ = 64  # images per turn of reading: many more than are read ahead
-
-
-def pair(text: str) -> list[tuple[int, int]]:
-    """Return the sizes of source and target: "320x180+256x128" -> [(320, 180), (256, 128)]."""
-    return [tuple(map(int, part.split("x"))) for part in text.split("+")]
+READING = {"GTA5": "1914x1052 to 1280x720, with labels", "Cityscapes": "2048x1024 to 1024x512"}
 
 
 def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a source image, its labels and a target image, all random, as batches of one."""
-    (w, h), (w_t, h_t) = pair(size)
+    w, h, w_t, h_t = map(int, size.replace("+", "x").split("x"))
     rng = np.random.default_rng(0)
     x_s, x_t = (rng.normal(0, 60, (1, 3, *s)).astype(np.float32) for s in ((h, w), (h_t, w_t)))
     y = rng.integers(0, 20, (1, h, w)).astype(np.int32)
@@ -81,20 +79,19 @@ class Worker:
 
 
 def take_turns(workers: list[Worker], rounds: int) -> list[dict]:
-    """Return each worker's last answer after `rounds` turns, with "median" and "spread" of its seconds.
+    """Return each worker's "median" and "spread" of seconds in `rounds` turns, and the "results" of these.
 
     "first" is how much longer than the median the first call took, which compiles, and "loss" its result;
-    "results" are those of all turns.
+    "peak" is that of the last turn.
     """
-    firsts = [w.ask() for w in workers]
-    answers = [[w.ask() for w in workers] for _ in range(rounds)]
-    out = []
-    for first, mine in zip(firsts, zip(*answers)):
+    firsts, out = [w.ask() for w in workers], []
+    turns = [[w.ask() for w in workers] for _ in range(rounds)]
+    for first, mine in zip(firsts, zip(*turns)):
         seconds = [answer["seconds"] for answer in mine]
         median = statistics.median(seconds)
-        more = {"median": median, "spread": f"{min(seconds):.2f}–{max(seconds):.2f}", "loss": first["result"]}
-        results = [answer["result"] for answer in mine]
-        out.append({**mine[-1], **more, "first": first["seconds"] - median, "results": results})
+        out.append({"median": median, "spread": f"{min(seconds):.2f}–{max(seconds):.2f}",
+                    "results": [answer["result"] for answer in mine], "peak": mine[-1]["peak"],
+                    "first": first["seconds"] - median, "loss": first["result"]})
     for w in workers:
         w.close()
     return out
@@ -109,7 +106,7 @@ def serve_step(size: str) -> None:
     from utils import checkpoint
     from utils.system import device
 
-    source, target = (f"{w},{h}" for w, h in pair(size))
+    source, target = size.split("+")
     args = get_arguments(["--input-size", source, "--input-size-target", target, "--device", "cpu"])
     device.setup(args)
     net_G, net_D = script.generator("resnet101"), script.discriminator("resnet101")
@@ -140,21 +137,20 @@ def serve_evaluation(folder: str) -> None:
     net_G = script.generator("resnet101").set_train(False)
     checkpoint.load(net_G, golden.state(golden.shapes_G()), "generated", "net_G")
     data = cityscapesDataSet(folder, "val", labels=True)
-    i = iter(range(10**9))
+    indices = cycle(range(len(data)))
 
     def work() -> list[float]:
-        k, clock = next(i) % len(data), time.perf_counter
-        times = [clock()]
+        k, times = next(indices), [time.perf_counter()]
         image, label = data[k]
-        times.append(clock())
+        times.append(time.perf_counter())
         logits = [Tensor(C.asnumpy()) for C in net_G(Tensor(image[None]))]
-        times.append(clock())
+        times.append(time.perf_counter())
         trainIds = label_map(logits, label.shape)
-        times.append(clock())
+        times.append(time.perf_counter())
         confusion_matrix(label, trainIds)
-        times.append(clock())
+        times.append(time.perf_counter())
         save_prediction(Path(folder) / "ours", data.names[k], trainIds)
-        times.append(clock())
+        times.append(time.perf_counter())
         return np.diff(times).tolist()
 
     serve(work)
@@ -174,10 +170,11 @@ def serve_reading(folder: str, which: str, workers: str) -> None:
     serve(lambda: [next(stream)[0].shape for _ in range(READ)][-1])
 
 
-def measure_steps(args: argparse.Namespace, row: Callable, workers: Callable) -> None:
-    """Add rows of a training step at each size, and at the paper's size without PyTorch.
+def measure(args: argparse.Namespace, row: Callable, workers: Callable) -> None:
+    """Add all rows of the table.
 
-    The memory of both sides at the paper's size would exceed 24 GB.
+    At the paper's size there is no step of PyTorch: the memory of both sides would exceed 24 GB. Nor has it a
+    counterpart of the input pipeline.
     """
     for size in args.size:
         both = take_turns(workers("step", size), args.rounds)
@@ -188,50 +185,39 @@ def measure_steps(args: argparse.Namespace, row: Callable, workers: Callable) ->
         if len(both) == 2:
             worst = max(abs(a / b - 1) for a, b in zip(*(s["loss"] for s in both)))
             row("– largest relative difference of the first step's losses", "{:.0e}", [worst])
-    alone = take_turns(workers("step", FULL, alone=True), 2)[0]
+    [alone] = take_turns(workers("step", FULL, alone=True), 2)
     row(f"training step {FULL}, s (2 after the first)", "{:.1f}", [alone["median"]])
     row("– peak memory, GB", "{:.2f}", [alone["peak"]])
-
-
-def measure_evaluation(row: Callable, workers: Callable, folder: str) -> None:
-    """Add rows of the stages of evaluating an image and saving its prediction."""
-    both = take_turns(workers("evaluation", folder), 3)
-    times = [np.median(side["results"], axis=0) for side in both]
-    for k, stage in enumerate(STAGES):
-        row(f"evaluation, {stage}, s per image", "{:.3f}", [t[k] for t in times])
-    row("– all stages one after the other", "{:.3f}", [t.sum() for t in times])
-    row("– peak memory, GB", "{:.2f}", [side["peak"] for side in both])
-
-
-def measure_reading(row: Callable, workers: Callable, folder: str) -> None:
-    """Add rows of the input pipeline; PyTorch's side has no counterpart."""
-    sizes = {"GTA5": "1914x1052 to 1280x720, with labels", "Cityscapes": "2048x1024 to 1024x512"}
-    for which, text in sizes.items():
-        for n in "124":
-            done = take_turns(workers("reading", folder, which, n, alone=True), 5)[0]
-            row(f"reading {which} {text}, {n} threads, images/s", "{:.1f}", [READ / done["median"]])
+    with tempfile.TemporaryDirectory() as folder:
+        # With this noise a file has 2.7 MB; the mean of GTA5 and Cityscapes is 2.3 MB.
+        golden.write_city(Path(folder), "val", {f"{i:06d}": i for i in range(IMAGES)}, noise=1)
+        golden.write_gta5(Path(folder), {f"{i:05d}": i for i in range(IMAGES)}, noise=1)
+        both = take_turns(workers("evaluation", folder), 3)
+        times = [np.median(side["results"], axis=0) for side in both]
+        for k, stage in enumerate(STAGES):
+            row(f"evaluation, {stage}, s per image", "{:.3f}", [t[k] for t in times])
+        row("– all stages one after the other", "{:.3f}", [t.sum() for t in times])
+        row("– peak memory, GB", "{:.2f}", [side["peak"] for side in both])
+        for which, text in READING.items():
+            for n in "124":
+                [done] = take_turns(workers("reading", folder, which, n, alone=True), 5)
+                row(f"reading {which} {text}, {n} threads, images/s", "{:.1f}", [READ / done["median"]])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch, numpy and pillow")
-    parser.add_argument("--markdown", metavar="FILE", default="tests/results/benchmark.md",
-                        help="the table (default: %(default)s)")
-    parser.add_argument("--size", nargs="*", default=SIZES,
-                        help=f"SOURCE+TARGET in pixels (default: {' '.join(SIZES)})")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--busy", action="store_true", help="set OMP_WAIT_POLICY=passive for both sides")
-    parser.add_argument("--only", choices=("step", "evaluation", "reading"), help="measure one part only")
+    parser.add_argument("--markdown", metavar="FILE", default="tests/results/benchmark.md", help="the table")
+    parser.add_argument("--size", nargs="*", default=SIZES, help="SOURCE+TARGET in pixels")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
     args = parser.parse_args()
-    if args.busy:
-        os.environ["OMP_WAIT_POLICY"] = "passive"  # the workers inherit it
     lines, load = ["| what | this repository | PyTorch | ratio |", "|---|---|---|---|"], os.getloadavg()
 
     def row(what: str, form: str, values: list) -> None:
-        cells = [form.format(value) for value in values] + [""] * (2 - len(values))
-        numbers = len(values) == 2 and not isinstance(values[0], str)
-        ratio = f"{values[0] / values[1]:.2f}" if numbers else ""
-        lines.append(f"| {what} | {' | '.join(cells)} | {ratio} |")
+        cells = [form.format(value) for value in values] + [""] * (3 - len(values))
+        if len(values) == 2 and not isinstance(values[0], str):
+            cells[2] = f"{values[0] / values[1]:.2f}"
+        lines.append(f"| {' | '.join((what, *cells))} |")
         print(lines[-1], flush=True)
 
     def workers(what: str, *argv: str, alone: bool = False) -> list[Worker]:
@@ -239,33 +225,17 @@ def main() -> None:
         both = args.torch and not alone
         return [ours, Worker(args.torch, "tests.benchmark_torch", what, *argv)] if both else [ours]
 
-    if args.only in (None, "step"):
-        measure_steps(args, row, workers)
-    with tempfile.TemporaryDirectory() as folder:
-        # With this noise a file has 2.7 MB; the mean of GTA5 and Cityscapes is 2.3 MB.
-        golden.write_city(Path(folder), "val", {f"{i:06d}": i for i in range(IMAGES)}, noise=1)
-        golden.write_gta5(Path(folder), {f"{i:05d}": i for i in range(IMAGES)}, noise=1)
-        if args.only in (None, "evaluation"):
-            measure_evaluation(row, workers, folder)
-        if args.only in (None, "reading"):
-            measure_reading(row, workers, folder)
+    measure(args, row, workers)
     versions = f"MindSpore {importlib.metadata.version('mindspore')}"
     if args.torch:
         argv = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
         torch = subprocess.run(argv, capture_output=True, text=True).stdout.strip()
         versions += f", {torch} (channels_last)"
-    waiting = ", OMP_WAIT_POLICY=passive" if args.busy else ""
-    lines += ["", f"{versions}, Python {platform.python_version()}, {machine()}{waiting}. Medians of "
-              f"{args.rounds} turns. Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
-    Path(args.markdown).parent.mkdir(parents=True, exist_ok=True)
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    cores = f"{len(os.sched_getaffinity(0))} cores of {processor[1] if processor else platform.processor()}"
+    lines += ["", f"{versions}, Python {platform.python_version()}, {cores}. Medians of {args.rounds} turns. "
+              f"Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
     Path(args.markdown).write_text("# Benchmark\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-
-
-def machine() -> str:
-    """Return the number of cores and the name of the processor."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    names = [r.split(":")[1].strip() for r in info.splitlines() if r.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
 
 
 if __name__ == "__main__":

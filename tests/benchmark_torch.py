@@ -8,6 +8,7 @@ and pillow and imports nothing that needs mindspore. As a program it is a worker
 
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,14 @@ class Block(nn.Module):
         self.conv1, self.bn1 = conv(c_in, planes, 1, stride), nn.BatchNorm2d(planes)
         self.conv2, self.bn2 = conv(planes, planes, 3, 1, dilation), nn.BatchNorm2d(planes)
         self.conv3, self.bn3 = conv(planes, 4 * planes, 1), nn.BatchNorm2d(4 * planes)
-        self.downsample = None
+        self.downsample = nn.Identity()
         if project:
             self.downsample = nn.Sequential(conv(c_in, 4 * planes, 1, stride), nn.BatchNorm2d(4 * planes))
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(out)) + self.downsample(x), inplace=True)
 
 
 class Classifier(nn.Module):
@@ -52,9 +52,8 @@ class Classifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv2d_list = nn.ModuleList(
-            [nn.Conv2d(2048, CLASSES, 3, padding=d, dilation=d) for d in (6, 12, 18, 24)]
-        )
+        rates = (6, 12, 18, 24)
+        self.conv2d_list = nn.ModuleList(nn.Conv2d(2048, CLASSES, 3, padding=d, dilation=d) for d in rates)
 
     def forward(self, x):
         return sum(conv(x) for conv in self.conv2d_list)
@@ -90,10 +89,9 @@ class Discriminator(nn.Module):
 
     def __init__(self):
         super().__init__()
-        channels = (CLASSES, 64, 128, 256, 512, 1)
-        names = ("conv1", "conv2", "conv3", "conv4", "classifier")
-        for name, c_in, c_out in zip(names, channels, channels[1:]):
-            setattr(self, name, nn.Conv2d(c_in, c_out, 4, 2, 1))
+        self.conv1, self.conv2 = nn.Conv2d(CLASSES, 64, 4, 2, 1), nn.Conv2d(64, 128, 4, 2, 1)
+        self.conv3, self.conv4 = nn.Conv2d(128, 256, 4, 2, 1), nn.Conv2d(256, 512, 4, 2, 1)
+        self.classifier = nn.Conv2d(512, 1, 4, 2, 1)
 
     def forward(self, x):
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
@@ -111,13 +109,13 @@ def adv(o, domain: float, weight=None):
 
 
 class Trainer:
-    """A step of CLAN after the warm-up, with cross-entropy and the paper's constants."""
+    """A step of CLAN after the warm-up, with the default recipe."""
 
     def __init__(self, G: Generator, D: Discriminator):
         self.G, self.D = G.train(), D.train()
         classifiers = [*G.layer5.parameters(), *G.layer6.parameters()]
-        rest = [p for n, p in G.named_parameters() if not n.startswith(("layer5", "layer6"))]
-        backbone = [p for p in rest if p.requires_grad]
+        backbone = [p for n, p in G.named_parameters()
+                    if p.requires_grad and not n.startswith(("layer5", "layer6"))]
         groups = [{"params": backbone, "lr": 2.5e-4}, {"params": classifiers, "lr": 2.5e-3}]
         self.opt_G = torch.optim.SGD(groups, lr=2.5e-4, momentum=0.9, weight_decay=5e-4)
         self.opt_D = torch.optim.Adam(D.parameters(), lr=1e-4, betas=(0.9, 0.99))
@@ -132,8 +130,7 @@ class Trainer:
         loss_seg = sum(F.cross_entropy(p, y_s, ignore_index=IGNORED) for p in (p1, p2))
         loss_seg.backward()
 
-        for p in D.parameters():
-            p.requires_grad = False
+        D.requires_grad_(False)
         t1, t2 = (up(t, size_t) for t in G(x_t))
         M = 1 - F.cosine_similarity(F.softmax(t1, 1), F.softmax(t2, 1), 1).unsqueeze(1)
         weight = base + local * M
@@ -142,9 +139,8 @@ class Trainer:
         w5, w6 = (torch.cat([p.flatten() for p in c.parameters()]) for c in (G.layer5, G.layer6))
         loss_weight = 2 * 0.01 * damp * (w5 @ w6 / (w5.norm() * w6.norm()) + 1)
         (loss_adv + loss_weight).backward()
-        for p in D.parameters():
-            p.requires_grad = True
 
+        D.requires_grad_(True)
         loss_D_s = adv(up(D(F.softmax((p1 + p2).detach(), 1)), size_s), 0.0)
         loss_D_s.backward()
         loss_D_t = adv(up(D(q.detach()), size_t), 1.0, weight.detach())
@@ -176,19 +172,17 @@ def serve_step(size: str) -> None:
 
 def serve_evaluation(folder: str) -> None:
     """Serve the evaluation of one image of the validation set: Pillow, PyTorch, NumPy."""
-    G = load()[0].eval()
-    images = sorted(Path(folder).glob("leftImg8bit/val/*/*.png"))
-    labels = sorted(Path(folder).glob("gtFine/val/*/*.png"))
-    (Path(folder) / "theirs").mkdir()
-    k = iter(range(10**9))
+    G, out = load()[0].eval(), Path(folder) / "theirs"
+    out.mkdir()
+    images, labels = (sorted(Path(folder).glob(f"{kind}/val/*/*.png")) for kind in ("leftImg8bit", "gtFine"))
+    pairs = cycle(zip(images, labels))
 
     @torch.no_grad()
-    def work():
-        i = next(k) % len(images)
-        times = [time.perf_counter()]
-        rgb = Image.open(images[i]).convert("RGB").resize((1024, 512), Image.Resampling.BICUBIC)
+    def work() -> list[float]:
+        (image, truth), times = next(pairs), [time.perf_counter()]
+        rgb = Image.open(image).convert("RGB").resize((1024, 512), Image.Resampling.BICUBIC)
         x = (np.asarray(rgb, np.float32)[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1)[None]
-        label = LABEL_TO_TRAIN[np.asarray(Image.open(labels[i]))]
+        label = LABEL_TO_TRAIN[np.asarray(Image.open(truth))]
         times.append(time.perf_counter())
         logits = sum(G(torch.from_numpy(np.ascontiguousarray(x)).contiguous(memory_format=LAYOUT)))
         times.append(time.perf_counter())
@@ -197,10 +191,10 @@ def serve_evaluation(folder: str) -> None:
         known = label < CLASSES
         np.bincount(CLASSES * label[known].astype(int) + prediction[known], minlength=CLASSES**2)
         times.append(time.perf_counter())
-        Image.fromarray(TRAIN_TO_LABEL[prediction]).save(Path(folder) / "theirs" / f"{i}.png")
+        Image.fromarray(TRAIN_TO_LABEL[prediction]).save(out / image.name)
         colours = Image.fromarray(prediction)
         colours.putpalette(PALETTE.tobytes())
-        colours.save(Path(folder) / "theirs" / f"{i}_color.png")
+        colours.save(out / f"{image.stem}_color.png")
         times.append(time.perf_counter())
         return np.diff(times).tolist()
 

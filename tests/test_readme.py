@@ -9,10 +9,8 @@ from tests.scripts import ROOT, module, run
 
 READMES = ("README.md", "README_CN.md")
 RESULTS = ("tests/results/ablation.md", "tests/results/camvid-idd.md")
-OF_OTHERS = {  # msrun, pip, pytest
-    "--worker-num", "--local-worker-num", "--join", "--master-addr", "--master-port", "--node-rank", "--dist",
-    "--cluster-time-out", "--log-dir",
-}  # fmt: skip
+OF_OTHERS = {"--worker-num", "--local-worker-num", "--join", "--master-addr", "--master-port", "--node-rank",
+             "--dist", "--cluster-time-out", "--log-dir"}  # msrun, pip, pytest
 
 
 def slug(heading: str) -> str:
@@ -20,13 +18,9 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
-
-
 @pytest.mark.parametrize("name", READMES)
 def test_links_lead_somewhere(name):
-    text = without_code((ROOT / name).read_text(encoding="utf-8"))
+    text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.S | re.M)
     anchors = {slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.M)}
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     assert len(links) > 30

@@ -8,34 +8,27 @@ def generator_flop(net_G: nn.Cell, size: tuple[int, int]) -> int:
 
     A multiply-add counts as two operations.
     """
-    w, h = (after_stride(n) for n in size)
+    w, h = ((n + 1) // 2 for n in size)  # after a stride of two
     flop = conv_weights(net_G.conv1) * h * w
-    w, h = after_stride(w + 1), after_stride(h + 1)  # the pooling uses ceil_mode
+    w, h = w // 2 + 1, h // 2 + 1  # after the pooling, which has ceil_mode
     for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4, net_G.layer5, net_G.layer6):
         if layer is net_G.layer2:
-            w, h = after_stride(w), after_stride(h)
+            w, h = (w + 1) // 2, (h + 1) // 2
         flop += conv_weights(layer) * h * w  # only a layer's first convolution has a stride
     return 2 * flop
 
 
 def discriminator_flop(net_D: nn.Cell, size: tuple[int, int]) -> int:
     """Return the operations of D's convolutions in a forward pass of probabilities of size (W, H)."""
-    w, h = size
-    flop = 0
+    flop, (w, h) = 0, size
     for layer in (net_D.conv1, net_D.conv2, net_D.conv3, net_D.conv4, net_D.classifier):
         w, h = w // 2, h // 2
         flop += conv_weights(layer) * h * w
     return 2 * flop
 
 
-def step_flop(
-    net_G: nn.Cell,
-    net_D: nn.Cell,
-    source_size: tuple[int, int],
-    target_size: tuple[int, int],
-    method: str = "clan",
-    batch_size: int = 1,
-) -> int:
+def step_flop(net_G: nn.Cell, net_D: nn.Cell, source_size: tuple[int, int], target_size: tuple[int, int],
+              method: str = "clan", batch_size: int = 1) -> int:
     """Return the operations of the convolutions of one training step with images of sizes (W, H).
 
     A backward pass counts as two forward passes. D sees the source once and the target twice, one of the two
@@ -51,8 +44,3 @@ def step_flop(
 def conv_weights(cell: nn.Cell) -> int:
     """Return the number of weights of all convolutions in a cell."""
     return sum(p.size for p in cell.get_parameters() if p.ndim == 4)
-
-
-def after_stride(n: int) -> int:
-    """Return the size after a stride of two, with padding that would keep it at a stride of one."""
-    return (n + 1) // 2

@@ -9,8 +9,7 @@ The second command compares the baselines and CLAN on photographs: from CamVid t
 checkpoint one stage B for each of ROWS, all with equal steps, schedule and source images. `do_run` says how:
 the training script in one process, then the evaluation of its last checkpoint on the target's val set in
 another, which writes FOLDER/seed<seed>/<row>/result.json. A second start does only what has no result yet.
-With --tune, lambda_adv of TAN and of CLAN is first chosen, each from the same values, on seeds that are not
-reported.
+With --tune, lambda_adv of TAN and CLAN is first chosen, each from the same values, on seeds not reported.
 """
 
 import os
@@ -21,7 +20,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if not __package__:  # started as a file, not with -m
@@ -33,7 +32,6 @@ device.prepare_environment()  # before mindspore is imported
 if __name__ == "__main__":
     interrupt.block()  # Ctrl-C and SIGTERM are looked for between two images
 
-from dataset.cityscapes_dataset import cityscapesDataSet
 from model.CLAN_G import generator
 from options import Parser, number, train_options
 from utils import run_folder
@@ -42,7 +40,7 @@ from utils.system.files import atomic, atomic_folder, read_json, rotate_existing
 from utils.tools import demo
 from utils.tools.bars import bars
 from utils.tools.camvid_idd import convert
-from utils.tools.demo_scenes import demo_files, write_demo_data
+from utils.tools.demo_scenes import write_demo_data
 
 METHODS = {
     "source": ["--method", "source"],
@@ -55,13 +53,10 @@ ROWS = {  # row: its label in the table, its method, further options
     "control": ("control: CLAN, lambda_adv 0", "control"),
     "tan": ("TAN: vanilla adversarial", "tan"),
     "clan": ("CLAN: lambda_local 40, epsilon 0.4", "clan"),
-    # 500 steps of Adam change a weight by 5e-10 at most.
-    "untrained_D": ("CLAN, D never learns", "clan", "--learning-rate-D", "1e-12"),
+    "untrained_D": ("CLAN, D never learns", "clan", "--learning-rate-D", "1e-12"),  # changes below 1e-9
     "no_weight": ("CLAN, no weight discrepancy", "clan", "--lambda-weight", "0"),
-    # Every pixel counts alike.
     "no_map": ("CLAN, no alignment map", "clan", "--lambda-local", "0", "--epsilon", "1"),
-    # Gradients flow through M, as in the released code.
-    "not_detached": ("CLAN, M not detached", "clan", "--no-detach-weight-map"),
+    "not_detached": ("CLAN, M not detached", "clan", "--no-detach-weight-map"),  # as in the released code
     "local_10": ("CLAN, lambda_local 10", "clan", "--lambda-local", "10"),
     "local_20": ("CLAN, lambda_local 20", "clan", "--lambda-local", "20"),
     "local_80": ("CLAN, lambda_local 80", "clan", "--lambda-local", "80"),
@@ -112,117 +107,65 @@ def demo_data(seed: int) -> Path:
     Oracle/ in it has the labelled train images of the target, in GTA5's layout.
     """
     data = write_demo_data("./data/demo", seed)
-    oracle = data / "Oracle"
-    if not oracle.is_dir():
-        with atomic_folder(oracle) as draft:
-            for n in range(len(list((data / "GTA5/images").iterdir()))):
-                for kind, name in zip(("images", "labels"), demo_files("train", n)):
-                    to = draft / kind / f"{n + 1:05d}.png"
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(data / name, to)
+    if not (data / "Oracle").is_dir():
+        with atomic_folder(data / "Oracle") as draft:
+            for kind, place in (("images", "leftImg8bit"), ("labels", "gtFine")):
+                (draft / kind).mkdir()
+                for n, path in enumerate(sorted((data / "Cityscapes" / place / "train").rglob("*.png")), 1):
+                    shutil.copyfile(path, draft / kind / f"{n:05d}.png")
     return data
 
 
 def run_all(args: Namespace, seeds: list[int], rows: dict[str, list[str]]) -> dict[tuple[int, str], dict]:
     """Do the runs of all seeds, --jobs at a time; return {(seed, name): result}."""
     runs = {(seed, name): run for seed in seeds for name, run in runs_of_seed(args, seed, rows).items()}
-    # One seed's rows after the other's, and stage A of the next seed before the rows of this one.
-    order = sorted(runs, key=lambda key: seeds.index(key[0]) - (1.5 if key[1] == "stage_a" else 0))
-    pool, futures = ThreadPoolExecutor(args.jobs), {}
-    try:
-        for seed, name in order:
-            stage_a = futures.get((seed, "stage_a"))
-            futures[seed, name] = pool.submit(do_run, *runs[seed, name], args.jobs, stage_a)
-        keys = {future: key for key, future in futures.items()}
-        for n, future in enumerate(as_completed(keys), 1):
-            interrupt.exit_if_pending()
-            seed, name = keys[future]
-            print(f"{n}/{len(runs)}  seed {seed}, {name}: {future.result()}", flush=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return {key: read_result(*run) for key, run in runs.items()}
+    results = {}
+    for names in (["stage_a"], rows):  # the rows start from the checkpoints of stage A
+        keys = [(seed, name) for seed in seeds for name in names]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for key, result in zip(keys, pool.map(lambda key: do_run(*runs[key], args.jobs), keys)):
+                interrupt.exit_if_pending()
+                results[key] = result
+                text = f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f})"
+                print(f"{len(results)}/{len(runs)}  seed {key[0]}, {key[1]}: {text}", flush=True)
+    return results
 
 
-def do_run(folder: Path, command: list[str], jobs: int, stage_a: Future | None = None) -> str:
-    """Train and evaluate in processes of their own, unless the result is there; return a line about it.
+def do_run(folder: Path, command: list[str], jobs: int) -> dict | None:
+    """Train and evaluate in processes of their own, unless that is done; return the content of result.json.
 
-    `stage_a`: the run whose checkpoint this one starts from. After a signal no process is started, and a
-    running one is told to end, which it does after its step. UserError if a process fails.
+    A folder with anything else, such as a result of other options, is renamed. UserError if a process fails.
+    After a signal the result is None: a running process is told to end, which it does after its step.
     """
-    if stage_a:
-        stage_a.result()  # raises its error
-    if interrupt.pending_signal():
-        return "stopped"
-    result, duration = read_result(folder, command), "done before"
-    if not result:
-        make_empty(folder)
-        code = train_and_evaluate(folder, command, jobs)
-        if interrupt.pending_signal():
-            return "stopped"
-        result = read_result(folder, command)
-        if code or not result:
-            hint = f"see {folder / 'output.log'}; the same command resumes"
-            raise UserError(f"a run failed (exit code {code}): {hint}")
-        duration = f"{result['seconds']:.0f} s"
-    return f"mIoU {result['mIoU']:.2f} (running {result['mIoU_running']:.2f}), {duration}"
-
-
-def read_result(folder: Path, command: list[str]) -> dict | None:
-    """Return the result of a finished run of this command, whose folders may have moved; None without one."""
     result = read_json(folder / "result.json")
-    if not isinstance(result, dict):
-        return None
-    commands = result.get("command", []), command
-    theirs, ours = ([word for word in words if os.sep not in word] for words in commands)
-    return result if theirs == ours else None
-
-
-def make_empty(folder: Path) -> None:
-    """Make an empty folder for a run: rename a result of other options, remove what a killed run left.
-
-    UserError if a process is still in the folder, or if it holds something else.
-    """
-    if (folder / "result.json").exists():
+    if result and result.get("command") == command:
+        return result
+    if folder.exists():
+        run_folder.lock_run_dir(folder, option="--folder")  # a run may outlive the process that started it
         rotate_existing(folder)
-    lock = run_folder.lock_run_dir(folder, option="--folder")  # a run may outlive the process that started it
-    if any(folder.iterdir()) and not (folder / "output.log").exists():
-        raise UserError(f"{folder} holds something else than a run of the ablation; choose another --folder")
-    shutil.rmtree(folder)
-    folder.mkdir()
-    if lock is not None:
-        os.close(lock)
-
-
-def train_and_evaluate(folder: Path, command: list[str], jobs: int) -> int:
-    """Run both processes, with their output in output.log; return the first exit code that is not 0, or 0."""
-    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})}
+    folder.mkdir(parents=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if jobs > 1 else None
     with open(folder / "output.log", "w", encoding="utf-8") as log:
-        log.write(f"python {demo.TRAIN.name} {' '.join(command)}\n")
-        log.flush()
         for program in ([demo.TRAIN], [__file__, "--evaluate"]):
+            if interrupt.pending_signal():
+                return None
             child = [sys.executable, *program, *command]
             process = subprocess.Popen(child, env=environment, stdout=log, stderr=subprocess.STDOUT)
             [code] = demo.wait_for([process])
-            if code or interrupt.pending_signal():
-                break
-    return code
+            if code and not interrupt.pending_signal():
+                raise UserError(f"a run failed (exit code {code}): see {log.name}; the same command resumes")
+    return read_json(folder / "result.json")
 
 
-def evaluate_run(args: Namespace, command: list[str]) -> None:
-    """Evaluate the last checkpoint of a training and write its result.json.
-
-    args: the training's options, as they were parsed from `command`.
-    """
+def evaluate_run(args: Namespace) -> None:
+    """Evaluate the last checkpoint of a training with these options, and write its result.json."""
     folder = Path(args.snapshot_dir)
-    started, path = (folder / "options.json").stat().st_mtime, folder / f"GTA5_{args.num_steps_stop}.ckpt"
+    path, started = folder / f"GTA5_{args.num_steps_stop}.ckpt", (folder / "options.json").stat().st_mtime
     device.setup(args)
-    city, size = args.data_dir_target, args.input_size_target
-    val = cityscapesDataSet(city, "val", size=size, labels=True)
-    unlabelled = cityscapesDataSet(city, "train", size=size)
-    result = demo.evaluate_both_bn(generator("small"), path, val, unlabelled)
+    result = demo.evaluate_both_bn(generator("small"), path, args.data_dir_target, args.input_size_target)
     write_json(folder / "result.json", {
-        **result, "seconds": round(time.time() - started, 1), "command": command,
-        "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})  # fmt: skip
+        **result, "seconds": round(time.time() - started, 1), "command": sys.argv[2:],
+        "threads": os.environ.get("OMP_NUM_THREADS"), "versions": device.versions()})
 
 
 def tune(args: Namespace) -> tuple[dict[str, str], str]:
@@ -231,17 +174,17 @@ def tune(args: Namespace) -> tuple[dict[str, str], str]:
     Returns {method: lambda_adv}, and a sentence for the table.
     """
     rows = {f"{method}_adv_{value}": options_of(method, {method: value})
-            for method in TUNED for value in GRID}  # fmt: skip
+            for method in TUNED for value in GRID}
     results = run_all(args, TUNING_SEEDS, rows)
     chosen, texts = {}, []
     for method in TUNED:
-        means = {value: statistics.fmean(results[seed, f"{method}_adv_{value}"]["mIoU"]
-                                         for seed in TUNING_SEEDS) for value in GRID}  # fmt: skip
+        means = {v: statistics.fmean(results[seed, f"{method}_adv_{v}"]["mIoU"] for seed in TUNING_SEEDS)
+                 for v in GRID}
         chosen[method] = max(GRID, key=means.get)
-        texts.append(f"{method.upper()} " + ", ".join(f"{value}: {means[value]:.2f}" for value in GRID))
+        texts.append(f"{method.upper()} " + ", ".join(f"{v}: {mean:.2f}" for v, mean in means.items()))
     seeds = ", ".join(map(str, TUNING_SEEDS))
     return chosen, (f"lambda_adv {chosen['tan']} for TAN, {chosen['clan']} for CLAN, each the best of "
-                    f"{', '.join(GRID)} on seeds {seeds} (mIoU {'; '.join(texts)}).")  # fmt: skip
+                    f"{', '.join(GRID)} on seeds {seeds} (mIoU {'; '.join(texts)}).")
 
 
 def mean_sd(values: list[float]) -> tuple[float, float | None]:
@@ -262,7 +205,7 @@ def table(results: dict, rows: list[str], seeds: list[int]) -> str:
     lines = []
     for title, name in STATISTICS.items():
         lines += [f"| {title} | n | mIoU | " + " | ".join(f"− {base}" for base in BASES.values()) + " |",
-                  "|---" * (3 + len(BASES)) + "|"]  # fmt: skip
+                  "|---" * (3 + len(BASES)) + "|"]
         values = {row: [results[seed, row][name] for seed in seeds] for row in rows}
         for row in rows:
             cells = [ROWS[row][0], str(len(seeds)), cell(values[row])]
@@ -281,19 +224,18 @@ def main(args: Namespace) -> None:
         lambda_adv, origin = tune(args)
     results = run_all(args, args.seeds, {row: options_of(row, lambda_adv) for row in args.rows})
 
-    threads = {result["threads"] or "all" for result in results.values()}
-    domains = "CamVid to IDD-Lite, " if args.camvid else ""
-    note = (f"{domains}{args.steps} steps; mean (standard deviation) over seeds "
-            f"{', '.join(map(str, args.seeds))}, points of mIoU on the target's val set; differences are "
-            f"paired by seed. {origin} OMP threads of a run: {', '.join(sorted(threads))}.")  # fmt: skip
-    text = f"{table(results, args.rows, args.seeds)}{note}\n"
+    threads = sorted({result["threads"] or "all" for result in results.values()})
+    text = (f"{table(results, args.rows, args.seeds)}{'CamVid to IDD-Lite, ' if args.camvid else ''}"
+            f"{args.steps} steps; mean (standard deviation) over seeds {', '.join(map(str, args.seeds))}, "
+            "points of mIoU on the target's val set; differences are paired by seed. "
+            f"{origin} OMP threads of a run: {', '.join(threads)}.\n")
     print(f"\n{text}")
     if args.markdown:
         with atomic(args.markdown) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if args.chart:
         series = {label: [mean_sd([results[seed, row][name] for seed in args.seeds]) for row in args.rows]
-                  for label, name in STATISTICS.items()}  # fmt: skip
+                  for label, name in STATISTICS.items()}
         title = f"mIoU (%) on the target, mean and sd over n = {len(args.seeds)} seeds"
         with atomic(args.chart) as temporary:
             bars(title, [ROWS[row][0] for row in args.rows], series).save(temporary)
@@ -307,20 +249,17 @@ def list_of(kind: Callable[[str], object]) -> Callable[[str], list]:
 def get_arguments() -> Namespace:
     parser = Parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    tuning_seeds = ", ".join(map(str, TUNING_SEEDS))
-    add("--tune", action="store_true", help=f"first choose lambda_adv of TAN and CLAN from {', '.join(GRID)} "
-        f"on seeds {tuning_seeds}; otherwise it is 1")  # fmt: skip
-    add("--seeds", type=list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",
-        help="with commas between them (default: %(default)s)")  # fmt: skip
+    grid, tuning_seeds = ", ".join(GRID), ", ".join(map(str, TUNING_SEEDS))
+    add("--tune", action="store_true",
+        help=f"first choose lambda_adv of TAN and CLAN from {grid} on seeds {tuning_seeds}; otherwise 1")
+    add("--seeds", type=list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5", help="with commas between")
     add("--camvid", metavar="DIR", help="CamVid in SegNet's version: {train,val,test} and {...}annot")
-    add("--idd", metavar="DIR", help="IDD-Lite: leftImg8bit and gtFine; both data sets are converted to "
-        f"{PHOTO_DATA}, unless it exists")  # fmt: skip
-    add("--rows", type=list_of(str), help="with commas between them, of "
-        f"{', '.join(ROWS)} (default: all; with --camvid {', '.join(PHOTO_ROWS)})")  # fmt: skip
+    add("--idd", metavar="DIR", help=f"IDD-Lite: leftImg8bit and gtFine; both are converted to {PHOTO_DATA}")
+    add("--rows", type=list_of(str), help=f"with commas between, of {', '.join(ROWS)} "
+        f"(default: all; with --camvid {', '.join(PHOTO_ROWS)})")
     add("--steps", type=number(int, 1), help="of stage B; stage A takes 2.5 times as many, with --camvid "
-        f"3.125 times (default: {STEPS}, with --camvid {PHOTO_STEPS})")  # fmt: skip
-    add("--jobs", type=number(int, 1), default=1,
-        help="runs at a time; above 1 each has one thread (default: %(default)s)")  # fmt: skip
+        f"3.125 times (default: {STEPS}, with --camvid {PHOTO_STEPS})")
+    add("--jobs", type=number(int, 1), default=1, help="runs at a time; above 1 each has one thread")
     add("--folder", help=f"of all runs (default: {FOLDER}, with --camvid {PHOTO_FOLDER})")
     add("--markdown", metavar="FILE", help="also write the table to this file")
     add("--chart", metavar="FILE", help="also write a bar chart to this file, .png")
@@ -334,15 +273,13 @@ def get_arguments() -> Namespace:
     args.steps = args.steps or (PHOTO_STEPS if args.camvid else STEPS)
     args.folder = args.folder or (PHOTO_FOLDER if args.camvid else FOLDER)
     args.rows = args.rows or (PHOTO_ROWS if args.camvid else list(ROWS))
-    for row in args.rows:
-        if row not in ROWS:
-            parser.error(f"--rows {row}: no such row; there are {', '.join(ROWS)}")
+    if unknown := [row for row in args.rows if row not in ROWS]:
+        parser.error(f"--rows {unknown[0]}: no such row; there are {', '.join(ROWS)}")
     return args
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--evaluate"]:  # a process of `train_and_evaluate`
-        command = sys.argv[2:]
-        run_script(lambda args: evaluate_run(args, command), train_options.get_arguments(command))
+    if sys.argv[1:2] == ["--evaluate"]:  # a process of `do_run`
+        run_script(evaluate_run, train_options.get_arguments(sys.argv[2:]))
     else:
         run_script(main, get_arguments())

@@ -3,9 +3,7 @@
 from PIL import Image, ImageDraw, ImageFont
 
 
-def bars(
-    title: str, labels: list[str], series: dict[str, list[tuple[float, float | None]]]
-) -> Image.Image:
+def bars(title: str, labels: list[str], series: dict[str, list[tuple[float, float | None]]]) -> Image.Image:
     """Return horizontal bars from 0: for each label one bar of each series.
 
     `series` holds (value, standard deviation or None) for each label.
@@ -27,17 +25,14 @@ def bars(
         y = head + n * group
         draw.text((left - gap, y + (group - gap) / 2), label, "black", font, anchor="rm")
         for k, (values, colour) in enumerate(zip(series.values(), colours)):
-            value, sd = values[n]
-            a, b = y + k * slot + 2, y + (k + 1) * slot - 2
-            end = left + width * max(value, 0) / top
-            draw.rectangle((left, a, end, b), colour)
+            (value, sd), middle = values[n], y + (k + 0.5) * slot
+            low, end, high = (left + width * max(value + s * (sd or 0), 0) / top for s in (-1, 0, 1))
+            draw.rectangle((left, middle - 8, end, middle + 8), colour)
             if sd is not None:
-                ends, middle = [left + width * max(value + s * sd, 0) / top for s in (-1, 1)], (a + b) / 2
-                draw.line((ends[0], middle, ends[1], middle), "black", 2)
-                for x in ends:
+                draw.line((low, middle, high, middle), "black", 2)
+                for x in (low, high):
                     draw.line((x, middle - 4, x, middle + 4), "black", 2)
-                end = max(end, ends[1])
             text = f"{value:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
-            draw.text((end + 8, (a + b) / 2), text, "black", font, anchor="lm")
+            draw.text((high + 8, middle), text, "black", font, anchor="lm")
     draw.line((left, head, left, head + group * len(labels) - gap), "black", 1)
     return figure

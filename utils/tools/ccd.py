@@ -6,19 +6,14 @@ For each class, the Euclidean distance between the centre (mean) of its features
 centre of its features in the target domain. If it is smaller after adaptation, the class is aligned better.
 
 The features of two networks may have different scales, so a relative distance, which is our own and not the
-paper's, is reported as well:
-
-    relative(i) = |s_i - t_i| / scale
-    scale       = mean of |a - b| over all pairs of centres a, b of different classes
-
-s_i and t_i are the centres of class i in source and target. The pairs are among s_1 … s_n, t_1 … t_n of the
-n classes that occur in both domains: 2n(n-1) pairs, within a domain and across. Each checkpoint has its own
-scale; a relative distance of 1 is the average distance between different classes.
+paper's, is reported as well: |s_i - t_i| / scale, where s_i and t_i are the centres of class i in source and
+target, and scale is the mean of |a - b| over all pairs of centres a, b of different classes, within a domain
+and across, of the classes that occur in both. Each checkpoint has its own scale; a relative distance of 1 is
+the average distance between different classes.
 
 Features are those before the classifiers, at stride 8, with batch norm in evaluation mode. Labels are
-downsampled to them by nearest neighbour with aligned corners, as predictions are upsampled. Only sums are
-kept, in float64, so memory does not grow with the number of images. With --adapt-bn each domain uses BN
-statistics re-estimated on its own train images, as the evaluation script's option does for the target.
+downsampled to them by nearest neighbour with aligned corners, as predictions are upsampled. With --adapt-bn
+each domain uses BN statistics re-estimated on its own train images.
 """
 
 import argparse
@@ -69,20 +64,19 @@ class Features(nn.Cell):
 
 def downsample_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the trainIds (H, W) at the points of a height x width grid with the same corners."""
-    rows, columns = (np.rint(np.linspace(0, n - 1, m)).astype(int)
-                     for n, m in zip(labels.shape, (height, width)))  # fmt: skip
-    return labels[rows[:, None], columns]
+    grid = [np.rint(np.linspace(0, n - 1, m)).astype(int) for n, m in zip(labels.shape, (height, width))]
+    return labels[np.ix_(*grid)]
 
 
 def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
     """Return points per class (classes,) int64 and centres (classes, C) float64 of the images `chosen`.
 
-    A point is a position of the feature map. The centre of a class without points is NaN.
+    A point is a position of the feature map. The centre of a class without points is NaN. Only sums are kept.
     """
     features.set_train(False)
     points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
-    for images, labels in tqdm(batches(data, 1, workers, chosen), desc="features", total=len(chosen),
-                                 unit="image", leave=False, disable=None):  # fmt: skip
+    stream = batches(data, 1, workers, chosen)
+    for images, labels in tqdm(stream, "features", len(chosen), leave=False, disable=None):
         interrupt.exit_if_pending()
         f = features(images).asnumpy()[0].astype(np.float64)
         small = downsample_labels(labels.asnumpy()[0], *f.shape[1:])
@@ -95,8 +89,7 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
 def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the distance of each class (n,), from centres (n, C) of both domains, and the scale (see above).
 
-    A class without a centre in one of the domains has NaN. UserError if fewer than two classes have both, or
-    if all centres are equal.
+    A class without a centre in one of the domains has NaN. UserError if fewer than two classes have both.
     """
     both = np.flatnonzero(~np.isnan(source + target).any(1))
     if len(both) < 2:
@@ -104,30 +97,22 @@ def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float
     every, classes = np.concatenate((source[both], target[both])), np.tile(both, 2)
     between, result = cdist(every, every), np.full(NUM_CLASSES, np.nan)
     result[both] = between.diagonal(len(both))  # s_i with t_i
-    scale = float(between[classes[:, None] != classes].mean())
-    if scale == 0:
-        raise UserError("all classes have one centre: a collapsed network; try an earlier checkpoint")
-    return result, scale
+    return result, float(between[classes[:, None] != classes].mean())
 
 
-def with_mean(values: np.ndarray) -> np.ndarray:
-    """Append to the values of n classes (n, …) their mean over those that have one, (n + 1, …)."""
-    return np.concatenate((values, np.nanmean(values, 0, keepdims=True)))
-
-
-def table(distance: np.ndarray, relative: np.ndarray) -> str:
-    """Return a line for each class and one for their mean, of (n, 2) values; dashes for a class without."""
+def table(values: dict[str, np.ndarray]) -> str:
+    """Return a line for each of ROWS with "distance" and "relative" (rows, 2); dashes where they are NaN."""
     lines = [f"{'':<14}{'distance':>30}{'relative':>30}"]
     lines += [f"{'':<14}" + 2 * "".join(f"{word:>10}" for word in (*WHEN, "change"))]
-    for name, *pairs in zip(ROWS, with_mean(distance), with_mean(relative)):
+    for name, *pairs in zip(ROWS, values["distance"], values["relative"]):
         cells = [f"{a:10.3f}{b:10.3f}{b - a:+10.3f}" if a == a else f"{'–':>10}" * 3 for a, b in pairs]
         lines.append(f"{name:<14}" + "".join(cells))
     return "\n".join(lines)
 
 
 def chart(title: str, values: np.ndarray) -> Image.Image:
-    """Return bars, before and after, of (n, 2) values and their mean, without classes that have none."""
-    shown = [(name, pair) for name, pair in zip(ROWS, with_mean(values)) if not np.isnan(pair).any()]
+    """Return bars, before and after, of (rows, 2) values without classes that have none."""
+    shown = [(name, pair) for name, pair in zip(ROWS, values) if not np.isnan(pair).any()]
     series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}
     return bars(title, [name for name, _ in shown], series)
 
@@ -136,8 +121,8 @@ def main(args: argparse.Namespace) -> None:
     source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
     city, size = args.data_dir_target, args.input_size_target
     target = cityscapesDataSet(city, args.set, args.data_list_target, size, labels=True)
+    train = cityscapesDataSet(city, "train", size=size) if args.adapt_bn else None
     chosen = [evenly_spaced_indices(len(data), args.count or len(data)) for data in (source, target)]
-    trains = [source, cityscapesDataSet(city, "train", size=size)] if args.adapt_bn else [source, target]
     for line in source.reports + target.reports:
         print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
@@ -151,36 +136,32 @@ def main(args: argparse.Namespace) -> None:
         features = networks[checkpoint.model_of(content)]
         print(checkpoint.load(features.net_G, content, path, "net_G"))
         domains = []
-        for data, images, train in zip((source, target), chosen, trains):
+        for data, images, own in zip((source, target), chosen, (source, train)):
             if args.adapt_bn:
-                adapt_bn(features.net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
+                adapt_bn(features.net_G, own, args.adapt_bn, args.batch_size, args.num_workers)
             domains.append(centres(features, data, images, args.num_workers))
         points, both = zip(*domains)
-        if not all(np.isfinite(c[n > 0]).all() for n, c in domains):
-            raise UserError(f"{path}: its features are not finite; try an earlier checkpoint")
         found.append(distances(*both))
     distance, scale = np.stack([d for d, _ in found], 1), np.array([s for _, s in found])
-    print(table(distance, distance / scale))
-    write_results(Path(args.save_path), distance, scale, {
+    values = {name: np.concatenate((of_classes, np.nanmean(of_classes, 0, keepdims=True)))
+              for name, of_classes in (("distance", distance), ("relative", distance / scale))}
+    print(table(values))
+    write_results(Path(args.save_path), values, {
         "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,
         "scale": dict(zip(WHEN, scale)), "images": dict(zip(DOMAINS, map(len, chosen))),
         "points": {domain: dict(zip(CLASS_NAMES, n.tolist())) for domain, n in zip(DOMAINS, points)},
-    })  # fmt: skip
+    })
 
 
-def write_results(folder: Path, distance: np.ndarray, scale: np.ndarray, content: dict) -> None:
-    """Write ccd.json, `content` and both kinds of distances, and ccd.png; earlier ones are renamed.
-
-    distance: (classes, 2), before and after; scale: (2,).
-    """
+def write_results(folder: Path, values: dict[str, np.ndarray], content: dict) -> None:
+    """Write ccd.json, `content` and the `values` of `table`, and ccd.png; earlier ones are renamed."""
     run_folder.archive_old_results(folder / "ccd.json", folder / "ccd.png")
-    for kind, values in (("distance", distance), ("relative", distance / scale)):
-        content[kind] = {name: dict(zip(WHEN, map(number_or_none, pair)))
-                         for name, pair in zip(ROWS, with_mean(values))}  # fmt: skip
+    for kind, pairs in values.items():
+        content[kind] = {name: dict(zip(WHEN, map(number_or_none, pair))) for name, pair in zip(ROWS, pairs)}
     write_json(folder / "ccd.json", content)
     with atomic(folder / "ccd.png") as temporary:
-        left = chart("Distance of a class's centres in source and target (CCD)", distance)
-        right = chart("The same, relative to the mean distance between classes", distance / scale)
+        left = chart("Distance of a class's centres in source and target (CCD)", values["distance"])
+        right = chart("The same, relative to the mean distance between classes", values["relative"])
         Image.fromarray(np.hstack((left, right))).save(temporary)
     print(f"written: {folder / 'ccd.json'}, {folder / 'ccd.png'}")
 
@@ -189,21 +170,18 @@ def get_arguments() -> argparse.Namespace:
     parser = Parser("Distance between the centres of each class in source and target, of two checkpoints.")
     add = parser.add_argument
     add("--restore-from", nargs=2, metavar=("BEFORE", "AFTER"), required=True, help="two checkpoints")
-    add("--data-dir", default="./data/GTA5", help="GTA5 (default: %(default)s)")
-    add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes (default: %(default)s)")
-    add("--set", default="val", help="part of Cityscapes, with labels (default: %(default)s)")
+    add("--data-dir", default="./data/GTA5", help="GTA5")
+    add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes")
+    add("--set", default="val", help="part of Cityscapes, with labels")
     add("--data-list", metavar="FILE", help="one image per line, relative to images/ (default: all)")
-    add("--data-list-target", metavar="FILE",
-        help="one image per line, relative to leftImg8bit/SET/ (default: all)")  # fmt: skip
-    add("--input-size", type=size, default="1280,720", metavar="W,H", help="pixels (default: %(default)s)")
-    add("--input-size-target", type=size, default="1024,512", metavar="W,H",
-        help="pixels (default: %(default)s)")  # fmt: skip
+    add("--data-list-target", metavar="FILE", help="the same, relative to leftImg8bit/SET/ (default: all)")
+    add("--input-size", type=size, default="1280,720", metavar="W,H", help="pixels")
+    add("--input-size-target", type=size, default="1024,512", metavar="W,H", help="pixels")
     add("--count", type=number(int, 1), help="images of each domain, evenly spaced (default: all)")
-    add("--adapt-bn", type=number(int, 0), default=0, metavar="N",
-        help="re-estimate BN statistics for each domain on N of its train images "
-        "(default: %(default)s, the checkpoint's)")  # fmt: skip
-    add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn (default: %(default)s)")
-    add("--save-path", default="./result/ccd", metavar="DIR", help="of the results (default: %(default)s)")
+    add("--adapt-bn", type=number(int, 0), default=0, metavar="N", help="re-estimate BN statistics for each "
+        "domain on N of its train images (default: 0, the checkpoint's)")
+    add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn")
+    add("--save-path", default="./result/ccd", metavar="DIR", help="of the results")
     add_machine_options(parser)
     return parser.parse_args()
 

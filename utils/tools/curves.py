@@ -31,7 +31,7 @@ AUTHORS = np.array([
 AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
 # A run with these options can be compared to theirs step by step.
 THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
-          "batch_size": 1, "iter_size": 1, "processes": 1}  # fmt: skip
+          "batch_size": 1, "iter_size": 1, "processes": 1}
 LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "lr"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
 
 
@@ -44,10 +44,12 @@ def columns(path: Path) -> dict[str, np.ndarray]:
 def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: bool, title: str):
     """Return a matplotlib figure of loss.csv and miou.csv (see `columns`), of which one may be empty.
 
-    theirs: show the authors' curve, too.
+    theirs: show the authors' curve, too. UserError without matplotlib.
     """
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("the figure needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")  # no display
     from matplotlib import pyplot
 
@@ -57,8 +59,6 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
     for name, panel in panels.items():
         panel.set(title="learning rates" if name == "lr" else name, xlabel="step")
         panel.grid(alpha=0.3)
-        if not losses and name != "mIoU":
-            panel.text(0.5, 0.9, "no rows in loss.csv yet", ha="center", va="top", transform=panel.transAxes)
     if losses:
         step, window = losses["step"], max(1, len(losses["step"]) // 50)
         for name in LOSSES:
@@ -69,52 +69,40 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
         panels["lr"].plot(step, losses["lr"], color="#1f4e79", label="lr: G's backbone")
         panels["lr"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
         panels["lr"].legend()
-    if scores or theirs:
-        panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
     for name in [name for name in scores if name.startswith("mIoU")]:  # from SYNTHIA mIoU_16 and mIoU_13
         label = name.replace("mIoU_", "over classes: ").replace("mIoU", "this run")
         panels["mIoU"].plot(scores["step"], scores[name], "o-", label=label)
     if theirs:
         panels["mIoU"].plot(AUTHORS_STEPS, AUTHORS, ".-", color="#999999", zorder=1,
-                            label="the authors' run (released code)")  # fmt: skip
+                            label="the authors' run (released code)")
     if scores or theirs:
+        panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
         panels["mIoU"].legend(loc="lower right")
     return figure
 
 
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the --snapshot-dir of a training")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("the figure needs matplotlib: pip install matplotlib") from None
     losses, scores = columns(folder / "loss.csv"), columns(folder / "miou.csv")
-    options = read_json(folder / "options.json")
-    theirs = isinstance(options, dict) and options.items() >= THEIRS.items()
     if not losses and not scores:
         raise UserError(f"{folder}: no rows in loss.csv or miou.csv; give the --snapshot-dir of a training")
-    for table, content in (("loss.csv", losses), ("miou.csv", scores)):
+    for name, content in (("loss.csv", losses), ("miou.csv", scores)):
         if not content:
-            state = "has no rows yet" if (folder / table).is_file() else "is missing"
-            print(f"{folder / table} {state}: its curves are missing")
+            print(f"{folder / name} has no rows yet: its curves are missing")
+    theirs = (read_json(folder / "options.json") or {}).items() >= THEIRS.items()
     figure = draw(losses, scores, theirs, str(folder))
     with atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)
-    name = next((name for name in scores if name.startswith("mIoU")), "mIoU")
-    for step, score in list(zip(scores.get("step", []), scores.get(name, [])))[-1:]:
-        near = np.flatnonzero(AUTHORS_STEPS == step) if theirs else []
-        print(f"after {step:.0f} steps: {name} {score:.2f}"
-              + "".join(f"; the authors' run had {AUTHORS[i]:.2f}" for i in near))  # fmt: skip
+    if scores:
+        name = next(name for name in scores if name.startswith("mIoU"))
+        step, text = scores["step"][-1], f"{name} {scores[name][-1]:.2f}"
+        for i in np.flatnonzero(AUTHORS_STEPS == step) if theirs else ():
+            text += f"; the authors' run had {AUTHORS[i]:.2f}"
+        print(f"after {step:.0f} steps: {text}")
     print(f"written: {folder / 'curves.png'}")
 
 
-def get_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = Parser("Plot losses, learning rates and mIoU of a training over steps.")
     parser.add_argument("folder", metavar="FOLDER", help="--snapshot-dir of a training, also one under way")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    run_script(main, get_arguments())
+    run_script(main, parser.parse_args())

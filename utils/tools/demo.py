@@ -4,10 +4,7 @@ Stage A trains on the source alone, from scratch. Stage B continues from its che
 equal steps, schedule and source images: source only; the control, where target images pass through the
 network, and so through its BN statistics, without a discriminator (lambda_adv 0); CLAN. Each is evaluated on
 the target's val set, with BN statistics re-estimated on unlabelled target images and with the running ones.
-Target labels are for evaluation only.
-
-Every training is a process of its own. On the CPU those of stage B run at the same time, as the small network
-cannot keep two cores busy.
+Target labels are for evaluation only. Every training is a process of its own.
 """
 
 import os
@@ -30,7 +27,7 @@ from model.upsample import up
 from utils import checkpoint
 from utils.evaluation import adapt_bn, evaluate
 from utils.loss import alignment_map
-from utils.metrics import class_iou, mean_iou, number_or_none
+from utils.metrics import class_iou, mean_iou, number_or_none, percent
 from utils.system import device, interrupt
 from utils.system.errors import UserError
 from utils.system.files import atomic, write_json
@@ -56,19 +53,14 @@ def demo(args) -> None:
     if (folder / "stage_a").exists():
         raise UserError(f"{folder} already holds a demo; choose another --snapshot-dir or move that one away")
     data = write_demo_data("./data/demo", seed)
-    try:
-        run_stages(args, data)
-    except SystemExit:  # the hint that a training prints is about that training alone
-        print(f"to begin again, move {folder} away and start the demo as before")
-        raise
+    run_stages(args, data)
 
     print("\nevaluating on the target's val set")
     val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
-    unlabelled = cityscapesDataSet(data / "Cityscapes", "train", size=SIZE)
     net_G, result, logits = generator("small").set_train(False), {}, {}
     for name in METHODS:
         path = folder / name / f"GTA5_{steps}.ckpt"
-        result[name] = evaluate_both_bn(net_G, path, val, unlabelled, args.num_workers)
+        result[name] = evaluate_both_bn(net_G, path, data / "Cityscapes", SIZE, args.num_workers)
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
 
     with atomic(folder / "demo.png") as temporary:
@@ -83,20 +75,20 @@ def demo(args) -> None:
 def run_stages(args, data: Path) -> None:
     """Train stage A, then the METHODS of stage B from its checkpoint, each into a folder of its own."""
     folder, steps_a = Path(args.snapshot_dir), args.num_steps * 5 // 2
-    machine = {"--device": device.target(), "--device-id": args.device_id, "--mode": args.mode,
-               "--conv-precision": args.conv_precision, "--num-workers": args.num_workers,
-               **({"--jit-level": args.jit_level} if args.jit_level else {})}
-    faster = ["--save-memory"] if device.on_cpu() else []  # its compilation pays after 200 steps
+    machine = ["--save-memory"] if device.on_cpu() else []  # its compilation pays after 200 steps
+    machine += ["--device", device.target(), "--device-id", args.device_id, "--mode", args.mode,
+                "--conv-precision", args.conv_precision, "--num-workers", args.num_workers]
+    machine += ["--jit-level", args.jit_level] if args.jit_level else []
 
     def command(name: str, steps: int, options: list[str]) -> list[str]:
-        options = [*options, *faster, *flat(machine)]
-        return build_argv(data, folder / name, steps, args.random_seed, options)
+        return build_argv(data, folder / name, steps, args.random_seed, [*options, *machine])
 
     train({"stage_a": command("stage_a", steps_a, STAGE_A)})
     start = [*STAGE_B, "--restore-from", str(folder / "stage_a" / f"GTA5_{steps_a}.ckpt")]
     stage_b = {name: command(name, args.num_steps, [*start, *options]) for name, options in METHODS.items()}
+    # The small network cannot keep two CPU cores busy; an NPU runs one training at a time.
     for commands in [stage_b] if device.on_cpu() else [{name: argv} for name, argv in stage_b.items()]:
-        train(commands)  # an NPU runs one training at a time
+        train(commands)
 
 
 def train(commands: dict[str, list[str]]) -> None:
@@ -106,8 +98,7 @@ def train(commands: dict[str, list[str]]) -> None:
     signal, both once all have ended.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    threads = (min(int(limit), cores) if limit.isdecimal() else cores) // len(commands)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores) // len(commands)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(threads, 1))}
     processes, readers = [], []
     for name, argv in commands.items():
@@ -115,22 +106,21 @@ def train(commands: dict[str, list[str]]) -> None:
         process = subprocess.Popen([sys.executable, TRAIN, *argv], env=environment, encoding="utf-8",
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         processes.append(process)
-        readers.append(Thread(target=show, args=(f"{name:<7} | ", process.stdout)))
+        readers.append(Thread(target=show, args=(name, process.stdout)))
         readers[-1].start()
     codes = wait_for(processes)
     for reader in readers:
         reader.join()
     interrupt.exit_if_pending()
-    failed = [(name, code) for name, code in zip(commands, codes) if code]
-    for name, code in sorted(failed, key=lambda pair: pair[1] == 143):  # 143: told to end, as another failed
-        raise UserError(f"{name} ended with exit code {code}; its last lines say why")
+    for name, code in sorted(zip(commands, codes), key=lambda run: run[1] == 143):
+        if code:  # 143, told to end as another failed, comes last
+            raise UserError(f"{name} ended with exit code {code}; its last lines say why")
 
 
 def show(name: str, lines: TextIO) -> None:
     """Print what a process writes to a pipe, line by line, with its name in front."""
-    with lines:
-        for line in lines:
-            print(name + line, end="", flush=True)
+    for line in lines:
+        print(f"{name:<7} | {line}", end="", flush=True)
 
 
 def wait_for(processes: list[subprocess.Popen]) -> list[int]:
@@ -148,37 +138,28 @@ def wait_for(processes: list[subprocess.Popen]) -> list[int]:
     return codes
 
 
-def flat(options: dict) -> list[str]:
-    """Return {"--num-steps": 500} as ["--num-steps", "500"]."""
-    return [str(word) for pair in options.items() for word in pair]
-
-
-def build_argv(
-    data: Path, folder: Path, steps: int, seed: int, options: list[str], source: str = "GTA5"
-) -> list[str]:
+def build_argv(data: Path, folder: Path, steps: int, seed: int, options: list,
+               source: str = "GTA5") -> list[str]:
     """Return the options of a training of the small network on the images that were generated in `data`."""
-    own = {"--data-dir": data / source, "--data-dir-target": data / "Cityscapes", "--num-steps": steps,
-           "--preheat-steps": steps // 10, "--save-pred-every": steps, "--snapshot-dir": folder,
-           "--random-seed": seed}
-    return [*COMMON, *options, *flat(own)]
+    words = [*COMMON, *options, "--data-dir", data / source, "--data-dir-target", data / "Cityscapes",
+             "--num-steps", steps, "--preheat-steps", steps // 10, "--save-pred-every", steps,
+             "--snapshot-dir", folder, "--random-seed", seed]
+    return [str(word) for word in words]
 
 
-def evaluate_both_bn(
-    net_G: Res_Deeplab, path: Path, val: cityscapesDataSet, unlabelled: cityscapesDataSet, workers: int = 4
-) -> dict:
-    """Load a checkpoint into net_G and evaluate it on `val`, in percent.
+def evaluate_both_bn(net_G: Res_Deeplab, path: Path, city: Path, size: tuple[int, int],
+                     workers: int = 4) -> dict:
+    """Load a checkpoint into net_G and evaluate it on the val set of `city` at this size (W, H), in percent.
 
-    mIoU, and IoU of each class, are those with BN statistics re-estimated on `unlabelled`, which net_G keeps;
-    mIoU_running is that with the checkpoint's own statistics.
+    mIoU, and IoU of each class, are those with BN statistics re-estimated on the train images, which net_G
+    keeps; mIoU_running is that with the checkpoint's own statistics.
     """
-
-    def confusion() -> np.ndarray:
-        return evaluate(net_G, val, "sum", BATCH, workers, interrupt.exit_if_pending)
-
+    val = cityscapesDataSet(city, "val", size=size, labels=True)
+    settings = "sum", BATCH, workers, interrupt.exit_if_pending
     checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
-    running = mean_iou(confusion())
-    adapt_bn(net_G, unlabelled, ADAPT, BATCH, workers)
-    adapted = confusion()
+    running = mean_iou(evaluate(net_G, val, *settings))
+    adapt_bn(net_G, cityscapesDataSet(city, "train", size=size), ADAPT, BATCH, workers)
+    adapted = evaluate(net_G, val, *settings)
     return {"mIoU": mean_iou(adapted), "mIoU_running": running,
             "IoU": {c: number_or_none(v) for c, v in zip(CLASS_NAMES, class_iou(adapted))}}
 
@@ -199,10 +180,9 @@ def comparison(val: cityscapesDataSet, source: list[Tensor], clan: list[Tensor])
 
 def table(result: dict) -> str:
     """Return a table of IoU of each class and mIoU with both kinds of BN statistics, a column per method."""
-    rows = [("", [f"{name:>9}" for name in result])]
+    lines = [f"{'':<26}" + "".join(f"{name:>9}" for name in result)]
     for c in CLASS_NAMES:
-        ious = [r["IoU"][c] for r in result.values()]
-        rows.append((c, [f"{'–':>9}" if iou is None else f"{iou:9.1f}" for iou in ious]))
-    rows += [("mIoU", [f"{r['mIoU']:9.2f}" for r in result.values()]),
-             ("mIoU, running BN statistics", [f"{r['mIoU_running']:9.2f}" for r in result.values()])]
-    return "\n".join(f"{name:<26}" + "".join(cells) for name, cells in rows)
+        lines.append(f"{c:<26}" + "".join(f"{percent(r['IoU'][c], 1):>9}" for r in result.values()))
+    for key, name in (("mIoU", "mIoU"), ("mIoU_running", "mIoU, running BN statistics")):
+        lines.append(f"{name:<26}" + "".join(f"{r[key]:9.2f}" for r in result.values()))
+    return "\n".join(lines)

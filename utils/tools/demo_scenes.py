@@ -6,8 +6,7 @@ ahead. Shapes are painted from far to near on a canvas of twice the size of the 
 """
 
 import math
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from utils.system import interrupt
 from utils.system.files import atomic_folder
 from utils.visual import colourise
 
-Colour = tuple[float, float, float]
+Colour = np.ndarray | tuple[float, float, float]
 Point = tuple[float, float]
 Plan = list[tuple]  # of (z, painter, x, further arguments of the painter)
 
@@ -49,7 +48,7 @@ PALETTE = {  # the colours of a class in the source domain and in the target dom
     BICYCLE: ("282832 1e6e8c", "424446 585854"),
 }  # fmt: skip
 LOOK = {  # the other constants of appearance; jitter: how far the colours of single objects vary
-    "glass": ((70, 100, 140), (78, 88, 88)), "window": ((50, 70, 100), (86, 92, 92)),
+    "glass": np.array([(70, 100, 140), (78, 88, 88)]), "window": np.array([(50, 70, 100), (86, 92, 92)]),
     "marking": ((240, 236, 220), (186, 186, 182)), "tyre": ((22, 22, 24), (42, 44, 44)), "jitter": (18, 10),
     "facade_shade": (0.30, 0.10), "texture": (1.0, 0.7), "ground_shadow": (0.55, 0.12), "haze": (0.0, 0.5),
     "saturation": (1.15, 0.85), "contrast": (1.12, 0.92), "brightness": (4, -6), "gamma": (1.0, 1.05),
@@ -63,36 +62,20 @@ TEXTURE[[FENCE, VEGETATION, TERRAIN, SKY]] = (6, 6, 4), (16, 20, 10), (10, 14, 1
 TEXTURE /= 100
 
 
-@cache
-def look_of(domain: str) -> SimpleNamespace:
-    """Return the constants of appearance of a domain."""
-    column = DOMAINS.index(domain)
-    codes = {label: pair[column].split() for label, pair in PALETTE.items()}
-    palette = {label: [tuple(bytes.fromhex(code)) for code in row] for label, row in codes.items()}
-    return SimpleNamespace(palette=palette, **{name: pair[column] for name, pair in LOOK.items()})
-
-
-def tint(colour: Colour, gain: float, offset: float = 0.0) -> Colour:
-    """Scale and shift a colour; `Canvas.draw` clips it."""
-    return colour[0] * gain + offset, colour[1] * gain + offset, colour[2] * gain + offset
-
-
-def faded(colour: Colour, saturation: float) -> Colour:
+def faded(colour: Sequence[float], saturation: float) -> Colour:
     """Move a colour towards the grey of its own brightness."""
     amount = min(1.0, saturation)
-    return tint(colour, amount, (1 - amount) * sum(colour) / 3)
-
-
-def mirrored(*points: Point) -> list[Point]:
-    """Return an outline: its right half, which is given, and the reflection of that."""
-    return [*points, *((-s, t) for s, t in reversed(points))]
+    return amount * np.array(colour) + (1 - amount) * sum(colour) / 3
 
 
 class Canvas:
     """An unfinished image, its pinhole camera, and the random generators of layout and of appearance."""
 
     def __init__(self, seed: int, domain: str, width: int, height: int) -> None:
-        self.width, self.height, self.look = width, height, look_of(domain)
+        self.width, self.height, column = width, height, DOMAINS.index(domain)
+        self.look = SimpleNamespace(**{name: pair[column] for name, pair in LOOK.items()})
+        self.palette = {label: [np.array([*bytes.fromhex(code)]) for code in pair[column].split()]
+                        for label, pair in PALETTE.items()}
         self.layout, self.appearance = default_rng([seed, 1]), default_rng([seed, 2])
         self.focal, self.eye = 0.85 * width, self.layout.uniform(1.3, 1.7)
         self.vanishing = width * self.layout.uniform(0.40, 0.60), height * self.layout.uniform(0.38, 0.47)
@@ -106,14 +89,12 @@ class Canvas:
 
     def colour(self, label: int, pick: float | None = None) -> Colour:
         """Return a jittered colour of a class: a random one of its palette, or the one at `pick` (0 to 1)."""
-        choices, pick = self.look.palette[label], self.layout.random() if pick is None else pick
-        red, green, blue, common = self.look.jitter * self.appearance.uniform(-1, 1, 4)
-        base = tint(choices[min(int(pick * len(choices)), len(choices) - 1)], 1, common)
-        return base[0] + red / 2, base[1] + green / 2, base[2] + blue / 2
+        choices, pick = self.palette[label], self.layout.random() if pick is None else pick
+        jitter = self.look.jitter * self.appearance.uniform(-1, 1, 4)
+        return choices[min(int(pick * len(choices)), len(choices) - 1)] + jitter[3] + jitter[:3] / 2
 
-    def draw(
-        self, shape: str, label: int, colour: Colour, z: float, *points: Point, thickness: float = 0
-    ) -> None:
+    def draw(self, shape: str, label: int, colour: Colour, z: float, *points: Point,
+             thickness: float = 0) -> None:
         """Paint a polygon, a line, or a rectangle or ellipse given by two opposite corners."""
         scaled = [(SCALE * u, SCALE * v) for u, v in points]
         if shape in ("rectangle", "ellipse"):  # the upper left corner comes first
@@ -121,7 +102,7 @@ class Canvas:
         width = {"width": max(SCALE, round(SCALE * thickness))} if shape == "line" else {}
         ink = tuple(min(255, max(0, int(value))) for value in colour)
         inks = (None, None, ink[0]) if label == SHADOW else (ink, label + 256 * int(2 * min(z, FAR)), None)
-        for pen, fill in zip(self.pens, inks, strict=True):
+        for pen, fill in zip(self.pens, inks):
             if fill is not None:
                 getattr(pen, shape)(scaled, fill=fill, **width)
 
@@ -130,13 +111,17 @@ class Canvas:
         corners = ((x[0], y[0], z[0]), (x[1], y[1], z[0]), (x[1], y[1], z[1]), (x[0], y[0], z[1]))
         self.draw("polygon", label, colour, math.sqrt(z[0] * z[1]), *(self.project(*p) for p in corners))
 
-    def facing(
-        self, label: int, x: float, z: float, width: float = 1, height: float = 1, base: float = 0
-    ) -> Callable[..., None]:
-        """Return a brush for an upright plane that faces us: (0, 0) is its foot, (0.5, 1) the top right."""
+    def facing(self, label: int, x: float, z: float, width: float = 1, height: float = 1,
+               base: float = 0) -> Callable[..., None]:
+        """Return a brush for an upright plane that faces us: (0, 0) is its foot, (0.5, 1) the top right.
+
+        Its shape "symmetric" is a polygon, of which the right half is given.
+        """
         (u, v), across, up = self.project(x, base, z), self.focal * width / z, self.focal * height / z
 
         def brush(shape: str, colour: Colour, *points: Point, thickness: float = 0) -> None:
+            if shape == "symmetric":
+                shape, points = "polygon", (*points, *((-s, t) for s, t in reversed(points)))
             pixels = ((u + across * s, v - up * t) for s, t in points)
             self.draw(shape, label, colour, z, *pixels, thickness=across * thickness)
 
@@ -159,20 +144,19 @@ def plan_street(rng: Generator) -> SimpleNamespace:
         border[side] = kerb[side] + side * sum(width for _, width in strips[side])
     breadth = kerb[1] - kerb[-1]
     dividers = [kerb[-1] + breadth * share for share in ([0.5] if breadth < 7.5 else [0.33, 0.67])]
-    lanes = [(a + b) / 2 for a, b in zip([kerb[-1], *dividers], [*dividers, kerb[1]], strict=True)]  # centres
-    marks = {"dividers": dividers, "lanes": lanes, "end": rng.uniform(45, 130)}
-    return SimpleNamespace(kerb=kerb, strips=strips, border=border, shaded=rng.choice(SIDES), **marks)
+    lanes = [(a + b) / 2 for a, b in zip([kerb[-1], *dividers], [*dividers, kerb[1]])]  # their centres
+    return SimpleNamespace(kerb=kerb, strips=strips, border=border, dividers=dividers, lanes=lanes,
+                           end=rng.uniform(45, 130), shaded=rng.choice(SIDES))
 
 
 def paint_sky(canvas: Canvas) -> None:
     """Paint a sky that grows lighter downwards, with up to four clouds."""
     rng, colour, width, step = canvas.layout, canvas.colour(SKY), canvas.width, 0.05 * canvas.height
     for i in range(12):
-        corners = (0, i * step), (width, (i + 1) * step + 1)
-        canvas.draw("rectangle", SKY, tint(colour, 1, 14 * i / 11), FAR, *corners)
+        canvas.draw("rectangle", SKY, colour + 14 * i / 11, FAR, (0, i * step), (width, (i + 1) * step + 1))
     for _ in range(rng.integers(5)):
         u, v, r = rng.uniform((0, 0, 0.04), (1, 0.8, 0.19)) * (width, canvas.vanishing[1], width)
-        canvas.draw("ellipse", SKY, tint(colour, 1, 28), FAR, (u - r, v - r / 4), (u + r, v + r / 4))
+        canvas.draw("ellipse", SKY, colour + 28, FAR, (u - r, v - r / 4), (u + r, v + r / 4))
 
 
 def paint_ground(canvas: Canvas, street: SimpleNamespace) -> None:
@@ -189,7 +173,7 @@ def paint_ground(canvas: Canvas, street: SimpleNamespace) -> None:
         for z in ((1.2, 3), (3, 6), (6, 12), (12, 25), (25, 60), (60, 400)):
             canvas.plane(label, colours[label], (x0, x1), (0, 0), z)
     for x in (left, right):
-        canvas.plane(SIDEWALK, tint(colours[SIDEWALK], 0.8), (x - 0.1, x + 0.1), (0, 0), (1.2, 80))
+        canvas.plane(SIDEWALK, 0.8 * colours[SIDEWALK], (x - 0.1, x + 0.1), (0, 0), (1.2, 80))
     for x in street.dividers:
         for z in np.arange(rng.uniform(3, 6), 70, 6.5):
             canvas.plane(ROAD, marking, (x - 0.09, x + 0.09), (0, 0), (z, z + 3))
@@ -222,30 +206,30 @@ def paint_building(canvas: Canvas, x: float, z: float, start: float, side: int, 
     """Paint a house: its front, its facade along the street, rows of windows and perhaps a cornice."""
     height, glow, colour = canvas.layout.uniform(6, 20), canvas.layout.random(), canvas.colour(BUILDING)
     front = canvas.facing(BUILDING, x + 7 * side, start, 14, height)
-    front("rectangle", tint(colour, 0.86), (-0.5, 0), (0.5, 1))
-    facade = tint(colour, 1 - canvas.look.facade_shade * shaded)
+    front("rectangle", 0.86 * colour, (-0.5, 0), (0.5, 1))
+    facade = (1 - canvas.look.facade_shade * shaded) * colour
     canvas.plane(BUILDING, facade, (x, x), (0, height), (start, z))
     pitch = (z - start) / max(2, int((z - start) / 3))
     columns = np.arange(start + 0.25 * pitch, min(z - 0.5 * pitch, 0.75 * canvas.focal), pitch).tolist()
     for y in np.arange(1.2, height - 1.6, 3.1).tolist():
-        pane = tint(canvas.look.window, (0.8 + 0.4 * glow) * (1 if y > 1.3 else 0.8))
+        pane = (0.8 + 0.4 * glow) * (1 if y > 1.3 else 0.8) * canvas.look.window
         for near in columns:
             canvas.plane(BUILDING, pane, (x, x), (y, y + 1.6), (near, near + 0.5 * pitch))
     if glow < 0.35:
-        canvas.plane(BUILDING, tint(colour, 0.7), (x, x), (0.97 * height, height), (start, z))
+        canvas.plane(BUILDING, 0.7 * colour, (x, x), (0.97 * height, height), (start, z))
 
 
 def paint_barrier(canvas: Canvas, x: float, z: float, start: float) -> None:
     """Paint a wall with a coping, or a fence with slats and a rail."""
     label, height = WALL if canvas.layout.random() < 0.5 else FENCE, canvas.layout.uniform(1.1, 2.4)
     colour, near = canvas.colour(label), start
-    canvas.plane(label, tint(colour, 0.9), (x, x), (0, height), (start, z))
+    canvas.plane(label, 0.9 * colour, (x, x), (0, height), (start, z))
     while label == FENCE and near < min(z, 0.375 * canvas.focal):
         spread = max(1.0, near / 14)
-        canvas.plane(label, tint(colour, 1.45, 10), (x, x), (0, height), (near, near + 0.28 * spread))
+        canvas.plane(label, 1.45 * colour + 10, (x, x), (0, height), (near, near + 0.28 * spread))
         near += 0.7 * spread
     gain, bottom = (1.3, 0.85) if label == FENCE else (1.2, 0.9)
-    canvas.plane(label, tint(colour, gain), (x, x), (bottom * height, height), (start, z))
+    canvas.plane(label, gain * colour, (x, x), (bottom * height, height), (start, z))
 
 
 def paint_plant(canvas: Canvas, x: float, z: float, tree: bool) -> None:
@@ -254,13 +238,13 @@ def paint_plant(canvas: Canvas, x: float, z: float, tree: bool) -> None:
     height = rng.uniform(4, 8.5) if tree else min(7.0, rng.uniform(6, 20))
     middle, radius = (0.72 * height, 0.32 * height) if tree else (0.35 * height, 0.42 * height)
     if tree:
-        bark = np.add(tint(colour, 0.45), (28, 16, 8))
+        bark = 0.45 * colour + (28, 16, 8)
         canvas.facing(VEGETATION, x, z)("line", bark, (0, 0), (0, 0.6 * height), thickness=0.28)
     brush = canvas.facing(VEGETATION, x, z, radius, radius, middle)
     blobs = rng.uniform((-1, -0.9, low, low), (1, 0.9, 1, 1), (12 if tree else 14, 4))
     for s, t, size, light in blobs.tolist():
         r, gain = 0.45 + 0.3 * size, 0.75 + 0.5 * light + t / 6
-        brush("ellipse", tint(colour, gain), (s - r, t - 0.85 * r), (s + r, t + 0.85 * r))
+        brush("ellipse", gain * colour, (s - r, t - 0.85 * r), (s + r, t + 0.85 * r))
 
 
 def paint_pole(canvas: Canvas, x: float, z: float, side: int) -> None:
@@ -275,7 +259,7 @@ def paint_pole(canvas: Canvas, x: float, z: float, side: int) -> None:
         brush("rectangle", canvas.colour(LIGHT, variant), (-0.315, 0), (0.315, 1.5))
         for i, lamp in enumerate(((220, 40, 30), (230, 180, 40), (40, 200, 90))):
             glow, top = 1 if i == int(3 * variant) else 0.35, 1.425 - 0.465 * i
-            brush("ellipse", tint(faded(lamp, look.saturation), glow), (-0.165, top - 0.315), (0.165, top))
+            brush("ellipse", glow * faded(lamp, look.saturation), (-0.165, top - 0.315), (0.165, top))
     elif kind > 0.55:
         colour = canvas.colour(SIGN, variant)
         brush = canvas.facing(SIGN, x - 0.1 * side, z, 0.62, 0.62, 2.6 + variant)
@@ -295,18 +279,18 @@ def paint_car(canvas: Canvas, x: float, z: float, rear: bool, parked: int = 0) -
     canvas.contact_shadow(x, z, 2.2 if parked else 1.9)
     if parked:
         flank, roof = x - 0.9 * parked, 1.45 + 0.2 * variant
-        canvas.plane(CAR, tint(colour, 0.8), (flank, flank), (0.25, 0.85), (z, z + 4.2))
+        canvas.plane(CAR, 0.8 * colour, (flank, flank), (0.25, 0.85), (z, z + 4.2))
         outline = ((0.85, z + 0.2), (roof, z + 0.9), (roof, z + 2.94), (0.85, z + 3.57))
         pixels = (canvas.project(flank, *point) for point in outline)
-        canvas.draw("polygon", CAR, tint(look.glass, 0.9), z + 1, *pixels)
+        canvas.draw("polygon", CAR, 0.9 * look.glass, z + 1, *pixels)
         for ahead in (0.7, 3.4):
             canvas.facing(CAR, flank, z + ahead)("ellipse", look.tyre, (-0.17, 0), (0.17, 0.68))
     brush = canvas.facing(CAR, x, z, 1.85 + 0.2 * variant, 1.4 + 0.25 * variant)
     for side in SIDES:
         brush("rectangle", look.tyre, (0.28 * side, 0), (0.46 * side, 0.22))
-    brush("polygon", colour, *mirrored((0.5, 0.14), (0.5, 0.5), (0.44, 0.58)))
-    brush("polygon", tint(colour, 0.92), *mirrored((0.43, 0.56), (0.3, 1)))
-    brush("polygon", look.glass, *mirrored((0.36, 0.6), (0.26, 0.92)))
+    brush("symmetric", colour, (0.5, 0.14), (0.5, 0.5), (0.44, 0.58))
+    brush("symmetric", 0.92 * colour, (0.43, 0.56), (0.3, 1))
+    brush("symmetric", look.glass, (0.36, 0.6), (0.26, 0.92))
     for side in SIDES:
         lamp = faded((210, 30, 24) if rear else (240, 240, 220), 0.9 * look.saturation)
         brush("rectangle", lamp, (0.33 * side, 0.36), (0.48 * side, 0.48))
@@ -319,7 +303,7 @@ def paint_large_vehicle(canvas: Canvas, x: float, z: float, label: int) -> None:
     width, height, length = (2.7, 3.6, 26) if label == TRAIN else (2.5, height, 11 if label == BUS else 7)
     flank = x + width / 2 * (-1 if x > 0.3 else 1)
     canvas.contact_shadow(x, z, width)
-    canvas.plane(label, tint(colour, 0.75), (flank, flank), (0.3, height), (z, z + length))
+    canvas.plane(label, 0.75 * colour, (flank, flank), (0.3, height), (z, z + length))
     for near in np.arange(z + 0.8, z + length - 1, 1.7) if label == BUS else ():
         canvas.plane(label, look.glass, (flank, flank), (0.55 * height, 0.85 * height), (near, near + 1.2))
     if label == TRAIN:
@@ -330,8 +314,8 @@ def paint_large_vehicle(canvas: Canvas, x: float, z: float, label: int) -> None:
         brush("rectangle", look.tyre, (0.28 * side, 0), (0.45 * side, 0.14))
     brush("rectangle", colour, (-0.5, 0.07), (0.5, 1))
     if label == TRUCK:
-        brush("line", tint(colour, 0.6), (0, 0.95), (0, 0.2), thickness=0.03)
-        brush("rectangle", tint(colour, 0.5), (-0.5, 0.1), (0.5, 0.2))
+        brush("line", 0.6 * colour, (0, 0.95), (0, 0.2), thickness=0.03)
+        brush("rectangle", 0.5 * colour, (-0.5, 0.1), (0.5, 0.2))
         brush("rectangle", (180, 40, 36), (-0.47, 0.11), (-0.36, 0.19))
     else:
         brush("rectangle", look.glass, (-0.4, 0.52), (0.4, 0.88))
@@ -345,9 +329,9 @@ def paint_person(canvas: Canvas, x: float, z: float, label: int = PERSON) -> Non
         canvas.contact_shadow(x, z, 0.6)
     brush = canvas.facing(label, x, z, height, height, 0 if label == PERSON else 0.55)
     skin = faded((205, 160, 130), 0.9 * canvas.look.saturation)
-    trousers = tint(canvas.colour(label, 1 - pick), 0.55)
-    brush("polygon", trousers, *mirrored((0, 0.35), (0.04, 0), (0.135, 0), (0.11, 0.5)))
-    brush("polygon", canvas.colour(label, pick), *mirrored((0.17, 0.45), (0.15, 0.82)))
+    trousers = 0.55 * canvas.colour(label, 1 - pick)
+    brush("symmetric", trousers, (0, 0.35), (0.04, 0), (0.135, 0), (0.11, 0.5))
+    brush("symmetric", canvas.colour(label, pick), (0.17, 0.45), (0.15, 0.82))
     brush("ellipse", skin, (-0.085, 0.81), (0.085, 1))
 
 
@@ -356,12 +340,12 @@ def paint_two_wheeler(canvas: Canvas, x: float, z: float, ridden: bool) -> None:
     label = BICYCLE if canvas.layout.random() < 0.6 else MOTORCYCLE
     r, half = 0.36 if label == BICYCLE else 0.34, canvas.layout.uniform(0.26, 0.52)  # of wheel, of wheelbase
     colour, brush = canvas.colour(label), canvas.facing(label, x, z)
-    tyre = tint(colour, 0.6) if label == BICYCLE else canvas.look.tyre
+    tyre = 0.6 * colour if label == BICYCLE else canvas.look.tyre
     canvas.contact_shadow(x, z, 1.4)
     for hub in (-half, half):
         brush("ellipse", tyre, (hub - r, 0), (hub + r, 2 * r))
         if label == BICYCLE and canvas.focal * r / z > 2.5:
-            brush("ellipse", tint(colour, 0.5, 70), (hub - 0.6 * r, 0.4 * r), (hub + 0.6 * r, 1.6 * r))
+            brush("ellipse", 0.5 * colour + 70, (hub - 0.6 * r, 0.4 * r), (hub + 0.6 * r, 1.6 * r))
     bicycle = ((-half, r), (-0.4 * half, 2.5 * r), (0.7 * half, 2.6 * r), (half, r), (0, 0.8 * r))
     motorcycle = ((-half - 0.4 * r, r), (-half, 2.5 * r), (half, 2.9 * r), (half + 0.4 * r, r))
     brush("polygon", colour, *(bicycle if label == BICYCLE else motorcycle))
@@ -473,17 +457,8 @@ def draw_scene(seed: int, domain: str, width: int = 192, height: int = 96) -> tu
     return develop(canvas)
 
 
-def demo_files(split: str, n: int) -> tuple[str, str]:
-    """Return the paths of the n-th image of a split and of its labels, named as in the real data sets."""
-    if split == "source":
-        return f"GTA5/images/{n + 1:05d}.png", f"GTA5/labels/{n + 1:05d}.png"
-    stem = f"{split}/demo/demo_{n:06d}_000000"
-    return f"Cityscapes/leftImg8bit/{stem}_leftImg8bit.png", f"Cityscapes/gtFine/{stem}_gtFine_labelIds.png"
-
-
-def write_demo_data(
-    root: str | Path, seed: int = 1234, source: int = 400, target: int = 400, val: int = 100
-) -> Path:
+def write_demo_data(root: str | Path, seed: int = 1234, source: int = 400, target: int = 400,
+                    val: int = 100) -> Path:
     """Write a miniature GTA5 and Cityscapes to <root>/seed<seed>, unless it exists; return that folder."""
     folder = Path(root) / f"seed{seed}"
     if folder.is_dir():
@@ -494,11 +469,14 @@ def write_demo_data(
     with atomic_folder(folder) as draft:
         for split, first, n in tqdm(jobs, desc=f"generating {folder}", unit="scene", disable=None):
             interrupt.exit_if_pending()
-            domain = "source" if split == "source" else "target"
+            domain, stem = "source" if split == "source" else "target", f"{split}/demo/demo_{n:06d}_000000"
             rgb, labels = map(Image.fromarray, draw_scene(seed * SEED_STRIDE + first + n, domain))
+            names = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
             if split == "source":
                 labels.putpalette(palette)  # the mode becomes "P", the ids become indices
-            for image, name in zip((rgb, labels), demo_files(split, n), strict=True):
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                image.save(draft / name, compress_level=1)
+                names = f"images/{n + 1:05d}.png", f"labels/{n + 1:05d}.png"
+            for image, name in zip((rgb, labels), names):
+                path = draft / ("GTA5" if split == "source" else "Cityscapes") / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path, compress_level=1)
     return folder
