@@ -98,7 +98,8 @@ def train(commands: dict[str, list[str]]) -> None:
     signal, both once all have ended.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("OMP_NUM_THREADS") or cores) // len(commands)
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is for nested regions
+    threads = (int(limit) if limit.isdecimal() else cores) // len(commands)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(threads, 1))}
     processes, readers = [], []
     for name, argv in commands.items():
