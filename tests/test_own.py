@@ -61,16 +61,14 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     assert np.array_equal(data.read(3, mirror=True)[0], b[:, :, ::-1])
 
 
-def test_linked_folders_are_searched_and_hidden_ones_are_not(images, tmp_path):
+def test_linked_folders_are_searched_once_and_hidden_ones_are_not(images, tmp_path):
     (tmp_path / "all").mkdir()
-    (tmp_path / "all" / "a link").symlink_to(images / "trip")
+    for link in ("a link", "another name"):
+        (tmp_path / "all" / link).symlink_to(images / "trip")
     (tmp_path / "all" / "circle").symlink_to(tmp_path / "all")
-    (tmp_path / "all" / "another name").symlink_to(tmp_path / "all" / "real")
     shutil.copytree(images, tmp_path / "all" / ".hidden")
-    shutil.copytree(images / "trip" / "day", tmp_path / "all" / "real")
     data = ImageFolder(tmp_path / "all", (64, 48))
-    linked = [f"a link/{name}" for name in ("a.JPEG", "a.jpg", "day/b.jpeg", "day/c.png")]
-    assert data.names == [*linked, "real/b.jpeg", "real/c.png"]
+    assert data.names == [f"a link/{name}" for name in ("a.JPEG", "a.jpg", "day/b.jpeg", "day/c.png")]
     data.names.append(os.fsdecode(b"\xb7.png"))  # in GBK
     assert names_crc32(data)
 
@@ -231,17 +229,11 @@ def test_what_is_wrong_in_the_real_pair_is_named(real):
         assert not (real / "out").exists()
         return str(caught.value)
 
-    label, other = real / "CamVid/valannot/1.png", real / "idd/gtFine/val/8/33_label.png"
-    with Image.open(label) as good:
-        good.convert("P").save(label)
-        assert f"{label}: a label of mode P" in message()
-        good.resize((4, 3)).save(label)
-        assert f"{label}: its size is not that of" in message()
-        good.save(label)
-    Image.new("L", (8, 6), 7).save(other)
-    assert f"{other}: unknown id 7; this data set has 0, 1, 2, 3, 4, 5, 6, 255" in message()
-    other.unlink()
-    assert f"1 of 6 label files are missing: {other}" in message()
+    label = real / "idd/gtFine/val/8/33_label.png"
+    Image.new("L", (8, 6), 7).save(label)
+    assert f"{label}: unknown id 7; this data set has 0, 1, 2, 3, 4, 5, 6, 255" in message()
+    label.unlink()
+    assert f"1 of 6 label files are missing: {label}" in message()
     shutil.rmtree(real / "CamVid" / "test")
-    assert f"--camvid: no images in {real / 'CamVid' / 'test'}" in message()
+    assert f"{real / 'CamVid' / 'test'}: no image" in message()
     assert "belong together" in module("utils.tools.ablation", "--camvid", real / "CamVid", code=2).stderr
