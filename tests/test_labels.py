@@ -44,8 +44,11 @@ def refused(city, save) -> str:
     return str(caught.value)
 
 
-def trainIds(path, ids) -> None:
-    Image.fromarray(LABEL_TO_TRAIN[ids]).save(path)
+def mapped(table):
+    return lambda path, ids: Image.fromarray(table[ids]).save(path)
+
+
+trainIds = mapped(LABEL_TO_TRAIN)
 
 
 def with_palette(path, ids, palette) -> None:
@@ -60,7 +63,7 @@ def grey_png(path, pixels, depth) -> None:
 
 def test_valid_labels_of_every_kind_pass(city, tmp_path):
     """Of Cityscapes, GTA5 and the demo. SYNTHIA: test_sources; CamVid, IDD and other classes: test_own."""
-    assert rewrite(city, lambda path, ids: Image.fromarray(ids).save(path)) == ()
+    assert rewrite(city, mapped(np.arange(256, dtype=np.uint8))) == ()
     data = cityscapesDataSet(city, "val", labels=True)
     expected = [label for _, label in data]
     own = colourise(LABEL_TO_TRAIN)
@@ -68,19 +71,15 @@ def test_valid_labels_of_every_kind_pass(city, tmp_path):
         rewrite(city, lambda path, ids, palette=palette: with_palette(path, ids, palette))
         assert all(np.array_equal(label, there) for (_, label), there in zip(data, expected))
     void = np.uint8([255 if t == 255 else i for i, t in enumerate(LABEL_TO_TRAIN)])
-    assert rewrite(city, lambda path, ids: Image.fromarray(void[ids]).save(path)) == ()
+    assert rewrite(city, mapped(void)) == ()
     assert all(np.array_equal(label, there) for (_, label), there in zip(data, expected))
     # Highway scenes and small palettes: few of the classes, and four bits per index.
-    few = np.uint8([7, 11, 0])
-    assert rewrite(city, lambda path, ids: grey_png(path, few[ids % 3], 8)) == ()
+    assert rewrite(city, mapped(np.resize(np.uint8([7, 11, 0]), 256))) == ()
     rewrite(city, lambda path, ids: with_palette(path, ids % 12, own[:12]))
     assert png.Reader(filename=str(labels_of(city)[0])).read()[3]["bitdepth"] == 4
     assert set(np.unique(data[0][1])) <= {*LABEL_TO_TRAIN[:12]}
-
-    def all_ids(path, ids):  # of GTA5: 34 is the license plate
-        with_palette(path, np.resize(np.arange(35, dtype=np.uint8), ids.shape), own)
-
-    assert rewrite(city, all_ids) == ()
+    all_ids = np.resize(np.arange(35, dtype=np.uint8), (102, 204))  # of GTA5: 34 is the license plate
+    assert rewrite(city, lambda path, ids: with_palette(path, all_ids, own)) == ()
     demo = write_demo_data(tmp_path / "demo", 1, 3, 1, 3)
     assert check_labels(GTA5DataSet(demo / "GTA5")) == ()
     assert check_labels(cityscapesDataSet(demo / "Cityscapes", "val", labels=True)) == ()
@@ -114,17 +113,14 @@ def test_trainIds_are_noticed(city):
     assert "look like trainIds" in message and '"label2train": [[0, 0], [1, 1], …]' in message
     road = TRAIN_TO_LABEL.copy()  # converted back; for what is mostly sky in these images
     road[10] = 7
-    assert rewrite(city, lambda path, ids: Image.fromarray(road[ids]).save(path)) == ()
-
-    def plus_1(path, ids):  # for tools that need 0 for what is ignored
-        Image.fromarray(LABEL_TO_TRAIN[ids] + np.uint8(1)).save(path)
-
-    assert "look like trainIds" in refused(city, plus_1)
+    assert rewrite(city, mapped(road)) == ()
+    plus_1 = LABEL_TO_TRAIN + np.uint8(1)  # for tools that need 0 for what is ignored
+    assert "look like trainIds" in refused(city, mapped(plus_1))
 
 
 def test_a_few_ids_that_may_be_trainIds_are_told(city):
-    few = np.uint8([0, 8, 1, 2])  # as trainIds: road, vegetation, sidewalk, building
-    (line,) = rewrite(city, lambda path, ids: Image.fromarray(few[ids % 4]).save(path))
+    few = np.resize(np.uint8([0, 8, 1, 2]), 256)  # as trainIds: road, vegetation, sidewalk, building
+    (line,) = rewrite(city, mapped(few))
     assert str(labels_of(city)[0]) in line and "if these are trainIds" in line
 
 
@@ -138,7 +134,7 @@ def test_palettes_of_the_classes_with_other_indices_are_refused(city):
 
 
 def test_labels_without_any_class_are_refused(city, tmp_path):
-    message = refused(city, lambda path, ids: Image.fromarray(ids * 0).save(path))  # Cityscapes' test set
+    message = refused(city, mapped(np.zeros(256, np.uint8)))  # Cityscapes' test set
     assert "no pixel of any class in 4 labels, only ids [0]" in message
     # One label in 200 is enough.
     source = write_gta5(tmp_path / "GTA5", {f"{i:05d}": i for i in range(60)}, (24, 16))
