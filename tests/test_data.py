@@ -84,15 +84,6 @@ def test_cityscapes_trees(city, place):
     assert len(cityscapesDataSet(city, "val", size=(64, 32))[0]) == 1
 
 
-def test_list_files_choose_and_order(gta5, city, tmp_path):
-    names = tmp_path / "list.txt"
-    # With a byte-order mark, as Windows' editors begin a file; the second list has none.
-    names.write_text("00003.png\n\n00001.png\n", encoding="utf-8-sig")
-    assert GTA5DataSet(gta5, names).names == ["00003.png", "00001.png"]
-    names.write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
-    assert cityscapesDataSet(city, "val", names).names == ["aachen_000002_000019_leftImg8bit"]
-
-
 def test_user_errors_name_the_file(gta5, city):
     with pytest.raises(UserError, match="GTA5 not found.*nowhere.*--demo"):
         GTA5DataSet("nowhere")

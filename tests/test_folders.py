@@ -45,9 +45,6 @@ def city(tmp_path):
     return tmp_path / "City"
 
 
-# ------------------------------------------------------------------------- all images below a folder
-
-
 @pytest.mark.parametrize("image, label", [
     ("rgb_anon/fog/a_rgb_anon.png", "gt/fog/a_gt_labelIds.png"), ("img_dir/a.png", "ann_dir/a.png"),
     ("JPEGImages/a.jpg", "SegmentationClass/a.png"), ("photos/a.jpg", "masks/a.png"),
@@ -123,9 +120,6 @@ def test_gtFine_among_the_images_of_cityscapes(city):
         cityscapesDataSet(city, "train")
 
 
-# ------------------------------------------------------------------------------------- suffixes and names
-
-
 def test_png_and_jpeg_in_any_case_are_images_of_all_data_sets(gta5, city, tmp_path):
     os.rename(gta5 / "images" / "00001.png", gta5 / "images" / "00001.PNG")
     os.rename(gta5 / "labels" / "00002.png", gta5 / "labels" / "00002.PNG")
@@ -187,9 +181,9 @@ def test_images_of_other_formats_are_counted(gta5, city, tmp_path):
 
 
 def test_a_label_without_its_image_is_an_error_in_a_val_set(city, tmp_path):
-    path = city / "leftImg8bit" / "val" / "aachen" / "aachen_000001_000019_leftImg8bit.png"
-    path.unlink()
-    label = city / "gtFine" / "val" / "aachen" / "aachen_000001_000019_gtFine_labelIds.png"
+    name = "val/aachen/aachen_000001_000019"
+    (city / "leftImg8bit" / f"{name}_leftImg8bit.png").unlink()
+    label = city / "gtFine" / f"{name}_gtFine_labelIds.png"
     with pytest.raises(UserError, match=f"1 of 3 labels have no image: {label}"):
         cityscapesDataSet(city, "val", labels=True)
     (tmp_path / "list.txt").write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
@@ -218,14 +212,12 @@ def test_links_that_lead_nowhere_are_told_at_the_start(gta5, city, tmp_path):
         cityscapesDataSet(city, "train")
 
 
-# ---------------------------------------------------------------------------------------------------- lists
-
-
 def test_entries_of_lists_are_relative_to_the_images(gta5, city, tmp_path):
     """Any path to an image below the folder will do; others would be trained as their own labels."""
     path = tmp_path / "list.txt"
     (tmp_path / "link").symlink_to(gta5)
-    path.write_text(f"{gta5}/images/00002.png\n../images/00001.png\n./00003.png\n")
+    lines = f"{gta5}/images/00002.png\n\n../images/00001.png\n./00003.png\n"
+    path.write_text(lines, encoding="utf-8-sig")  # with a byte-order mark, as Windows' editors begin a file
     names = ["00002.png", "00001.png", "00003.png"]
     for root in (gta5, tmp_path / "link"):
         data = GTA5DataSet(root, str(path), (32, 18))
@@ -240,9 +232,6 @@ def test_entries_of_lists_are_relative_to_the_images(gta5, city, tmp_path):
     with pytest.raises(UserError, match=f"{copy / image} is not below {city}"):
         cityscapesDataSet(city, "val", str(path), labels=True)
     assert cityscapesDataSet(copy, "val", str(path)).names == ["aachen_000001_000019_leftImg8bit"]
-
-
-# --------------------------------------------------------------------------------------------- the scripts
 
 
 def test_both_scripts_report_what_is_skipped(data, reference, tmp_path):

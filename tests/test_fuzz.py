@@ -200,11 +200,8 @@ def test_any_table(tmp_path_factory, data):
         assert int(row[0]) < 10**9 and [float(value) for value in row]
 
 
-ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+ANY = SCALAR | st.lists(SCALAR, max_size=3) | st.dictionaries(st.text(max_size=5), SCALAR, max_size=3)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(vars(get_arguments([])))), ANY, max_size=4).map(

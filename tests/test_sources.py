@@ -75,14 +75,6 @@ def test_synthia_image_and_label(synthia):
     assert y.dtype == np.int32 and np.array_equal(y, np.asarray(nearest)) and len(np.unique(y)) > 10
 
 
-def test_all_16_bits_of_a_label_are_read(tmp_path):
-    ids = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-    write_label(tmp_path / "a.png", ids, ids[::-1])
-    assert np.array_equal(class_ids(tmp_path / "a.png"), ids)
-    with Image.open(tmp_path / "a.png") as image:  # why Pillow does not do
-        assert not np.array_equal(np.asarray(image)[..., 0], ids)
-
-
 def test_synthia_errors_name_the_file(synthia):
     with pytest.raises(UserError, match="SYNTHIA not found.*RGB.*LABELS.*--data-dir"):
         SYNTHIADataSet("nowhere")
