@@ -18,26 +18,25 @@ def read_classes(path: Path) -> dict:
             raise UserError(f"{path}: {what}")
 
     def colours(value: list) -> set[tuple]:
-        fits = all(len(c) == 3 and set(c) <= set(range(256)) for c in value)
-        need(fits, "a colour has to be [R, G, B], each from 0 to 255")
+        need(all(len(c) == 3 and set(c) <= set(range(256)) for c in value), "a colour is [R, G, B], 0 to 255")
         return set(map(tuple, value))
 
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        n, names, palette, sets = info["classes"], info["label"], info["palette"], info.get("subsets", [])
+        n, names, sets = info["classes"], info["label"], info.get("subsets", [])
+        palette, void = colours(info["palette"]), colours(info.get("void", []))
         need(n == len(names) == len(set(names)), f'"classes" is {n}, but "label" has {len(set(names))} names')
-        need(len(palette) == n == len(colours(palette)), f'"palette" has to be {n} different colours')
-        need(not colours(info.get("void", [])) & colours(palette), '"void" has a colour of "palette"')
+        need(len(info["palette"]) == n == len(palette - void),
+             f'"palette" has to be {n} different colours, none of them in "void"')
         need(not set(",\"\n\r") & set("".join(names)), '"label" has names with a comma, quote or line break')
         for key, top in (("label2train", 256), ("synthia2train", 2**16)):
-            pairs = info.get(key, []) if key == "synthia2train" else info[key]
-            need(all((0 <= i < top and 0 <= t < n) or t == IGNORE_LABEL for i, t in pairs),
-                 f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')  # fmt: skip
+            need(all((0 <= i < top and 0 <= t < n) or t == IGNORE_LABEL for i, t in info.get(key, [])),
+                 f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')
         trainIds = dict(info["label2train"])
         need(len(trainIds) == len(info["label2train"]) and set(trainIds.values()).issuperset(range(n)),
-             f'"label2train" needs an id for each trainId below {n}, and no id twice')  # fmt: skip
+             f'"label2train" needs an id for each trainId below {n}, and no id twice')
         need(len({n, *map(len, sets)}) == 1 + len(sets) and set(names).issuperset(sum(sets, [])),
-             '"subsets" has to be lists of names in "label", each of another length')  # fmt: skip
+             '"subsets" has to be lists of names in "label", each of another length')
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot read the classes ({type(error).__name__}: {error})") from None
     return info
@@ -51,5 +50,5 @@ except UserError as error:  # at import, before a script can report it
 CLASS_NAMES: list[str] = INFO["label"]
 NUM_CLASSES = len(CLASS_NAMES)
 # Number of classes -> their trainIds: all, then the subsets of 16 and 13 that results from SYNTHIA use.
-CLASS_SETS = {len(names): [CLASS_NAMES.index(name) for name in names]
-              for names in (CLASS_NAMES, *INFO.get("subsets", []))}  # fmt: skip
+_sets = (CLASS_NAMES, *INFO.get("subsets", []))
+CLASS_SETS = {len(names): [CLASS_NAMES.index(name) for name in names] for names in _sets}

@@ -19,9 +19,8 @@ ORDER, SCALE, MIRROR = range(3)  # uses of random numbers, each with a generator
 class DomainSampler:
     """Endless shuffled sampling of `data`; this object covers steps start to stop - 1.
 
-    A step has `per_step` images, of which each process reads an equal part. Order and augmentation depend on
-    the seed and the position alone, so that a resumed run reads the same images. The scale (released recipe)
-    is sampled per step, so that the images of a batch have one size.
+    Each process reads an equal part of the `per_step` images of a step. Order and augmentation depend on the
+    seed and the position alone: a resumed run reads the same images. The scale is that of the whole step.
     """
 
     def __init__(self, data, start: int, stop: int, per_step: int, seed: list[int], mirror: bool, scale: bool,
@@ -37,10 +36,9 @@ class DomainSampler:
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
         step, i = self.start + k // self.per_process, k % self.per_process
-        position, scale = step * self.per_step + self.offset + i, 1.0
-        if self.scale:
-            r = self._rng(SCALE, step).random()
-            scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
+        position = step * self.per_step + self.offset + i
+        r = self._rng(SCALE, step).random() if self.scale else 0.5
+        scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
         mirror = self.mirror and self._rng(MIRROR, position).random() < 0.5
         return self.data.read(self.index(position), scale, mirror)
 
@@ -51,8 +49,8 @@ class DomainSampler:
 
     def names(self, step: int) -> list[str]:
         """Return the names of the images of one step, of all processes."""
-        positions = range(step * self.per_step, (step + 1) * self.per_step)
-        return [self.data.names[self.index(k)] for k in positions]
+        first = step * self.per_step
+        return [self.data.names[self.index(k)] for k in range(first, first + self.per_step)]
 
     def _rng(self, use: int, number: int) -> np.random.Generator:
         return np.random.default_rng([*self.seed, use, number])
@@ -64,7 +62,7 @@ def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
 
 
 def read_ahead(
-    read: Callable[[int], T], indices: Iterable[int], workers: int, batch_size: int = 1
+    read: Callable[[int], T], indices: Iterable[int], workers: int, batch_size: int
 ) -> Iterator[T]:
     """Yield read(i) for every index, in order; `workers` threads read the next ones.
 
@@ -85,10 +83,9 @@ def read_ahead(
 
 
 def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None = None) -> Iterator[tuple]:
-    """Yield the items of `data` at `indices` (default: all, in order) in batches, read ahead by threads.
+    """Yield the items of `data` at `indices` (default: all) in batches, tuples of Tensors; read by threads.
 
-    A batch is a tuple of Tensors; the last one may be smaller. The UserError of an item that cannot be read
-    is raised after the batches before it.
+    The last one may be smaller. The UserError of an item is raised after the batches before it.
     """
     indices = range(len(data)) if indices is None else indices
     items = read_ahead(data.__getitem__, indices, workers, batch_size)

@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH
-from dataset.file_lists import list_images
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.transform import TRAIN_TO_LABEL, open_image
 from utils.system.errors import UserError
@@ -23,28 +22,20 @@ def open_synthia_label(path: Path) -> Image.Image:
 
 
 class SYNTHIADataSet(GTA5DataSet):
-    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; item i is (image, label).
+    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; otherwise as GTA5, but no pair may be absent.
 
-    image: float32 (3, H, W), BGR minus mean. label: int32 (H, W), trainIds, 255 = ignored.
-    UserError if the folders, a file of the list, a label or the package pyspng is missing.
+    UserError also without the package pyspng.
     """
 
+    what, folders, max_absent = "SYNTHIA", ("RGB", "GT/LABELS"), 0
+    home = "https://synthia-dataset.net/downloads/, SYNTHIA-RAND-CITYSCAPES"
     open_label = staticmethod(open_synthia_label)
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 760)):
-        images, labels = Path(root) / "RGB", Path(root) / "GT" / "LABELS"
-        self.size = size
-        if not images.is_dir() or not labels.is_dir():
-            raise UserError(
-                f"SYNTHIA not found: no folders {images} and {labels} (--data-dir); it is "
-                "SYNTHIA-RAND-CITYSCAPES of https://synthia-dataset.net/downloads/ — or try --demo, which "
-                "needs no data"
-            )
         if not INFO.get("synthia2train"):
             raise UserError(f'{INFO_PATH}: --source synthia needs "synthia2train", pairs [id, trainId]')
-        names, self.reports = list_images(images, list_path)
-        self._set_files("SYNTHIA", images, labels, names)
         png_reader()
+        super().__init__(root, list_path, size)
 
 
 def class_ids(path: Path) -> np.ndarray:
@@ -68,7 +59,6 @@ def png_reader():
     try:
         from pyspng import load
     except ImportError:
-        raise UserError(
-            "SYNTHIA's labels have 16 bits a channel, which Pillow cannot read; this can: pip install pyspng"
-        ) from None
+        raise UserError("SYNTHIA's labels have 16 bits a channel, which Pillow cannot read: "
+                        "pip install pyspng") from None
     return load

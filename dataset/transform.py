@@ -1,6 +1,7 @@
 """Loading and preprocessing of images with Pillow, as in the authors' code, and the tables of info.json."""
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
             raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
         image.load()
         if upright:
-            turn_upright(image)
+            with suppress(Exception):  # a damaged EXIF block is ignored, as image viewers do
+                ImageOps.exif_transpose(image, in_place=True)
         image.filename = str(path)
         # PNG's header has its bit depth there, which Pillow does not tell: of 16 bits it keeps the upper 8.
         image.info["bits"] = content[24] if image.format == "PNG" else 8
@@ -55,26 +57,15 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
         raise UserError(f"{path}: not a readable image ({reason}); get a complete copy of it") from None
 
 
-def turn_upright(image: Image.Image) -> None:
-    """Turn an image as its EXIF orientation says; a damaged EXIF block is ignored, as image viewers do."""
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's parser raises many kinds
-        pass
-
-
 def to_input(
     image: Image.Image, size: tuple[int, int], scale: float = 1.0, mirror: bool = False
 ) -> np.ndarray:
     """Return an image as float32 (3, H, W), BGR minus IMG_MEAN, bicubic to `scale` times size (W, H)."""
-    if image.info["bits"] > 8:
-        raise UserError(f"{image.filename}: an image of 16 bits per channel; convert it to 8-bit RGB")
-    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
-        raise UserError(f"{image.filename}: an image of mode {image.mode}; expected 8-bit RGB")
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    bits = image.info["bits"]
+    if bits > 8 or image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
+        raise UserError(f"{image.filename}: an image of mode {image.mode} and {bits} bits per channel; "
+                        "convert it to 8-bit RGB")
     scaled = int(size[0] * scale), int(size[1] * scale)
-    bands = rgb.resize(scaled, Image.Resampling.BICUBIC).split()[::-1]
+    bands = image.convert("RGB").resize(scaled, Image.Resampling.BICUBIC).split()[::-1]
     x = np.stack([np.asarray(band, np.float32) - mean for band, mean in zip(bands, IMG_MEAN)])
     return np.ascontiguousarray(x[:, :, ::-1]) if mirror else x

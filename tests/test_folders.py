@@ -12,7 +12,6 @@ from scipy.io import savemat
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.image_folder import ImageFolder, plain_folder
-from dataset.synthia_dataset import SYNTHIADataSet
 from tests.golden import synthetic_image, write_city, write_gta5
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, run, train_words
 from utils.system.errors import UserError
@@ -46,19 +45,12 @@ def city(tmp_path):
     return tmp_path / "City"
 
 
-# ------------------------------------------------------------------------- all images below a folder
-
-
 @pytest.mark.parametrize("image, label", [
-    ("rgb_anon/fog/a_rgb_anon.png", "gt/fog/a_gt_labelIds.png"),
-    ("img_dir/train/a.png", "ann_dir/train/a.png"),
-    ("JPEGImages/a.jpg", "SegmentationClass/a.png"),
-    ("photos/a.jpg", "masks/a.png"),
-    ("images/a.jpg", "annotations/a.png"),
-    ("train/a.png", "trainannot/a.png"),
-    ("labels_project/a.jpg", "labels_project/a_mask.png"),
-    ("Gannet/a.jpg", "Gannet/aLabelTrainIds.PNG"),
-])  # fmt: skip
+    ("rgb_anon/fog/a_rgb_anon.png", "gt/fog/a_gt_labelIds.png"), ("img_dir/a.png", "ann_dir/a.png"),
+    ("JPEGImages/a.jpg", "SegmentationClass/a.png"), ("photos/a.jpg", "masks/a.png"),
+    ("images/a.jpg", "annotations/a.png"), ("train/a.png", "trainannot/a.png"),
+    ("labels_project/a.jpg", "labels_project/a_mask.png"), ("Gannet/a.jpg", "Gannet/aLabelTrainIds.PNG"),
+])
 @pytest.mark.parametrize("pixels", ["ids", "palette", "colours"])
 def test_labels_among_images_are_an_error(tmp_path, image, label, pixels):
     save(tmp_path / image)
@@ -68,8 +60,7 @@ def test_labels_among_images_are_an_error(tmp_path, image, label, pixels):
     (tmp_path / label).parent.mkdir(parents=True, exist_ok=True)
     (Image.fromarray(IN_COLOUR) if pixels == "colours" else ids).save(tmp_path / label)
     for option in ("--predict", "--data-dir-target"):
-        message = folder_error(tmp_path, option)
-        assert f"{option} {tmp_path}: {tmp_path / label} is in it, a label that would be" in message
+        assert f"{tmp_path / label}: a label, which would be taken" in folder_error(tmp_path, option)
 
 
 def test_photographs_pass_whatever_they_are_called(tmp_path):
@@ -87,7 +78,7 @@ def test_folders_of_systems_are_skipped(tmp_path, city, gta5):
     images = city / "leftImg8bit" / "val" / "aachen"
     for root in (tmp_path / "own", images.parent, images, gta5 / "images"):
         for name in ("@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/a.png", "lost+found/a.png",
-                     "System Volume Information/a.png", "#recycle/a.png", "__MACOSX/a.png"):  # fmt: skip
+                     "System Volume Information/a.png", "__MACOSX/a.png", "._a.png"):
             save(root / name)
     save(tmp_path / "own" / "a.png")
     assert ImageFolder(tmp_path / "own", SIZE).names == ["a"]
@@ -98,7 +89,7 @@ def test_folders_of_systems_are_skipped(tmp_path, city, gta5):
     ("leftImg8bit_trainvaltest/leftImg8bit", "give --data-dir-target {0}/leftImg8bit_trainvaltest, with"),
     ("leftImg8bit", "give --data-dir-target {0}, with gtFine in it"),
     ("leftImg8bit_foggy", "rename {0}/leftImg8bit_foggy to leftImg8bit and give --data-dir-target {0}, with"),
-])  # fmt: skip
+])
 def test_sets_of_cityscapes_are_no_plain_target(tmp_path, city, above, advice):
     place = tmp_path / "unpacked" / above
     shutil.copytree(city / "leftImg8bit", place)
@@ -125,11 +116,8 @@ def test_gtFine_among_the_images_of_cityscapes(city):
     for path in (city / "leftImg8bit" / "train" / "aachen").glob("*_leftImg8bit.png"):
         save(path.with_name(path.name.replace("_leftImg8bit", "")))
         path.unlink()
-    with pytest.raises(UserError, match="aachen_000000_000019_gtFine_labelIds.png is in it, a label"):
+    with pytest.raises(UserError, match="aachen_000000_000019_gtFine_labelIds.png: a label"):
         cityscapesDataSet(city, "train")
-
-
-# ------------------------------------------------------------------------------------- suffixes and names
 
 
 def test_png_and_jpeg_in_any_case_are_images_of_all_data_sets(gta5, city, tmp_path):
@@ -147,15 +135,10 @@ def test_png_and_jpeg_in_any_case_are_images_of_all_data_sets(gta5, city, tmp_pa
     chosen = GTA5DataSet(gta5, str(tmp_path / "list.txt"), (32, 18))
     assert [path.name for path in chosen.images] == ["00003.jpg", "00001.PNG"] and chosen[1]
 
-    (tmp_path / "SYNTHIA" / "GT").mkdir(parents=True)
-    shutil.copytree(gta5 / "images", tmp_path / "SYNTHIA" / "RGB")
-    shutil.copytree(gta5 / "labels", tmp_path / "SYNTHIA" / "GT" / "LABELS")
-    assert SYNTHIADataSet(tmp_path / "SYNTHIA").names == names
-
     images = city / "leftImg8bit" / "val" / "aachen"
-    for name, suffix in (("aachen_000000_000019", "JPG"), ("aachen_000001_000019", "jpeg")):
-        Image.open(images / f"{name}_leftImg8bit.png").save(images / f"{name}_leftImg8bit.{suffix}", "JPEG")
-        (images / f"{name}_leftImg8bit.png").unlink()
+    for path, suffix in zip(sorted(images.iterdir()), (".JPG", ".jpeg")):
+        Image.open(path).save(path.with_suffix(suffix), "JPEG")
+        path.unlink()
     data = cityscapesDataSet(city, "val", size=SIZE, labels=True)
     assert len(data) == 3 and all(data[i][1].shape == (32, 64) for i in range(3))
 
@@ -190,25 +173,17 @@ def test_images_of_other_formats_are_counted(gta5, city, tmp_path):
     assert "no image (.png, .jpg, .jpeg) in it" in message
     assert f": 5 of 5 {text}a/x.TIF, a/x.bmp, a/y.gif …" in message
     save(tmp_path / "own" / "z.png")
-    for data, place in (
-        (ImageFolder(tmp_path / "own", SIZE), tmp_path / "own"),
-        (GTA5DataSet(gta5), gta5 / "images"),
-        (cityscapesDataSet(city, "val"), images.parent),
-    ):
+    for data in (ImageFolder(tmp_path / "own", SIZE), GTA5DataSet(gta5), cityscapesDataSet(city, "val")):
         (line,) = data.reports
-        assert line.startswith(f"{place}: 5 of {5 + len(data)} {text}")
+        assert f": 5 of {5 + len(data)} {text}" in line
     with pytest.raises(UserError, match=f"val: 5 of 8 {text}aachen/x.TIF"):
         cityscapesDataSet(city, "val", labels=True)
-    for path in (gta5 / "images").glob("*.png"):
-        path.unlink()
-    with pytest.raises(UserError, match="images: no images in it; .*5 of 5 images skipped, as only PNG"):
-        GTA5DataSet(gta5)
 
 
 def test_a_label_without_its_image_is_an_error_in_a_val_set(city, tmp_path):
-    path = city / "leftImg8bit" / "val" / "aachen" / "aachen_000001_000019_leftImg8bit.png"
-    path.unlink()
-    label = city / "gtFine" / "val" / "aachen" / "aachen_000001_000019_gtFine_labelIds.png"
+    name = "val/aachen/aachen_000001_000019"
+    (city / "leftImg8bit" / f"{name}_leftImg8bit.png").unlink()
+    label = city / "gtFine" / f"{name}_gtFine_labelIds.png"
     with pytest.raises(UserError, match=f"1 of 3 labels have no image: {label}"):
         cityscapesDataSet(city, "val", labels=True)
     (tmp_path / "list.txt").write_text("aachen/aachen_000002_000019_leftImg8bit.png\n")
@@ -217,70 +192,46 @@ def test_a_label_without_its_image_is_an_error_in_a_val_set(city, tmp_path):
 
 
 def test_links_that_lead_nowhere_are_told_at_the_start(gta5, city, tmp_path):
-    def message(make) -> str:
-        with pytest.raises(UserError, match="lead") as caught:
-            make()
-        return str(caught.value)
-
     save(tmp_path / "own" / "a.png")
     for link in (tmp_path / "own" / "b", tmp_path / "own" / "c.jpg"):
         link.symlink_to("nowhere")
         assert f"1 links below it lead nowhere: {link};" in folder_error(tmp_path / "own")
         link.unlink()
-    link = gta5 / "labels" / "00002.png"
-    link.unlink()
-    link.symlink_to("nowhere.png")
-    assert f"1 of 3 GTA5 label files are missing: {link}" in message(lambda: GTA5DataSet(gta5))
-    image = gta5 / "images" / "00002.png"
-    image.rename(gta5 / "elsewhere.png")
-    image.symlink_to("../elsewhere.png")
-    assert f"missing: {link}, which leads nowhere" in message(lambda: GTA5DataSet(gta5))
-    (gta5 / "elsewhere.png").unlink()
-    assert f"lead nowhere: {image};" in message(lambda: GTA5DataSet(gta5))
-    (tmp_path / "list.txt").write_text("00001.png\n00002.png\n")
-    assert f"missing: {image}, which leads nowhere" in message(
-        lambda: GTA5DataSet(gta5, str(tmp_path / "list.txt")))  # fmt: skip
-    bonn = city / "leftImg8bit" / "train" / "bonn"
-    bonn.symlink_to(tmp_path / "nowhere")
-    assert f"lead nowhere: {bonn};" in message(lambda: cityscapesDataSet(city, "train"))
+    for folder in ("labels", "images"):
+        link = gta5 / folder / "00002.png"
+        link.rename(gta5 / "elsewhere.png")
+        link.symlink_to("../elsewhere.png")
+        assert len(GTA5DataSet(gta5)) == 3
+        (gta5 / "elsewhere.png").unlink()
+        with pytest.raises(UserError, match=f"(1 of 3 GTA5 label files are missing|lead nowhere): {link}"):
+            GTA5DataSet(gta5)
+        link.unlink()
+        save(link)
+    (city / "leftImg8bit" / "train" / "bonn").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="lead nowhere: .*/bonn;"):
+        cityscapesDataSet(city, "train")
 
 
-# ---------------------------------------------------------------------------------------------------- lists
-
-
-def test_entries_of_lists_are_relative_to_the_images(gta5, city, tmp_path, monkeypatch):
+def test_entries_of_lists_are_relative_to_the_images(gta5, city, tmp_path):
     """Any path to an image below the folder will do; others would be trained as their own labels."""
     path = tmp_path / "list.txt"
     (tmp_path / "link").symlink_to(gta5)
-    path.write_text(f"{gta5}/images/00002.png\n../images/00001.png\n{tmp_path}/link/images/00003.png\n")
+    lines = f"{gta5}/images/00002.png\n\n../images/00001.png\n./00003.png\n"
+    path.write_text(lines, encoding="utf-8-sig")  # with a byte-order mark, as Windows' editors begin a file
     names = ["00002.png", "00001.png", "00003.png"]
     for root in (gta5, tmp_path / "link"):
         data = GTA5DataSet(root, str(path), (32, 18))
         assert data.names == names and data.labels == [root / "labels" / name for name in names]
-    monkeypatch.chdir(gta5)
-    assert GTA5DataSet(".", str(path)).names == names
     for entry in ("../labels/1.png", f"{gta5}/labels/00001.png", "/", "..", "../images", "/nowhere/\0/a.png"):
         path.write_text(f"00002.png\n{entry}\n")
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=f"{path}: {entry} is not below {gta5 / 'images'}"):
             GTA5DataSet(gta5, str(path))
-        assert str(caught.value).startswith(f"{path}: {entry} is not below {gta5 / 'images'}")
     copy = shutil.copytree(city, tmp_path / "Copy")
     image = "leftImg8bit/val/aachen/aachen_000001_000019_leftImg8bit.png"
     path.write_text(f"{copy / image}\n")
     with pytest.raises(UserError, match=f"{copy / image} is not below {city}"):
         cityscapesDataSet(city, "val", str(path), labels=True)
     assert cityscapesDataSet(copy, "val", str(path)).names == ["aachen_000001_000019_leftImg8bit"]
-
-
-def test_a_linked_city_is_below_its_tree(city, tmp_path):
-    shutil.move(city / "leftImg8bit" / "val" / "aachen", tmp_path / "elsewhere")
-    (city / "leftImg8bit" / "val" / "aachen").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "list.txt").write_text("./aachen//aachen_000001_000019_leftImg8bit.png\n")
-    data = cityscapesDataSet(city, "val", str(tmp_path / "list.txt"), labels=True)
-    assert data.names == ["aachen_000001_000019_leftImg8bit"]
-
-
-# --------------------------------------------------------------------------------------------- the scripts
 
 
 def test_both_scripts_report_what_is_skipped(data, reference, tmp_path):

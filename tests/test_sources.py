@@ -59,13 +59,11 @@ def test_synthia_table_has_the_classes_of_cityscapes():
     expected = {SYNTHIA_IDS[name]: train_id for train_id, name in enumerate(CLASS_NAMES)}
     assert all(LABEL_TO_TRAIN[SYNTHIA_TO_LABEL[i]] == expected.get(i, 255) for i in range(2**16))
     assert [CLASS_NAMES[i] for i in range(19) if i not in CLASS_SETS[16]] == list(RARE)
-    without = {CLASS_NAMES[i] for i in set(CLASS_SETS[16]) - set(CLASS_SETS[13])}
-    assert without == {"wall", "fence", "pole"}
+    assert {CLASS_NAMES[i] for i in {*CLASS_SETS[16]} - {*CLASS_SETS[13]}} == {"wall", "fence", "pole"}
     assert [len(CLASS_SETS[n]) for n in (19, 16, 13)] == [19, 16, 13]
 
 
 def test_synthia_image_and_label(synthia):
-    (synthia / "RGB" / f"._{NAMES[0]}").write_bytes(b"of macOS")
     data = SYNTHIADataSet(synthia, size=(64, 38))
     assert data.names == list(NAMES) and len(data) == 3 and check_labels(data) == ()
     x, y = data[1]
@@ -77,15 +75,7 @@ def test_synthia_image_and_label(synthia):
     assert y.dtype == np.int32 and np.array_equal(y, np.asarray(nearest)) and len(np.unique(y)) > 10
 
 
-def test_all_16_bits_of_a_label_are_read(tmp_path):
-    ids = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-    write_label(tmp_path / "a.png", ids, ids[::-1])
-    assert np.array_equal(class_ids(tmp_path / "a.png"), ids)
-    with Image.open(tmp_path / "a.png") as image:  # why Pillow does not do
-        assert not np.array_equal(np.asarray(image)[..., 0], ids)
-
-
-def test_synthia_errors_name_the_file(synthia, tmp_path):
+def test_synthia_errors_name_the_file(synthia):
     with pytest.raises(UserError, match="SYNTHIA not found.*RGB.*LABELS.*--data-dir"):
         SYNTHIADataSet("nowhere")
     data = SYNTHIADataSet(synthia, size=(64, 38))
@@ -93,9 +83,6 @@ def test_synthia_errors_name_the_file(synthia, tmp_path):
     (folder / NAMES[1]).write_bytes((folder / NAMES[1]).read_bytes()[:-800])
     with pytest.raises(UserError, match="LABELS/0000001.png: not a readable image"):
         list(batches(data, 1, 2, [2, 1]))
-    write_label(folder / NAMES[1], np.zeros((38, 128), np.uint16), np.zeros((38, 128), np.uint16))
-    with pytest.warns(UserWarning, match="LABELS/0000001.png: .*another aspect ratio"):
-        data[1]
     with Image.open(folder / NAMES[0]) as image:  # 8 bits, as Pillow would save it again
         image.convert("RGB").save(folder / NAMES[0])
     with pytest.raises(UserError, match="0000000.png: not a label of SYNTHIA; expected 16-bit RGB"):
@@ -118,30 +105,27 @@ def test_damaged_labels_are_told_in_one_line_or_read(synthia):
 
 
 def test_the_source_sets_defaults_and_explicit_options_win():
-    def values(*argv):
-        args = get_arguments(list(argv))
+    def values(argv: str):
+        args = get_arguments(argv.split())
         return args.data_dir, args.input_size, args.lambda_local
 
-    assert values() == ("./data/GTA5", (1280, 720), 40)
-    assert values("--source", "synthia") == ("./data/SYNTHIA", (1280, 760), 10)
-    explicit = values("--source", "synthia", "--lambda-local", "40", "--input-size", "640,380")
-    assert explicit == ("./data/SYNTHIA", (640, 380), 40)
-    assert values("--source", "synthia", "--method", "tan", "--data-dir", "x") == ("x", (1280, 760), 10)
+    assert values("") == ("./data/GTA5", (1280, 720), 40)
+    assert values("--source synthia") == ("./data/SYNTHIA", (1280, 760), 10)
+    explicit = "--source synthia --lambda-local 40 --input-size 640,380"
+    assert values(explicit) == ("./data/SYNTHIA", (640, 380), 40)
+    assert values("--source synthia --method tan --data-dir x") == ("x", (1280, 760), 10)
 
 
-@pytest.mark.parametrize(
-    "argv, named",
-    [
-        (["--source", "synthia", "--gta5-split", "a.mat", "--gta5-subset", "val"], "--source synthia"),
-        (["--gta5-split", "a.mat", "--gta5-subset", "val", "--data-list", "b.txt"], "--data-list"),
-        (["--gta5-subset", "train"], "--gta5-subset train needs --gta5-split"),
-        (["--source", "synthia", "--gta5-subset", "train"], "--source synthia"),
-        (["--gta5-split", "a.mat"], "--gta5-split has no effect with --gta5-subset all"),
-        (["--source", "synthia", "--method", "tan", "--lambda-local", "40"], "--lambda-local has no effect"),
-    ],
-)
+@pytest.mark.parametrize("argv, named", [
+    ("--source synthia --gta5-split a.mat --gta5-subset val", "--source synthia"),
+    ("--gta5-split a.mat --gta5-subset val --data-list b.txt", "--data-list"),
+    ("--gta5-subset train", "--gta5-subset train needs --gta5-split"),
+    ("--source synthia --gta5-subset train", "--source synthia"),
+    ("--gta5-split a.mat", "--gta5-split has no effect with --gta5-subset all"),
+    ("--source synthia --method tan --lambda-local 40", "--lambda-local has no effect"),
+])
 def test_contradictions_about_the_source_are_told(argv, named):
-    assert named in refused(*argv)
+    assert named in refused(*argv.split())
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +177,12 @@ def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
     last = rows_of(trained[0] / "miou.csv")[-1]
     for name in ("mIoU_16", "mIoU_13"):
         assert result[name] == pytest.approx(float(last[name]), abs=1e-6)
-    printed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert result["mIoU"] == pytest.approx(np.mean([v for v in result["IoU"].values() if v is not None]))
-    assert printed["mIoU_16"] == f"{result['mIoU_16']:.2f}" and list(result["IoU"]) == CLASS_NAMES
-    kept = {name: iou for name, iou in result["IoU"].items() if name not in RARE}
-    shown = {name: text for name, text in printed.items() if name in CLASS_NAMES}
-    assert shown == {name: "–" if iou is None else f"{iou:.2f}" for name, iou in kept.items()}
-    assert not {"mIoU", "mIoU_13"} & set(printed)
+    expected = {"mIoU_16": result["mIoU_16"], **result["IoU"]}
+    shown = {k: "–" if iou is None else f"{iou:.2f}" for k, iou in expected.items() if k not in RARE}
+    printed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert {name: text for name, text in printed.items() if name in {*CLASS_NAMES} | result.keys()} == shown
+    assert list(result["IoU"]) == CLASS_NAMES
     assert "--classes" in fails(EVALUATE, *argv[:-1], 12)
 
 
@@ -221,9 +204,9 @@ def gta5(tmp_path):
 @pytest.mark.parametrize("shape", [(1, -1), (-1, 1)])
 def test_gta5_split(gta5, tmp_path, kind, shape):
     path = str(tmp_path / "split")  # whatever its name ends in
-    with open(path, "wb") as file:
-        ids = {"trainIds": [5, 1], "valIds": [2], "testIds": [3, 4]}
-        savemat(file, {key: np.array(value, kind).reshape(shape) for key, value in ids.items()})
+    ids = {"trainIds": [5, 1], "valIds": [2], "testIds": [3, 4]}
+    content = {key: np.array(value, kind).reshape(shape) for key, value in ids.items()}
+    savemat(path, content, appendmat=False)
     assert GTA5DataSet(gta5, split=path, subset="train").names == ["00001.png", "00005.png"]
     assert GTA5DataSet(gta5, split=path, subset="val").names == ["00002.png"]
     assert len(GTA5DataSet(gta5)) == 5
@@ -237,30 +220,28 @@ def test_gta5_split_may_name_a_few_absent_pairs(gta5, tmp_path):
     data = GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
     assert len(data) == 200 and "split.mat: 1 of 201 images skipped" in data.reports[0]
     savemat(tmp_path / "split.mat", {"trainIds": np.arange(1, 204)})
-    with pytest.raises(UserError, match="3 of 203 trainIds have no image in .*: 00201.png, 00202.png"):
+    with pytest.raises(UserError, match="3 of 203 GTA5 image files are missing: .*00201.png, .*00202.png"):
         GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
 
 
 def test_gta5_split_errors_are_named(gta5, tmp_path):
+    path = tmp_path / "a.mat"
+
     def message(subset="train", **content):
         if content:
-            savemat(tmp_path / "a.mat", content)
-        with pytest.raises(UserError, match=r"a\.mat: .*(?<!\n)$") as caught:
-            GTA5DataSet(gta5, split=str(tmp_path / "a.mat"), subset=subset)
-        assert "\n" not in str(caught.value)
+            savemat(path, content)
+        with pytest.raises(UserError, match=r"a\.mat: [^\n]*$") as caught:
+            GTA5DataSet(gta5, split=str(path), subset=subset)
         return str(caught.value)
 
-    assert "no such file; split.mat comes with GTA5" in message()
-    (tmp_path / "a.mat").write_bytes(b"this is no such file" * 20)
-    assert "cannot read this .mat file of --gta5-split" in message()
-    savemat(tmp_path / "a.mat", {"trainIds": np.arange(1, 999)})
-    (tmp_path / "a.mat").write_bytes((tmp_path / "a.mat").read_bytes()[:300])
-    assert "cannot read" in message()
-    assert "no valIds in it, only trainIds, x" in message("val", trainIds=[1], x=[2])
-    assert "3 of 4 trainIds have no image in" in message(trainIds=[1, 6, 7, 8])
-    assert "00006.png, 00007.png" in message()
+    assert "No such file" in message() and "it comes with GTA5" in message()
+    savemat(path, {"trainIds": np.arange(1, 999)})
+    for content in (b"this is no such file" * 20, path.read_bytes()[:300]):
+        path.write_bytes(content)
+        assert "cannot read this .mat file of --gta5-split" in message()
+    assert "valIds in it are not" in message("val", trainIds=[1])
     for wrong in ([0, 1], [1.5], [], [float("nan")], ["a"], [-1], [2.0**70]):
-        assert "trainIds" in message(trainIds=wrong)
+        assert "trainIds in it are not the numbers of images" in message(trainIds=wrong)
 
 
 def test_training_on_a_subset_of_gta5(data, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.file_lists import check_files, check_unique, find_images
+from dataset.file_lists import check_files, find_images
 from dataset.transform import open_image
 from utils.system import interrupt
 from utils.system.errors import UserError
@@ -30,11 +30,9 @@ def convert(camvid: str, idd: str, root: str) -> Path:
     with atomic_folder(folder) as draft:
         for image_path, label_path, ids, *places in tqdm(jobs, desc=f"converting to {folder}", disable=None):
             interrupt.exit_if_pending()
-            image, label = open_image(image_path), relabel(label_path, ids)
-            if image.size != label.size:
-                raise UserError(f"{label_path}: its size is not that of {image_path}; copy both again")
-            for pair in places:
-                for pixels, name in zip((image, label), pair):
+            pair = open_image(image_path), relabel(label_path, ids)
+            for names in places:
+                for pixels, name in zip(pair, names):
                     (draft / name).parent.mkdir(parents=True, exist_ok=True)
                     pixels.save(draft / name)  # PNG: what JPEG has lost stays lost, and no more is
     return folder
@@ -42,12 +40,12 @@ def convert(camvid: str, idd: str, root: str) -> Path:
 
 def camvid_files(root: Path) -> list[tuple]:
     """Return (image, label, ids, (where the image goes, where the label goes)) for all three parts."""
-    images = [path for part in ("train", "val", "test") for path in found(root / part, "", "--camvid")]
-    check_unique([path.name for path in images], root)
     jobs = []
-    for path in images:
-        name, place = f"{path.stem}.png", root / f"{path.parent.name}annot"
-        jobs.append((path, place / name, CAMVID, (f"GTA5/images/{name}", f"GTA5/labels/{name}")))
+    for part in ("train", "val", "test"):
+        for file in find_images(root / part)[0]:
+            name = f"{Path(file).stem}.png"
+            place = f"GTA5/images/{name}", f"GTA5/labels/{name}"
+            jobs.append((root / part / file, root / f"{part}annot" / name, CAMVID, place))
     return jobs
 
 
@@ -55,31 +53,21 @@ def idd_files(root: Path) -> list[tuple]:
     """Return the same for train and val; the train images go to two places."""
     jobs = []
     for part in ("train", "val"):
-        for path in found(root / "leftImg8bit" / part, "_image", "--idd"):
+        for file in find_images(root / "leftImg8bit" / part)[0]:
+            path = root / "leftImg8bit" / part / file
             drive, number = path.parent.name, path.stem.removesuffix("_image")
-            city, flat = f"{part}/{drive}/{drive}_{number}", f"{drive}_{number}.png"
-            places = [(f"Cityscapes/leftImg8bit/{city}_leftImg8bit.png",
-                       f"Cityscapes/gtFine/{city}_gtFine_labelIds.png")]  # fmt: skip
+            label, city = root / "gtFine" / part / drive / f"{number}_label.png", f"{part}/{drive}"
+            places = [(f"Cityscapes/leftImg8bit/{city}/{drive}_{number}_leftImg8bit.png",
+                       f"Cityscapes/gtFine/{city}/{drive}_{number}_gtFine_labelIds.png")]
             if part == "train":
-                places.append((f"Oracle/images/{flat}", f"Oracle/labels/{flat}"))
-            jobs.append((path, root / "gtFine" / part / drive / f"{number}_label.png", IDD, *places))
+                places.append((f"Oracle/images/{drive}_{number}.png", f"Oracle/labels/{drive}_{number}.png"))
+            jobs.append((path, label, IDD, *places))
     return jobs
 
 
-def found(folder: Path, ending: str, option: str) -> list[Path]:
-    """Return the images below a folder whose stems end so; UserError if there are none."""
-    names = [name for name in find_images(folder)[0] if Path(name).stem.endswith(ending)]
-    if not names:
-        raise UserError(f"{option}: no images in {folder}; name the folder that has its parts")
-    return [folder / name for name in names]
-
-
 def relabel(path: Path, ids: dict[int, int]) -> Image.Image:
-    """Return a label with raw ids of Cityscapes; UserError if it is not 8-bit grey or has an unknown id."""
-    label = open_image(path)
-    if label.mode != "L":
-        raise UserError(f"{path}: a label of mode {label.mode}; expected 8-bit ids, mode L")
-    pixels, table = np.asarray(label), np.zeros(256, np.uint8)
+    """Return a label with raw ids of Cityscapes; UserError if it has an unknown id."""
+    pixels, table = np.asarray(open_image(path)), np.zeros(256, np.uint8)
     if unknown := sorted(set(np.unique(pixels).tolist()) - ids.keys()):
         raise UserError(f"{path}: unknown id {unknown[0]}; this data set has {', '.join(map(str, ids))}")
     table[list(ids)] = list(ids.values())
