@@ -65,42 +65,36 @@ def tensor(offset=0, size=(4,), stride=(1,), storage=None):
     return name("torch._utils", "_rebuild_tensor_v2") + b"(" + args + b"tR"
 
 
-def zipped(body, storage=ITEMS, compression=zipfile.ZIP_STORED):
+def zipped(body, storages=(ITEMS,), compression=zipfile.ZIP_STORED):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
-        archive.writestr("archive/data/0", storage)
+        for key, storage in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", storage)
     return file.getvalue()
 
 
-def legacy(body, storage=ITEMS, keys=("0",), count=None):
-    parts = *(pickle.dumps(part, 2) for part in (MAGIC, 1001, {})), b"\x80\x02" + body + b"."
-    count = len(storage) // 4 if count is None else count
-    return b"".join(parts) + pickle.dumps(list(keys), 2) + struct.pack("<q", count) + storage
-
-
-def arrays_in(content):
-    for value in content.values():
-        yield from arrays_in(value) if isinstance(value, dict) else [value] * isinstance(value, np.ndarray)
+def legacy(body, storages=(ITEMS,), keys=None, count=None):
+    head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {})) + b"\x80\x02" + body + b"."
+    keys = [str(key) for key in range(len(storages))] if keys is None else keys
+    counted = (struct.pack("<q", len(s) // 4 if count is None else count) + s for s in storages)
+    return head + pickle.dumps(keys, 2) + b"".join(counted)
 
 
 def saved(content, pack=zipped):
-    """Return a file of torch.save with nested dicts of float32 arrays (in one storage) and plain values."""
-    arrays = list(arrays_in(content))
-    items, size = b"".join(a.astype("<f4").tobytes() for a in arrays), sum(a.size for a in arrays)
-    storage, offset = pid(numel=size), 0
+    """Return a file of torch.save with nested dicts of float32 arrays and plain values."""
+    storages = []
 
     def opcodes(value):
-        nonlocal offset
         if isinstance(value, dict):
             return b"}(" + b"".join(lit(key) + opcodes(inner) for key, inner in value.items()) + b"u"
         if not isinstance(value, np.ndarray):
             return lit(value)
-        offset += value.size
+        storages.append(value.astype("<f4").tobytes())
         strides = tuple(step // value.itemsize for step in value.strides)
-        return tensor(offset - value.size, value.shape, strides, storage)
+        return tensor(0, value.shape, strides, pid(str(len(storages) - 1), value.size))
 
-    return pack(opcodes(content), items)
+    return pack(opcodes(content), storages)
 
 
 BOTH = pytest.mark.parametrize("pack", [zipped, legacy])
@@ -150,7 +144,7 @@ def test_python_2_and_old_cuda_files(read, pack):
 def test_every_bfloat16_becomes_its_float32(read):
     bits = np.arange(2**16, dtype="<u2")
     storage = pid(numel=2**16, kind="BFloat16Storage")
-    got = read(zipped(tensor(size=(2**16,), storage=storage), bits.tobytes()))
+    got = read(zipped(tensor(size=(2**16,), storage=storage), [bits.tobytes()]))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got.view(np.uint32), bits.astype(np.uint32) << 16)
 
@@ -207,11 +201,11 @@ def test_a_tensor_never_leaves_its_storage(read, pack, changes):
 
 @pytest.mark.parametrize("data, message", [
     *((legacy(tensor(), count=count), "damaged") for count in (-1, 5, 2**40, 2**62)),
-    *((legacy(tensor(), keys=keys), "damaged") for keys in (("1",), (["0"],), (0,))),
+    *((legacy(tensor(), keys=keys), "damaged") for keys in (["1"], [["0"]], [0])),
     (pickle.dumps(MAGIC, 2), "damaged"), (b"PK\3\4", "damaged"), (b"<html>404\nnot found</html>", "damaged"),
     (pickle.dumps(MAGIC, 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2), "damaged"),
     (zipped(tensor()).replace(b"data.pkl", b"data.txt"), "a zip, but not one of torch.save"),
-    (zipped(tensor(), bytes(10**7), zipfile.ZIP_DEFLATED), "not one of torch.save"),  # 10 MB in 10 KB
+    (zipped(tensor(), [bytes(10**7)], zipfile.ZIP_DEFLATED), "not one of torch.save"),  # 10 MB in 10 KB
 ], ids=range(13))  # fmt: skip
 def test_files_that_are_no_checkpoints(read, data, message):
     with pytest.raises(UserError, match=message):
