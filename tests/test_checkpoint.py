@@ -59,36 +59,29 @@ def test_authors_snapshot_matches_completely(net_G, authors):
     assert np.array_equal(net_G.layer6.conv2d_list[3].bias.asnumpy(), authors["layer6.conv2d_list.3.bias"])
 
 
-@pytest.mark.parametrize("classes", [21, 19])
-def test_deeplab_init_leaves_both_classifiers_alone(net_G, authors, classes):
-    init = {"Scale." + name: value for name, value in authors.items() if not name.startswith("layer6")}
-    for name in [n for n in init if "layer5" in n]:
-        init[name] = np.ones((classes, *init[name].shape[1:]), np.float32)
-    before = net_G.layer5.conv2d_list[0].weight.asnumpy().copy()
-    assert "520 tensors matched, 8 skipped (layer5.conv2d_list.0.weight, layer5." in load(net_G, init)
-    assert np.array_equal(net_G.layer5.conv2d_list[0].weight.asnumpy(), before)
-
-
-def test_torchvision_mindcv_and_adaptsegnet(net_G, authors):
-    backbone = {name: value for name, value in authors.items() if not name.startswith(("layer5", "layer6"))}
-    mindcv = {}
+def test_backbones_of_others_leave_both_classifiers_alone(net_G, authors):
+    both = {name: value + 1 for name, value in authors.items() if name.startswith(("layer5", "layer6"))}
+    first = {name: value for name, value in both.items() if name.startswith("layer5")}
+    backbone, mindcv = {name: value for name, value in authors.items() if name not in both}, {}
     for name, value in backbone.items():
         head, leaf = name.rsplit(".", 1)
         name = f"{head}.{checkpoint.BN_NAMES[leaf]}" if value.ndim == 1 else name
         mindcv[name.replace("downsample", "down_sample")] = value
-    for tensors, classifier in ((backbone, "fc.weight"), (mindcv, "classifier.weight")):
-        report = load(net_G, {**tensors, classifier: np.zeros((10, 2048), np.float32)})
-        assert f"520 tensors matched, 1 skipped ({classifier}), 16 left" in report
-
-    multi = dict(authors)
-    for name in [n for n in multi if n.startswith("layer5") and n.endswith("weight")]:
-        multi[name] = np.zeros((19, 1024, 3, 3), np.float32)  # its first classifier looks at layer3
-    before = net_G.layer6.conv2d_list[0].bias.asnumpy().copy()
-    multi["layer6.conv2d_list.0.bias"] = before + 1
-    for content in (multi, {f"net_G.{name}": value for name, value in multi.items()}):  # an earlier port's
-        report = load(net_G, content)
-        assert "520 tensors matched, 16 skipped (layer5" in report and "16 left" in report
-    assert np.array_equal(net_G.layer6.conv2d_list[0].bias.asnumpy(), before)
+    voc = {name: np.resize(value, (21, *value.shape[1:])) for name, value in first.items()}  # its classes
+    sees_layer3 = {name: value[:, :1024] for name, value in first.items() if value.ndim == 4}
+    adaptsegnet, fc = {**backbone, **both, **sees_layer3}, np.zeros((10, 2048), np.float32)
+    before = [layer.conv2d_list[0].bias.asnumpy().copy() for layer in (net_G.layer5, net_G.layer6)]
+    for prefix, content, skipped in (
+        ("", {**backbone, "fc.weight": fc}, "1 skipped (fc.weight)"),  # torchvision
+        ("", {**mindcv, "classifier.weight": fc}, "1 skipped (classifier.weight)"),
+        ("Scale.", {**backbone, **voc}, "8 skipped (layer5.conv2d_list.0.weight, layer5"),  # DeepLab
+        ("Scale.", {**backbone, **first}, "8 skipped (layer5"),
+        ("", adaptsegnet, "16 skipped (layer5"), ("net_G.", adaptsegnet, "16 skipped (layer5"),
+    ):  # fmt: skip
+        report = load(net_G, {prefix + name: value for name, value in content.items()})
+        assert f"520 tensors matched, {skipped}" in report and "16 left" in report
+    for layer, bias in zip((net_G.layer5, net_G.layer6), before):
+        assert np.array_equal(layer.conv2d_list[0].bias.asnumpy(), bias)
 
 
 def test_discriminator_and_what_does_not_cover_a_network(net_G, authors):
