@@ -21,7 +21,7 @@ from model.CLAN_G import generator
 from model.upsample import up
 from tests.golden import write_city
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
-from tests.test_torch_file import lit, pid, tensor, zipped
+from tests.test_torch_file import saved as saved_by_torch
 from utils import checkpoint, run_folder
 from utils.evaluation import adapt_bn, best_class, evaluate
 from utils.loss import alignment_map
@@ -73,14 +73,8 @@ def network(trained):
 
 
 def as_pth(content: dict) -> bytes:
-    """Return G's tensors as a file of PyTorch, all in one storage."""
-    values = {name[6:]: v for name, v in content.items() if name.startswith("net_G.")}
-    storage, body, offset = pid(numel=sum(v.size for v in values.values())), b"}(", 0
-    for name, v in values.items():
-        strides = tuple(stride // 4 for stride in v.strides)
-        body += lit(name) + tensor(offset, v.shape, strides, storage)
-        offset += v.size
-    return zipped(body + b"u", b"".join(v.astype("<f4").tobytes() for v in values.values()))
+    """Return G's tensors as a file of PyTorch."""
+    return saved_by_torch({name[6:]: v for name, v in content.items() if name.startswith("net_G.")})
 
 
 def test_a_folder_of_checkpoints_is_evaluated_in_order(trained, argv, scored, saved, tmp_path):

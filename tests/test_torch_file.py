@@ -60,51 +60,44 @@ def pid(key="0", numel=4, kind="FloatStorage", view=b"", module="torch"):
     return b"(" + lit("storage") + name(module, kind) + lit(key) + lit("cpu") + lit(numel) + view + b"tQ"
 
 
-def tensor(offset=0, size=(4,), stride=(1,), storage=None, view=b"", metadata=b""):
-    storage = pid(view=view) if storage is None else storage
-    args = storage + lit(offset) + lit(size) + lit(stride) + b"\x89" + ODICT + metadata
+def tensor(offset=0, size=(4,), stride=(1,), storage=None):
+    args = (storage or pid()) + lit(offset) + lit(size) + lit(stride) + b"\x89" + ODICT
     return name("torch._utils", "_rebuild_tensor_v2") + b"(" + args + b"tR"
 
 
-def zipped(body, storage=ITEMS, compression=zipfile.ZIP_STORED, **records):
+def zipped(body, storages=(ITEMS,), compression=zipfile.ZIP_STORED):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
-        for key, content in {"data.pkl": b"\x80\x02" + body + b".", "data/0": storage, **records}.items():
-            archive.writestr("archive/" + key, content)
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
+        for key, storage in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", storage)
     return file.getvalue()
 
 
-def legacy(body, storage=ITEMS, keys=("0",), count=4):
-    head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": True}))
-    return head + b"\x80\x02" + body + b"." + pickle.dumps(list(keys), 2) + struct.pack("<q", count) + storage
-
-
-def arrays_in(content):
-    for value in content.values():
-        yield from arrays_in(value) if isinstance(value, dict) else [value] * isinstance(value, np.ndarray)
+def legacy(body, storages=(ITEMS,), keys=None, count=None):
+    head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {})) + b"\x80\x02" + body + b"."
+    keys = [str(key) for key in range(len(storages))] if keys is None else keys
+    counted = (struct.pack("<q", len(s) // 4 if count is None else count) + s for s in storages)
+    return head + pickle.dumps(keys, 2) + b"".join(counted)
 
 
 def saved(content, pack=zipped):
-    """Return a file of torch.save with nested dicts of float32 arrays (in one storage) and plain values."""
-    arrays = list(arrays_in(content))
-    items, size = b"".join(a.astype("<f4").tobytes() for a in arrays), sum(a.size for a in arrays)
-    storage, offset = pid(numel=size, view=b"N" * (pack is legacy)), 0
+    """Return a file of torch.save with nested dicts of float32 arrays and plain values."""
+    storages = []
 
     def opcodes(value):
-        nonlocal offset
         if isinstance(value, dict):
             return b"}(" + b"".join(lit(key) + opcodes(inner) for key, inner in value.items()) + b"u"
         if not isinstance(value, np.ndarray):
             return lit(value)
-        offset += value.size
+        storages.append(value.astype("<f4").tobytes())
         strides = tuple(step // value.itemsize for step in value.strides)
-        return tensor(offset - value.size, value.shape, strides, storage)
+        return tensor(0, value.shape, strides, pid(str(len(storages) - 1), value.size))
 
-    body = opcodes(content)
-    return pack(body, items, count=size) if pack is legacy else pack(body, items)
+    return pack(opcodes(content), storages)
 
 
-BOTH = pytest.mark.parametrize("pack, none", [(zipped, b""), (legacy, b"N")], ids=["zip", "legacy"])
+BOTH = pytest.mark.parametrize("pack", [zipped, legacy])
 
 
 @pytest.fixture
@@ -140,45 +133,33 @@ def test_a_real_checkpoint_reads_bit_exactly(path):
 
 
 @BOTH
-def test_python_2_and_old_cuda_files(read, pack, none):
-    cuda = pid(view=none, module="torch.cuda")
+def test_python_2_and_old_cuda_files(read, pack):
+    cuda = pid(view=b"N", module="torch.cuda")
     old = name("torch._utils", "_rebuild_tensor") + b"(" + cuda + lit(1) + lit((3,)) + lit((1,)) + b"tR"
-    items = name("collections", "OrderedDict") + b"(](](U\x01w" + old + b"eetR"
-    state = read(pack(items))
+    state = read(pack(name("collections", "OrderedDict") + b"(](](U\x01w" + old + b"eetR"))
     assert type(state) is OrderedDict
     np.testing.assert_array_equal(state["w"], np.float32([1, 2, 3]))
-
-
-def test_a_view_of_a_legacy_storage(read):
-    view = b"(" + lit("1") + lit(2) + lit(2) + b"t"
-    np.testing.assert_array_equal(read(legacy(tensor(size=(2,), view=view))), np.float32([2, 3]))
-    with pytest.raises(UserError, match="outside"):
-        read(legacy(tensor(size=(2,), view=b"(" + lit("1") + lit(3) + lit(2) + b"t")))
 
 
 def test_every_bfloat16_becomes_its_float32(read):
     bits = np.arange(2**16, dtype="<u2")
     storage = pid(numel=2**16, kind="BFloat16Storage")
-    got = read(zipped(tensor(size=(2**16,), storage=storage), bits.tobytes()))
+    got = read(zipped(tensor(size=(2**16,), storage=storage), [bits.tobytes()]))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got.view(np.uint32), bits.astype(np.uint32) << 16)
 
 
 @BOTH
 @pytest.mark.parametrize("call, refused", [
-    (name("os", "system") + lit(("touch hacked",)) + b"R", "os.system"),
     (name("posix", "system") + lit(("touch hacked",)) + b"R", "posix.system"),
     (name("builtins", "eval") + lit(("open('hacked', 'w')",)) + b"R", "builtins.eval"),
-    (name("__builtin__", "getattr") + b")R", "__builtin__.getattr"),
-    (name("copyreg", "_reconstructor") + b")R", "copyreg._reconstructor"),
     (name("argparse", "Namespace") + b")\x81}b", "argparse.Namespace"),
     (name("torch", "load") + lit(("x",)) + b"R", "torch.load"),
-    (name("numpy", "frombuffer") + b")R", "numpy.frombuffer"),
     (lit("os") + lit("system") + b"\x93" + lit(("touch hacked",)) + b"R", "os.system"),
     (b"(" + lit("touch hacked") + b"ios\nsystem\n", "os.system"),
     (b"(" + name("os", "system") + lit("touch hacked") + b"o", "os.system"),
-])
-def test_a_pickle_never_runs_code(read, pack, none, call, refused, tmp_path, monkeypatch):
+])  # fmt: skip
+def test_a_pickle_never_runs_code(read, pack, call, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(refused) + ".*re-save it"):
         read(pack(call))
@@ -191,14 +172,15 @@ def test_a_pickle_never_runs_code(read, pack, none, call, refused, tmp_path, mon
     name("collections", "OrderedDict") + lit({"_metadata": 1}) + b"b",
     ODICT + lit({"items": 1}) + b"b",  # would shadow a method
     ODICT + b"N" + lit({"items": 1}) + b"\x86b",
-    name("torch", "float32") + b")R",
     name("torch", "FloatStorage") + lit((10**12,)) + b"R",
     lit("eval") + lit(("1",)) + b"R",
     b"K\x01)R", b"R", b"b", b"t", b"u", b"e", b"", b"Q", b"h\x05", b"}K\x01s", b"(K\x01K\x02u", b"]]K\x01s",
     b"}]K\x01s",  # unhashable key
     name("torch", "device") + lit(("c" * 99, 10**50)) + b"R" + b"K\x01K\x02s",
-])
-def test_nonsense_is_refused(read, pack, none, body):
+    *(tensor(storage=pid(numel=numel)) for numel in (5, -1, 2**62, 2**70, "4", None)),
+    tensor(size=(2,), storage=pid(view=b"(" + lit("1") + lit(2) + lit(2) + b"t")),  # of PyTorch before 0.4
+])  # fmt: skip
+def test_nonsense_is_refused(read, pack, body):
     with pytest.raises(UserError):
         read(pack(body))
 
@@ -208,60 +190,26 @@ def test_nonsense_is_refused(read, pack, none, body):
     {"size": (5,)}, {"offset": 1}, {"offset": 2**62}, {"offset": -1}, {"size": (-4,)}, {"stride": (2,)},
     {"stride": (-1,), "offset": 3}, {"size": (2, 2), "stride": (3, 1)}, {"size": (4, 1), "stride": (1,)},
     {"size": (2**62, 2**62), "stride": (1, 1)}, {"size": (2**70,)}, {"stride": (2**63,)},
-    {"size": (1,) * 40, "stride": (1,) * 40},
-    {"size": (0, 2**70), "stride": (1, 1)}, {"size": 4}, {"stride": None}, {"size": (2.0,)},
-    {"size": ((4,),)}, {"size": (True,)},
-])
-def test_a_tensor_never_leaves_its_storage(read, pack, none, changes):
-    with pytest.raises(UserError):
-        read(pack(tensor(**changes, view=none)))
-    assert read(pack(tensor(view=none))).tolist() == [0, 1, 2, 3]
-
-
-@BOTH
-@pytest.mark.parametrize("numel", [5, -1, 2**62, 2**70, "4", None])
-def test_a_storage_never_leaves_its_file(read, pack, none, numel):
-    with pytest.raises(UserError):
-        read(pack(tensor(storage=pid(numel=numel, view=none))))
-
-
-@pytest.mark.parametrize("count", [-1, 5, 2**40, 2**62])
-def test_the_counts_of_a_legacy_file_are_checked(read, count):
-    with pytest.raises(UserError, match="damaged"):
-        read(legacy(tensor(view=b"N"), count=count))
-
-
-def test_the_keys_of_a_legacy_file_are_checked(read):
-    for keys in [("1",), (["0"],), (0,)]:
-        with pytest.raises(UserError, match="damaged"):
-            read(legacy(tensor(view=b"N"), keys=keys))
-
-
-def test_zip_files_that_are_no_checkpoints(read):
-    body = tensor()
-    with pytest.raises(UserError, match="compressed"):
-        read(zipped(body, bytes(10**7), zipfile.ZIP_DEFLATED))  # 10 MB in 10 KB
-    with pytest.raises(UserError, match="big-endian"):
-        read(zipped(body, byteorder=b"big"))
-    with pytest.raises(UserError, match="not one of torch.save"):
-        read(zipped(body).replace(b"data.pkl", b"data.txt"))
-    with pytest.raises(UserError, match="conjugated"):
-        read(zipped(tensor(metadata=b"}\x8c\x03neg\x88s")))
-
-
-@pytest.mark.parametrize("content, message", [
-    (pickle.dumps(MAGIC, 2), "damaged"), (b"PK\3\4", "damaged"), (b"<html>404\nnot found</html>", "damaged"),
-    (pickle.dumps(MAGIC, 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2), "unknown version"),
+    {"size": (1,) * 40, "stride": (1,) * 40}, {"size": (0, 2**70), "stride": (1, 1)}, {"size": 4},
+    {"stride": None}, {"size": (2.0,)}, {"size": ((4,),)}, {"size": (True,)},
 ])  # fmt: skip
-def test_files_that_are_no_checkpoints(read, content, message):
+def test_a_tensor_never_leaves_its_storage(read, pack, changes):
+    with pytest.raises(UserError):
+        read(pack(tensor(**changes)))
+    assert read(pack(tensor())).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("data, message", [
+    *((legacy(tensor(), count=count), "damaged") for count in (-1, 5, 2**40, 2**62)),
+    *((legacy(tensor(), keys=keys), "damaged") for keys in (["1"], [["0"]], [0])),
+    (pickle.dumps(MAGIC, 2), "damaged"), (b"PK\3\4", "damaged"), (b"<html>404\nnot found</html>", "damaged"),
+    (pickle.dumps(MAGIC, 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2), "damaged"),
+    (zipped(tensor()).replace(b"data.pkl", b"data.txt"), "a zip, but not one of torch.save"),
+    (zipped(tensor(), [bytes(10**7)], zipfile.ZIP_DEFLATED), "not one of torch.save"),  # 10 MB in 10 KB
+], ids=range(13))  # fmt: skip
+def test_files_that_are_no_checkpoints(read, data, message):
     with pytest.raises(UserError, match=message):
-        read(content)
-
-
-def test_paths_that_cannot_be_read(tmp_path):
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: cannot be read .*check the path"):
-            load(path)
+        read(data)
 
 
 @pytest.mark.parametrize("path", REAL, ids=["zip", "legacy"])

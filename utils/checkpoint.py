@@ -6,7 +6,6 @@ the network's name and its classes. MindSpore's checksum ends it.
 
 import logging
 import math
-import os
 import re
 import zlib
 from itertools import groupby
@@ -25,31 +24,29 @@ from utils.system.device import assign, simulated
 from utils.system.errors import UserError
 from utils.system.files import atomic
 
-BN_NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
-            "running_var": "moving_variance"}
+BN_NAMES = dict(weight="gamma", bias="beta", running_mean="moving_mean", running_var="moving_variance")
 # A tensor that every file of the network has: what precedes its name precedes all names of the network.
 ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
 LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
 NO_CHECKSUM = "no checksum"  # an entry of what `read_ckpt` returns, for a file without one
 OTHER_CLASSES = "take the info.json that it was trained with, or another checkpoint"
-# Files that are no checkpoints of MindSpore or PyTorch: how they begin, what they are, what to do. The place
-# for safetensors, once they are supported, is in `read`.
-OTHER_KINDS = (
-    (rb"\0*\Z", "an empty file", "copy or download it again"),
-    (rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]", "a web page", "the download failed: repeat it (Google Drive: gdown)"),
-    (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
-    (rb'.{6}\0\0\{"', "a safetensors file, which is not supported", torch_file.RESAVE),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar", "an archive", "unpack it and give a file in it"),
-    (rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore", "an exported model", "give the checkpoint it is made from"),
-    (rb"\x80[\2-\5]", "a pickle that torch.save did not write", torch_file.RESAVE),
-)
+# How files that are no checkpoints begin, what they are and what to do.
+OTHER_KINDS = {
+    rb"\0*\Z": "an empty file; download it again",
+    rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]": "a web page; repeat the download, from Google Drive with gdown",
+    rb"version https://git-lfs": "a Git LFS pointer; fetch the file itself: git lfs pull",
+    rb'.{6}\0\0\{"': f"a safetensors file; {torch_file.RESAVE}",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it",
+    rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore": "an exported model; give the checkpoint it is made from",
+    rb"\x80[\2-\5]": f"a pickle that torch.save did not write; {torch_file.RESAVE}",
+    rb"[^\n]": "an unknown kind of file; give a checkpoint",
+}
 
 
 def find(path: str) -> str:
     """Return `path` if it exists, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
-    head, suffix = os.path.splitext(path)
-    stem = head if suffix in (".ckpt", ".pth", ".pt") else path
+    stem = re.sub(r"\.(ckpt|pth|pt)$", "", path)
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
         if Path(candidate).is_file():
             return candidate
@@ -65,12 +62,10 @@ def read(path: str) -> dict[str, np.ndarray | str]:
         head = file.read(512)
     if torch_file.recognizes(head):
         return tensors_in(torch_file.load(path), path)
-    for beginning, kind, remedy in OTHER_KINDS:
-        if re.match(beginning, head, re.DOTALL):
-            raise UserError(f"{path}: not a readable checkpoint but {kind}; {remedy}")
     try:
-        if not head.startswith(b"\n"):
-            raise ValueError(f"nor one of PyTorch: it begins with {head[:12]!r}")
+        for beginning, kind in OTHER_KINDS.items():
+            if re.match(beginning, head, re.DOTALL):
+                raise ValueError(f"nor one of PyTorch, but {kind}")
         return read_ckpt(Path(path).read_bytes())
     except (ValueError, DecodeError) as error:
         raise UserError(f"{path}: not a readable MindSpore checkpoint ({error})") from None
@@ -83,10 +78,10 @@ def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for key, value in content.items() if isinstance(content, dict) else ():
-        wrapped = isinstance(value, dict)
-        for name, tensor in value.items() if wrapped else [("", value)]:
+        state_dict = value if isinstance(value, dict) else {"": value}
+        for name, tensor in state_dict.items():
             if isinstance(tensor, np.ndarray) and isinstance(key, str) and isinstance(name, str):
-                tensors[f"{key}.{name}" if wrapped else key] = tensor
+                tensors[f"{key}.{name}" if name else key] = tensor
     if not tensors:
         raise UserError(f"{path}: has no state dict (names and tensors); {torch_file.RESAVE}")
     return tensors
@@ -95,37 +90,28 @@ def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
 def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
     """Return the tensors and texts of a .ckpt; ValueError or DecodeError if it is damaged.
 
-    mindspore.load_checkpoint is not used: it trusts the shapes in the file and compares the checksum only on
-    request.
+    mindspore.load_checkpoint trusts the shapes in the file and compares the checksum only on request.
     """
-    raw = memoryview(raw)  # whose slices are no copies
     has_checksum = raw[-17:-10] == b"crc_num"
-    if has_checksum:
-        if zlib.crc32(raw[:-17]) != int.from_bytes(raw[-10:], "big"):
-            raise ValueError("damaged: its checksum does not fit")
-        raw = raw[:-17]
-    message, content = Checkpoint(), {}
-    message.ParseFromString(raw)
+    body = memoryview(raw)[: -17 if has_checksum else None]  # not a copy
+    if has_checksum and zlib.crc32(body) != int.from_bytes(raw[-10:], "big"):
+        raise ValueError("damaged: its checksum does not fit")
+    message, content = Checkpoint(), {} if has_checksum else {NO_CHECKSUM: ""}
+    message.ParseFromString(body)
     for name, group in groupby(message.value, lambda value: value.tag):  # large tensors come in slices
         slices = [value.tensor for value in group]
         data, kind, dims = b"".join(t.tensor_content for t in slices), slices[-1].tensor_type, slices[-1].dims
         shape = () if list(dims) == [0] else tuple(dims)
         if kind == "str":
             content[name] = data.decode("utf-32-le")
-        elif kind not in CKPT_TYPES:
-            raise ValueError(f"{name[:80]!r} is of type {kind[:20]!r}")
+        elif kind not in CKPT_TYPES or math.prod(shape) * np.dtype(kind.lower()).itemsize != len(data):
+            raise ValueError(f"{name[:80]!r} is of an unknown type or has another size than its shape says")
         else:
-            values = np.frombuffer(data, kind.lower())
-            if len(shape) > 8 or min(shape, default=0) < 0 or math.prod(shape) != values.size:
-                raise ValueError(f"{name[:80]!r} has another size than its shape says")
-            content[name] = values.reshape(shape)
-    if not content:
-        raise ValueError("there is nothing in it")
-    if not has_checksum:
-        # `save` writes one. Networks alone, net_G.* and net_D.*, are also saved by other programs.
-        if any(name in ("step", "model") or name.startswith("optimizer_") for name in content):
-            raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
-        content[NO_CHECKSUM] = ""
+            content[name] = np.frombuffer(data, kind.lower()).reshape(shape)
+    # `save` writes a checksum; networks alone, net_G.* and net_D.*, are also saved by other programs.
+    ours = any(name in ("step", "model") or name.startswith("optimizer_") for name in content)
+    if ours and not has_checksum:
+        raise ValueError("the checksum at its end is missing: truncated, or saved by something else")
     return content
 
 
@@ -139,49 +125,37 @@ def step_of(path: Path) -> int | None:
 
 def model_of(content: dict) -> str:
     """Return the name of a checkpoint's network; files of others hold the paper's ResNet-101."""
-    model = content.get("model")
-    return model if isinstance(model, str) else "resnet101"
+    return content.get("model", "resnet101")
 
 
 def check_classes(content: dict, path: str | Path) -> None:
     """Raise UserError if a checkpoint names other classes than info.json; files of others name none."""
-    theirs, ours = content.get("classes"), ",".join(CLASS_NAMES)
-    if isinstance(theirs, str) and theirs != ours:
-        raise UserError(
-            f"{path} has {theirs.count(',') + 1} classes ({theirs}), but {INFO_PATH} {len(CLASS_NAMES)} "
-            f"({ours}); {OTHER_CLASSES}"
-        )
+    ours = ",".join(CLASS_NAMES)
+    theirs = content.get("classes", ours)
+    if theirs != ours:
+        raise UserError(f"{path} has {theirs.count(',') + 1} classes ({theirs}), but {INFO_PATH} "
+                        f"{len(CLASS_NAMES)} ({ours}); {OTHER_CLASSES}")
 
 
-def tensors_of(content: dict, net: str, path: str = "") -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return one network's tensors ("net_G", "net_D") under this project's names, and the names left out.
+def tensors_of(content: dict, net: str, path: str = "") -> dict[str, np.ndarray]:
+    """Return one network's tensors ("net_G", "net_D") under this project's names.
 
     What precedes the names is removed: "net_G." of this project, "Scale." of the DeepLab init, "module." of
     DataParallel, "_orig_mod." of torch.compile, … UserError if the file has the network more than once.
     """
-    found = {name[: -len(ANCHOR[net])] for name in content if f".{name}".endswith(f".{ANCHOR[net]}")}
-    own = f"{net}." in found
-    if len(found) > 1 and not own:
-        first, second, *_ = (f"{prefix[:40]}*" for prefix in sorted(found))
-        raise UserError(f"{path}: holds {net} twice, as {first!r} and {second!r}; save one of them alone")
-    prefix = f"{net}." if own else next(iter(found), "")
-    inside = {n: v for n, v in content.items() if n.startswith(prefix) and not isinstance(v, str)}
-    left_out = [] if own else [n for n, v in content.items() if n not in inside and not isinstance(v, str)]
-    # Load the classifiers only if the file has two of the same shapes. A single one (DeepLab's) or two that
-    # differ (AdaptSegNet's, whose first one sees layer3) are left out.
-    shapes_C1, shapes_C2 = (
-        {v.shape for name, v in inside.items() if name.startswith(prefix + classifier)}
-        for classifier in CLASSIFIERS
-    )
+    anchor = ANCHOR[net]
+    prefixes = [name.removesuffix(anchor) for name in content if name.endswith(anchor)] or [""]
+    own = f"{net}."
+    if len(prefixes) > 1 and own not in prefixes:
+        raise UserError(f"{path}: holds {net} twice, below {prefixes[:2]}; save one of them alone")
+    prefix = own if own in prefixes else prefixes[0]
     tensors = {}
-    for name, value in inside.items():
-        ours = name.removeprefix(prefix).replace("down_sample", "downsample")  # MindCV
-        if net == "net_G" and shapes_C1 != shapes_C2 and ours.startswith(CLASSIFIERS):
-            left_out.append(name)
-            continue
-        bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
-        tensors[f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}" if bn else ours] = value
-    return tensors, left_out
+    for name, value in content.items():
+        if name.startswith(prefix) and not isinstance(value, str):
+            ours = name.removeprefix(prefix).replace("down_sample", "downsample")  # MindCV
+            bn = re.fullmatch(r"(.*\b(?:bn\d|downsample\.1))\.(\w+)", ours)
+            tensors[f"{bn[1]}.{BN_NAMES.get(bn[2], bn[2])}" if bn else ours] = value
+    return tensors
 
 
 def check_finite(name: str, value: np.ndarray, path: str | Path) -> None:
@@ -197,46 +171,38 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     all their values are finite. The network is unchanged then.
     """
     check_classes(content, path)
-    tensors, skipped = tensors_of(content, prefix, path)
-    parameters = dict(net.parameters_and_names())
-    matched = [name for name, value in tensors.items()
-               if name in parameters and value.shape == parameters[name].shape and value.dtype.kind == "f"]
+    tensors, parameters = tensors_of(content, prefix, path), dict(net.parameters_and_names())
+    # Load the classifiers only if the file has two of the same shapes. A single one (DeepLab's) or two that
+    # differ (AdaptSegNet's, whose first one sees layer3) are left out.
+    shapes_C1, shapes_C2 = ({v.shape for n, v in tensors.items() if n.startswith(C)} for C in CLASSIFIERS)
+    matched = {
+        name: value for name, value in tensors.items()
+        if name in parameters and value.shape == parameters[name].shape and value.dtype.kind == "f"
+        and (shapes_C1 == shapes_C2 or not name.startswith(CLASSIFIERS))
+    }
     left = [name for name in parameters if name not in matched]
     needed = [name for name in left if complete or not name.startswith(CLASSIFIERS)]
+    sizes = {(theirs, ours) for name in needed if name in tensors
+             for theirs, ours in zip(tensors[name].shape, parameters[name].shape) if theirs != ours}
+    if {ours for _, ours in sizes} == {NUM_CLASSES}:
+        raise UserError(f"{path}: has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}")
     if needed:
-        raise UserError(f"{path}: " + mismatch(needed, parameters, tensors, prefix))
-    for name in matched:
-        check_finite(name, tensors[name], path)
-    for name in matched:
-        assign(parameters[name], tensors[name])
-    skipped += [name for name in tensors if name not in matched]
-
-    def listed(names: list[str]) -> str:
-        return f" ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})" if names else ""
-
-    return (
-        f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped{listed(skipped)}, "
-        f"{len(left)} left at their initial value{listed(left)}"
-        f"{'; the file has no checksum' if NO_CHECKSUM in content else ''}"
-    )
-
-
-def mismatch(needed: list[str], parameters: dict, tensors: dict[str, np.ndarray], prefix: str) -> str:
-    """Return why a file does not fit a network: the parameters `needed` are not in it or differ in shape."""
-    pairs = [(np.shape(tensors.get(name)), parameters[name].shape) for name in needed]
-    sizes = {pair for theirs, ours in pairs for pair in zip(theirs, ours) if pair[0] != pair[1]}
-    if all(len(theirs) == len(ours) for theirs, ours in pairs) and {n for _, n in sizes} == {NUM_CLASSES}:
-        return f"has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}"
-    hint = "is it of another network?" if prefix == "net_G" else "does it hold G alone?"
-    return (
-        f"{len(needed)} of {len(parameters)} tensors of {prefix} are not in it or differ in shape, such as "
-        f"{', '.join(needed[:3])}; {hint}"
-    )
+        raise UserError(f"{path}: {len(needed)} of {len(parameters)} tensors of {prefix} are not in it or "
+                        f"differ in shape, such as {', '.join(needed[:3])}; is it of another network?")
+    for name, value in matched.items():
+        check_finite(name, value, path)
+    for name, value in matched.items():
+        assign(parameters[name], value)
+    skipped = [name for name in tensors if name not in matched]
+    names = ", ".join(skipped[:2]) + (", …" if len(skipped) > 2 else "")
+    return (f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped"
+            f"{f' ({names})' if skipped else ''}, {len(left)} left at their initial value"
+            f"{'; the file has no checksum' if NO_CHECKSUM in content else ''}")
 
 
 def state(step_cell: nn.Cell) -> list[Parameter]:
-    """Return the parameters to save: all except learning rates, which options give, and summed gradients."""
-    return [p for p in step_cell.get_parameters() if not re.match(r"sum\.|.*learning_rate", p.name)]
+    """Return the parameters to save: all except accumulated gradients."""
+    return [p for p in step_cell.get_parameters() if not p.name.startswith("sum.")]
 
 
 def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
@@ -253,11 +219,8 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
     UserError if a value is not finite; nothing is written then.
     """
     entries = [{"name": p.name, "data": p} for p in state(step_cell)]
-    broken = [e["name"] for e in entries if not np.isfinite(e["data"].asnumpy()).all()]
-    if broken:
-        raise UserError(
-            f"{path} is not written: after {step} steps {len(broken)} tensors are not finite ({broken[0]}, …)"
-        )
+    for p in state(step_cell):
+        check_finite(p.name, p.asnumpy(), path)
     about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
     with atomic(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs the error that it raises as well
@@ -275,14 +238,11 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
     """
     check_classes(content, path)
     for p in state(step_cell):
-        value = content.get(p.name)
-        if value is None and p.name in LOSS_SCALING:
+        if p.name in LOSS_SCALING and p.name not in content:
             continue  # saved on a device that computes in float32: loss scaling starts here
-        if not isinstance(value, np.ndarray) or value.shape != p.shape:
-            raise UserError(
-                f"{path}: {p.name} is missing or of another shape; --resume needs a checkpoint of this "
-                "project, made with the same --method, --model and --amp-level"
-            )
-        check_finite(p.name, value, path)
-        assign(p, value)
+        if p.name not in content or content[p.name].shape != p.shape:
+            raise UserError(f"{path}: {p.name} is missing or of another shape; --resume needs a checkpoint "
+                            "of this project with the same --method, --model and --amp-level")
+        check_finite(p.name, content[p.name], path)
+        assign(p, content[p.name])
     return int(content["step"]), float(content["best_mIoU"])

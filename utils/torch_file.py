@@ -24,8 +24,7 @@ RESAVE = "re-save it in PyTorch as a plain state dict: torch.save(model.state_di
 DAMAGED = "damaged, or not written by torch.save; download it again or re-save it"
 CODES = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
          "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?", "ComplexFloat": "c8", "ComplexDouble": "c16"}
-STORAGES = {f"torch.{name}Storage": f"<{code}" for name, code in CODES.items()}
-STORAGES["torch.UntypedStorage"] = "u1"
+STORAGES = {f"torch.{name}Storage": np.dtype(f"<{code}") for name, code in CODES.items()}
 Place = Callable[[str, int], tuple[bytes, int] | None]  # (key, bytes per item) -> bytes, where it begins
 
 
@@ -41,8 +40,8 @@ def load(path: str | os.PathLike) -> object:
     Arrays may be read-only or not contiguous. `torch.Size` becomes a tuple, `torch.device` and `torch.dtype`
     become text, other plain values stay.
 
-    UserError, one line that begins with the path, if the file is missing, damaged, not of torch.save, or
-    holds any other object (which the line names).
+    UserError, one line that begins with the path, if the file is damaged, not of torch.save, or holds any
+    other object (which the line names).
     """
     try:
         with open(path, "rb") as file:
@@ -51,8 +50,6 @@ def load(path: str | os.PathLike) -> object:
         return _read_legacy(Path(path).read_bytes())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # a damaged file can trip any check of Python, NumPy and zipfile
         raise UserError(f"{path}: {DAMAGED} ({type(error).__name__}: {ascii(str(error)[:100])})") from error
 
@@ -60,13 +57,9 @@ def load(path: str | os.PathLike) -> object:
 def _read_zip(file: BinaryIO) -> object:
     """Return the object in a zip: its pickle is `NAME/data.pkl`, its storages are `NAME/data/KEY`."""
     archive = zipfile.ZipFile(file)
-    roots = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
-    if len(roots) != 1:
+    roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(roots) != 1 or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
         raise UserError(f"a zip, but not one of torch.save; unpack it and give a file in it, or {RESAVE}")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-        raise UserError(f"a compressed zip, which torch.save never writes; {RESAVE}")
-    if f"{roots[0]}byteorder" in archive.namelist() and archive.read(f"{roots[0]}byteorder") != b"little":
-        raise UserError(f"saved on a big-endian machine, which is not supported; on another one, {RESAVE}")
     stream = io.BytesIO(archive.read(f"{roots[0]}data.pkl"))
     return _Unpickler(stream, lambda key, _: (archive.read(f"{roots[0]}data/{key}"), 0)).load()
 
@@ -79,7 +72,7 @@ def _read_legacy(data: bytes) -> object:
     """
     stream = io.BytesIO(data)
     if [_Unpickler(stream).load() for _ in range(3)][:2] != [MAGIC, 1001]:
-        raise UserError(f"an unknown version of the legacy format; {RESAVE}")
+        raise UserError(DAMAGED)
     begin, itemsizes, places = stream.tell(), {}, {}
     _Unpickler(stream, itemsizes.__setitem__).load()
     for key in _Unpickler(stream).load():
@@ -93,17 +86,14 @@ def _read_legacy(data: bytes) -> object:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Unpickle plain values and tensors.
-
-    In Python, as the version in C allocates whatever memo size a damaged file gives.
-    """
+    """Unpickle plain values and tensors; in Python, as the C version allocates any memo size it reads."""
 
     def __init__(self, stream: io.BytesIO, place: Place | None = None):
         super().__init__(stream, encoding="utf-8")  # for files from Python 2
         self.place, self.storages = place, {}
 
     def find_class(self, module: str, name: str) -> object:
-        full = f"{module}.{name}".replace("torch.cuda.", "torch.").replace("torch.storage.", "torch.")
+        full = f"{module}.{name}".replace("torch.cuda.", "torch.")
         if full not in GLOBALS:
             raise UserError(f"holds {ascii(full[:80])}, refused because files must not run code; {RESAVE}")
         return GLOBALS[full]
@@ -119,49 +109,40 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: tuple) -> np.ndarray | None:
         """Return a storage as a 1-D array; None in the first pass over a legacy file."""
-        kind, storage_type, key, _device, numel, view = pid if len(pid) == 6 else (*pid, None)
-        dtype, name = np.dtype(STORAGES[storage_type]), (storage_type, key)
-        if kind != "storage" or numel < 0:
+        _kind, storage_type, key, _device, numel, *view = pid
+        if numel < 0 or any(view):
             raise UserError(DAMAGED)
-        if name not in self.storages:
+        if key not in self.storages:
+            dtype = STORAGES[storage_type]
             where = self.place(key, dtype.itemsize)
             if where is None:
                 return None
             array = np.frombuffer(where[0], dtype, numel, where[1])
             if storage_type == "torch.BFloat16Storage":  # the upper half of a float32
                 array = np.left_shift(array, 16, dtype="<u4").view("<f4")
-            self.storages[name] = array.view("u1") != 0 if dtype.kind == "b" else array
-        return self.storages[name] if view is None else self.storages[name][view[1] : view[1] + view[2]]
+            self.storages[key] = array
+        return self.storages[key]
 
 
-def _tensor(storage: np.ndarray | None, offset: int, size: tuple, stride: tuple, *flags) -> np.ndarray | None:
+def _tensor(storage: np.ndarray | None, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray | None:
     """Return a strided view into a storage. Bounds are checked here because NumPy's check can overflow."""
     if storage is None:
         return None
-    if any(flags[2:]):  # flags are requires_grad, hooks, metadata
-        raise UserError(f"a tensor is conjugated or negated; {RESAVE}")
-    if min(offset, *size, *stride, 0) < 0 or len(size) != len(stride):
-        raise UserError(f"a tensor has an impossible shape; {DAMAGED}")
-    item, last = storage.itemsize, offset + sum((n - 1) * step for n, step in zip(size, stride))
     if 0 in size:
         return np.empty(size, storage.dtype)
-    if last >= storage.size:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if min(offset, *size, *stride, 0) < 0 or len(size) != len(stride) or last >= storage.size:
         raise UserError(f"a tensor reaches outside its storage; {DAMAGED}")
+    item = storage.itemsize
     return np.ndarray(size, storage.dtype, storage, offset * item, [step * item for step in stride])
 
 
-def _parameter(tensor: np.ndarray | None, *_) -> np.ndarray | None:
-    return tensor
-
-
-def _device(kind: str, index: int | None = None) -> str:
-    return kind if index is None else f"{kind}:{index}"
-
-
 GLOBALS = {
-    "collections.OrderedDict": OrderedDict, "torch.Size": tuple, "torch.device": _device,
+    "collections.OrderedDict": OrderedDict, "torch.Size": tuple,
+    "torch.device": lambda *kind_and_index: ":".join(map(str, kind_and_index)),
     "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter, "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
     **{name: name for name in ("torch.bfloat16", *STORAGES)},
-    **{name: name for name in (f"torch.{np.dtype(code).name}" for code in STORAGES.values())},
+    **{name: name for name in (f"torch.{dtype.name}" for dtype in STORAGES.values())},
 }  # fmt: skip
