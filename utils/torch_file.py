@@ -60,6 +60,8 @@ def _read_zip(file: BinaryIO) -> object:
     roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(roots) != 1 or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
         raise UserError(f"a zip, but not one of torch.save; unpack it and give a file in it, or {RESAVE}")
+    if f"{roots[0]}byteorder" in archive.namelist() and archive.read(f"{roots[0]}byteorder") != b"little":
+        raise UserError(f"saved on a big-endian machine; on another one, {RESAVE}")
     stream = io.BytesIO(archive.read(f"{roots[0]}data.pkl"))
     return _Unpickler(stream, lambda key, _: (archive.read(f"{roots[0]}data/{key}"), 0)).load()
 
@@ -124,10 +126,12 @@ class _Unpickler(pickle._Unpickler):
         return self.storages[key]
 
 
-def _tensor(storage: np.ndarray | None, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray | None:
+def _tensor(storage: np.ndarray | None, offset: int, size: tuple, stride: tuple, *flags) -> np.ndarray | None:
     """Return a strided view into a storage. Bounds are checked here because NumPy's check can overflow."""
     if storage is None:
         return None
+    if any(flags[2:]):  # after requires_grad and the hooks
+        raise UserError(f"a tensor is conjugated or negated; {RESAVE}")
     if 0 in size:
         return np.empty(size, storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
