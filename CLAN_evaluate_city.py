@@ -49,7 +49,7 @@ from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
 from model.upsample import up
 from utils import checkpoint, run_folder, tables
-from utils.evaluation import Predict, adapt_bn, evaluate, label_map, with_logits
+from utils.evaluation import Predict, adapt_bn, best_class, evaluate, with_logits
 from utils.loss import alignment_map
 from utils.metrics import iou_table, mean_name, percent, summary, without_label
 from utils.system import parallel
@@ -296,7 +296,8 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, rgb), logits in with_logits(net_G, readable(), args.batch_size):
-            save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2], args.classifier), rgb)
+            trainIds = best_class(logits, rgb.shape[:2], args.classifier).asnumpy()[0]
+            save_prediction(folder, data.names[i], trainIds, rgb)
             bar.update()
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):

@@ -55,16 +55,6 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; exit with one line if options contradict each other."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    check(parser, args)
-    if args.demo is not None:
-        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
-    elif args.predict and args.adapt_bn:
-        parser.set_defaults(data_dir=args.predict)
-    return parser.parse_args(argv)
-
-
-def check(parser: Parser, args: argparse.Namespace) -> None:
-    """Exit with one line if options contradict each other."""
     tasks = [name for name in ("save", "predict", "export") if getattr(args, name)]
     if len(tasks) > 1:
         parser.error(f"--{tasks[0]} and --{tasks[1]} are two tasks: start the script once for each")
@@ -73,7 +63,7 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{tasks[0]} takes one checkpoint: name a file in {args.restore_from}")
     if folder and os.path.exists(os.path.join(args.save_path, "loss.csv")):
         parser.error(f"--save-path {args.save_path} is the folder of a training, which has a miou.csv of its "
-                     "own: choose another")  # fmt: skip
+                     "own: choose another")
     unused = {} if args.save else {"panels": "without --save"}
     if args.predict or args.export:
         unused |= dict.fromkeys(("set", "data_list", "classes"), f"with --{tasks[0]}")
@@ -82,3 +72,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
     for name, where in unused.items():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} has no effect {where}: leave it out")
+    if args.demo is not None:
+        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
+    elif args.predict and args.adapt_bn:
+        parser.set_defaults(data_dir=args.predict)
+    return parser.parse_args(argv)

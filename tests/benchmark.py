@@ -131,7 +131,7 @@ def serve_evaluation(folder: str) -> None:
     from dataset.cityscapes_dataset import cityscapesDataSet
     from options.train_options import get_arguments
     from utils import checkpoint
-    from utils.evaluation import label_map
+    from utils.evaluation import best_class
     from utils.metrics import confusion_matrix
     from utils.system import device
     from utils.visual import save_prediction
@@ -149,7 +149,7 @@ def serve_evaluation(folder: str) -> None:
         times.append(clock())
         logits = [Tensor(C.asnumpy()) for C in net_G(Tensor(image[None]))]
         times.append(clock())
-        trainIds = label_map(logits, label.shape)
+        trainIds = best_class(logits, label.shape).asnumpy()[0]
         times.append(clock())
         confusion_matrix(label, trainIds)
         times.append(clock())

@@ -36,11 +36,6 @@ def best_class(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier:
     return ops.Argmax(axis=1, output_type=mindspore.int32)(up(chosen, size))
 
 
-def label_map(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: str = "sum") -> np.ndarray:
-    """Return trainIds (H, W) int32 of one image, whose logits are (1, C, h, w); see `best_class`."""
-    return best_class(logits, size, classifier).asnumpy()[0]
-
-
 def evaluate(
     net_G: Res_Deeplab, data: cityscapesDataSet, classifier: str = "sum", batch_size: int = 1,
     workers: int = 4, each: Callable[[int, np.ndarray, np.ndarray, tuple], None] | None = None,
@@ -55,7 +50,7 @@ def evaluate(
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
     with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, label), logits in with_logits(net_G, items, batch_size):
-            trainIds = label_map(logits, label.shape, classifier)
+            trainIds = best_class(logits, label.shape, classifier).asnumpy()[0]
             confusion += confusion_matrix(label, trainIds)
             if each:
                 each(i, label, trainIds, logits)
