@@ -213,10 +213,8 @@ def evaluate_folder(args) -> None:
             continue
         if train is not None:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        confusion = evaluate(
-            net_G, data, args.classifier, args.batch_size, args.num_workers,
-            lambda i, *_: parallel.exit_if_signalled(i, len(data)),
-        )  # fmt: skip
+        confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers,
+                             lambda i, *_: parallel.exit_if_signalled(i, len(data)))  # fmt: skip
         result = {"checkpoint": str(path), **version, **settings, **summary(confusion)}
         parallel.print_rank0(f"{path.name}: {mean} {percent(result[mean])}")
         if parallel.rank() == 0:
