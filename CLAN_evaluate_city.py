@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,14 +48,14 @@ from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
 from model.upsample import up
-from utils import checkpoint, run_folder
-from utils.evaluation import Predict, adapt_bn, evaluate, label_map, with_logits
+from utils import checkpoint, run_folder, tables
+from utils.evaluation import Predict, adapt_bn, best_class, evaluate, with_logits
 from utils.loss import alignment_map
 from utils.metrics import iou_table, mean_name, percent, summary, without_label
 from utils.system import parallel
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json, rotate_existing, write_json
-from utils.visual import PANEL_WIDTH, check_names, panel, save_prediction
+from utils.visual import PANEL_WIDTH, panel, save_prediction
 
 Images = cityscapesDataSet | ImageFolder
 
@@ -75,16 +75,10 @@ def main(args) -> None:
 def one_checkpoint(args) -> None:
     """Evaluate one checkpoint, or predict or export with it."""
     path = checkpoint.find(args.restore_from)
-    data = None
-    if args.predict:
-        data = ImageFolder(args.predict, args.input_size)
-    elif not args.export:
-        data = labelled_data(args)
-    train = unlabelled_data(args, data)
-    content = checkpoint.read(path)
-    set_up(args, data, train)
+    data, train = set_up(args)
     if path != args.restore_from:
         parallel.print_rank0(f"{args.restore_from} is not there; using {path}")
+    content = checkpoint.read(path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
     parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G", complete=True))
@@ -95,105 +89,96 @@ def one_checkpoint(args) -> None:
     elif args.export:
         export(args, net_G, model)
     else:
-        evaluate_alone(args, net_G, path, data)
+        evaluate_alone(args, net_G, path, data, settings_of(args, data, train))
 
 
-def labelled_data(args) -> cityscapesDataSet:
-    """Return the images to evaluate on; UserError if they are not there."""
-    if args.demo is not None and not Path(args.data_dir).is_dir():
-        raise UserError(
-            f"{args.data_dir} is not there yet: generate it with CLAN_train_gta5_2_city.py --demo "
-            f"--random-seed {args.demo}"
-        )
-    data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
-    data.reports += check_labels(data)
-    return data
+def set_up(args) -> tuple[Images | None, Images | None]:
+    """Choose the device and reserve the folder of the results; return the images of `images_of`.
 
-
-def unlabelled_data(args, data: Images | None) -> Images | None:
-    """Return the images for --adapt-bn, which may be those to predict, `data`; None without this option."""
-    if not args.adapt_bn:
-        return None
-    if args.data_dir == args.predict:
-        return data
-    folder = plain_folder(args.data_dir, args.input_size, "--data-dir")
-    return folder or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
-
-
-def set_up(args, data: Images | None, train: Images | None) -> None:
-    """Choose the device, reserve the folder of the results and compare the images of all processes."""
+    UserError if the processes, which share the images, see different ones.
+    """
+    data, train = images_of(args)
     device.setup(args)
-    if environment_note:
-        parallel.print_rank0(environment_note)
-    parallel.print_rank0(device.precision_line(device.precision("O0", args.conv_precision)))
     run_folder.lock_results_dir(args.save_path)
+    lines = [environment_note, device.precision_line(device.precision("O0", args.conv_precision))]
     for images in (data, train):
         if images is not None:
-            check_same(images)
+            lines += images.reports
+            if not parallel.all_equal(names_crc32(images)):
+                raise UserError("the processes see different images: do all machines have the same data?")
     if train is not None:
-        kind, count = "" if isinstance(train, ImageFolder) else " train", min(args.adapt_bn, len(train))
-        text = f"BN statistics are re-estimated on {count} unlabelled{kind} images of {args.data_dir}"
-        parallel.print_rank0(text)
-
-
-def check_same(data: Images) -> None:
-    """Print the reports of the data; UserError if the processes, which share it, see different images."""
-    if not parallel.all_equal(names_crc32(data)):
-        raise UserError("the processes see different images: do all machines have the same data?")
-    for line in data.reports:
+        count = min(args.adapt_bn, len(train))
+        lines.append(f"BN statistics are re-estimated on {count} unlabelled images of {args.data_dir}")
+    for line in filter(None, lines):
         parallel.print_rank0(line)
+    return data, train
 
 
-def evaluate_checkpoint(
-    args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet,
-    each: Callable[[int, np.ndarray, np.ndarray, tuple], None] = lambda *_: None,
-) -> dict:  # fmt: skip
-    """Return the result of the checkpoint whose weights net_G has, for JSON: options and IoUs in percent.
+def images_of(args) -> tuple[Images | None, Images | None]:
+    """Return the images to predict or evaluate on, and those for --adapt-bn; None for what is not needed."""
+    data = train = None
+    if args.predict:
+        data = ImageFolder(args.predict, args.input_size)
+    elif not args.export:
+        data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
+        data.reports += check_labels(data)
+    if args.adapt_bn and args.data_dir == args.predict:
+        train = data
+    elif args.adapt_bn:
+        train = plain_folder(args.data_dir, args.input_size, "--data-dir")
+        train = train or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+    return data, train
 
-    `each` is called for every image as `evaluate` says.
+
+def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
+    """Return what the result of a checkpoint depends on: options, images, labels, classes and precision.
+
+    files_crc32 is of the names, sizes and times of all files, and of the classes.
     """
+    names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
+    files, crc = [*data.images, *data.labels], zlib.crc32(json.dumps(INFO).encode())
+    if train is not None:
+        files += [train.images[i] for i in evenly_spaced_indices(len(train), args.adapt_bn)]
+    for path in files:
+        status = path.stat()
+        crc = zlib.crc32(os.fsencode(f"{path.name} {status.st_size} {status.st_mtime_ns}"), crc)
+    return {
+        "data_dir": os.path.abspath(args.data_dir),
+        **{name: getattr(args, name) for name in names},
+        "input_size": list(args.input_size),
+        "batch_size": args.batch_size if args.adapt_bn else None,  # otherwise it does not change the result
+        "images": len(data),
+        "files_crc32": crc,
+        "precision": device.precision("O0", args.conv_precision),
+        "simulated": device.simulated(),  # a DryRun
+    }
 
-    def each_image(i: int, *item) -> None:
-        parallel.exit_if_signalled(i, len(data))
-        each(i, *item)
 
-    confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, each_image)
-    return {"checkpoint": path, **settings_of(args, data), **summary(confusion)}
-
-
-def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet) -> None:
+def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet, settings: dict) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
     with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()
-    if args.save:
-        check_names(folder, data.names)
     # All kinds, so that outputs of two evaluations do not mix.
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
     def save(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
+        parallel.exit_if_signalled(i, len(data))
         if args.save:
             save_prediction(folder, data.names[i], trainIds)
         if i in with_panel:
-            save_panel(folder, data, i, label, trainIds, logits)
+            size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
+            M = alignment_map(*(up(C, size) for C in logits)).asnumpy()[0, 0]
+            with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
+                panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
 
-    result = evaluate_checkpoint(args, net_G, path, data, save)
+    confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, save)
     if parallel.rank() > 0:
         return
-    print(iou_table(result, args.classes))
+    result = {"checkpoint": path, **settings, **summary(confusion)}
     write_json(folder / "result.json", result)
-    print(f"written: {', '.join(str(p) for p in (folder / 'result.json', *kinds) if p.exists())}")
-
-
-def save_panel(
-    folder: Path, data: cityscapesDataSet, i: int, label: np.ndarray, trainIds: np.ndarray,
-    logits: tuple[Tensor, Tensor],
-) -> None:  # fmt: skip
-    """Write panels/<name>_panel.png: image i of `data`, label, prediction, alignment map of the logits."""
-    size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
-    M = alignment_map(*(up(C, size) for C in logits)).asnumpy()[0, 0]
-    with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
-        panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
+    written = ", ".join(str(path) for path in (folder / "result.json", *kinds) if path.exists())
+    print(f"{iou_table(result, args.classes)}written: {written}")
 
 
 def evaluate_folder(args) -> None:
@@ -202,23 +187,19 @@ def evaluate_folder(args) -> None:
     A second start skips checkpoints whose result has the same options, checkpoint, images and labels.
     """
     source, folder = Path(args.restore_from), Path(args.save_path)
-    data = labelled_data(args)
-    train = unlabelled_data(args, data)
     found = dict(run_folder.snapshots(source, "ckpt|pth"))  # if a step has both, the .ckpt, which comes last
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
-    set_up(args, data, train)
-    is_main, todo, results = parallel.rank() == 0, [], {}
-    if is_main:
-        settings = {"folder": os.path.abspath(source), **settings_of(args, data)}
-        settings["files_crc32"] = files_crc32(args, data, train)
-        results = earlier_results(folder, found, settings, args.classes)
-        todo = sorted(found.keys() - results.keys())
-        print(f"{len(found)} checkpoints in {source}, {len(found) - len(todo)} of them evaluated already")
-
-    network = cache(generator)  # compiled once for all checkpoints
+    data, train = set_up(args)
+    settings = {"folder": os.path.abspath(source), **settings_of(args, data, train)}
+    results = earlier_results(folder, found, settings) if parallel.rank() == 0 else {}
     # A training may write more checkpoints meanwhile: rank 0 decides for all.
-    for steps in parallel.broadcast_from_rank0(todo):
+    todo = parallel.broadcast_from_rank0(sorted(found.keys() - results.keys()))
+    done = len(found) - len(todo)
+    parallel.print_rank0(f"{len(found)} checkpoints in {source}, {done} of them evaluated already")
+
+    network, mean = cache(generator), mean_name(args.classes)  # compiled once for all checkpoints
+    for steps in todo:
         path, problem = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
         try:
             version = version_of(path)
@@ -232,41 +213,35 @@ def evaluate_folder(args) -> None:
             continue
         if train is not None:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
-        result = evaluate_checkpoint(args, net_G, str(path), data)
-        if is_main:
-            results[steps] = {**result, **settings, **version}
-            write_json(folder / f"GTA5_{steps}.json", results[steps])
-            write_table(folder / "miou.csv", table_text(results, args.classes))
-        mean = mean_name(args.classes)
+        confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers,
+                             lambda i, *_: parallel.exit_if_signalled(i, len(data)))  # fmt: skip
+        result = {"checkpoint": str(path), **version, **settings, **summary(confusion)}
         parallel.print_rank0(f"{path.name}: {mean} {percent(result[mean])}")
-    if is_main and not results:
-        raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
-    if is_main:
-        print(f"{steps_table(results, args.classes)}\nwritten: {folder / 'miou.csv'}")
+        if parallel.rank() == 0:
+            write_json(folder / f"GTA5_{steps}.json", result)
+            results[steps] = result
+    if parallel.rank() == 0:
+        if not results:
+            raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
+        write_table(folder / "miou.csv", results, args.classes)
 
 
-def earlier_results(folder: Path, found: dict[int, Path], settings: dict, classes: int) -> dict[int, dict]:
+def earlier_results(folder: Path, found: dict[int, Path], settings: dict) -> dict[int, dict]:
     """Return by steps the results in `folder` that belong to `settings` and to the checkpoints `found`.
 
-    Results of other options or files are renamed, and a miou.csv that has rows of them. A result whose
-    checkpoint was deleted stays.
+    Others are renamed, and miou.csv with them. A result whose checkpoint was deleted stays.
     """
-    kept, others = {}, []
+    results, others = {}, []
     for steps, path in run_folder.snapshots(folder, "json"):
         result = read_json(path)
-        expected = {**settings, **(version_of(found[steps]) if steps in found else {})}
+        expected = settings | (version_of(found[steps]) if steps in found else {})
         if isinstance(result, dict) and all(result.get(name) == value for name, value in expected.items()):
-            kept[steps] = result
+            results[steps] = result
         else:
             others.append(path)
-    table, text = folder / "miou.csv", table_text(kept, classes)
-    lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.exists() else []
-    if set(lines) - set(text.splitlines()):
-        others.append(table)
-    if old := rotate_existing(*others):
+    if (others or not results) and (old := rotate_existing(*others, folder / "miou.csv")):
         print(f"earlier results, of other options or files, are now {few(list(map(str, old)))}")
-    write_table(table, text)
-    return kept
+    return results
 
 
 def version_of(path: Path) -> dict[str, int]:
@@ -275,76 +250,33 @@ def version_of(path: Path) -> dict[str, int]:
     return {"checkpoint_bytes": status.st_size, "checkpoint_mtime_ns": status.st_mtime_ns}
 
 
-def files_crc32(args, data: cityscapesDataSet, train: Images | None) -> int:
-    """Return a checksum of the classes, and of names, sizes and times of all images and labels that count."""
-    paths, crc = [*data.images, *data.labels], zlib.crc32(json.dumps(INFO).encode())
-    if train is not None:
-        paths += [train.images[i] for i in evenly_spaced_indices(len(train), args.adapt_bn)]
-    for path in paths:
-        status = path.stat()
-        about = f"{path.name} {status.st_size} {status.st_mtime_ns}"
-        crc = zlib.crc32(os.fsencode(about), crc)
-    return crc
-
-
-def settings_of(args, data: cityscapesDataSet) -> dict:
-    """Return what the result of a checkpoint depends on, apart from the content of files.
-
-    The precision of the device belongs to it, so that results of HF32 and float32, or of a DryRun, do not
-    share a table.
-    """
-    names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
-    precision = device.precision("O0", args.conv_precision)
-    return {
-        "data_dir": os.path.abspath(args.data_dir),
-        **{name: getattr(args, name) for name in names},
-        "input_size": list(args.input_size),
-        "batch_size": args.batch_size if args.adapt_bn else None,  # otherwise it does not change the result
-        "images": len(data),
-        "names_crc32": names_crc32(data),  # a list may have changed its content
-        "precision": {**precision, "simulated": True} if device.simulated() else precision,
-    }
-
-
-def table_text(results: dict[int, dict], classes: int) -> str:
-    """Return the content of miou.csv for results by steps."""
-    lines = [["step", mean_name(classes), *CLASS_NAMES]]
+def write_table(path: Path, results: dict[int, dict], classes: int) -> None:
+    """Write results by steps to a table, and print it with the best marked."""
+    mean, rows = mean_name(classes), []
     for steps, result in sorted(results.items()):
-        values = (result[mean_name(classes)], *result["IoU"].values())
-        lines.append([str(steps), *("nan" if v is None else f"{v:.9g}" for v in values)])
-    return "".join(",".join(line) + "\r\n" for line in lines)
-
-
-def write_table(table: Path, text: str) -> None:
-    """Write miou.csv atomically."""
-    with atomic(table) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-
-
-def steps_table(results: dict[int, dict], classes: int) -> str:
-    """Return results by steps as a table in percent, the best marked, and the classes without a label."""
-    mean = mean_name(classes)
-    means = {steps: result[mean] for steps, result in sorted(results.items()) if result[mean] is not None}
-    best = max(means, key=means.get, default=None)
-    lines = [f"{'step':>9}{mean:>8}" + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES)]
-    for steps, result in sorted(results.items()):
-        ious = "".join(f"{percent(v, 1):>6}" for v in result["IoU"].values())
-        lines.append(f"{steps:>9}{percent(result[mean]):>8}{ious}" + ("  best" if steps == best else ""))
-    return "\n".join([*lines, *without_label(result, classes)])
+        values = result[mean], *result["IoU"].values()
+        rows.append([str(steps), *("nan" if v is None else f"{v:.9g}" for v in values)])
+    tables.write(path, ("step", mean, *CLASS_NAMES), rows)
+    print(f"{'step':>9}{mean:>8}" + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES))
+    for row in rows:
+        steps, score, *ious = row
+        cells = "".join(f"{float(iou):6.1f}" for iou in ious)
+        print(f"{steps:>9}{float(score):8.2f}{cells}" + ("  best" if row == tables.best(rows) else ""))
+    print(f"{without_label(result)}written: {path}")  # all of them have the same labels
 
 
 def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     """Write label ids, colours and overlay of every image, at its own size, to predict/.
 
-    Images of a folder that cannot be read are skipped and reported; then UserError at the end.
+    Images that cannot be read are skipped and reported; then UserError at the end.
     """
     folder = Path(args.save_path) / "predict"
     for source in {path.parent for path in data.images}:
         if source.resolve().is_relative_to(folder.resolve()):  # it would be renamed
             raise UserError(f"{source} is where --predict writes its results: choose another --save-path")
-    check_names(folder.parent, data.names)
-    if Path(args.predict).is_file():
-        data[0]  # UserError before earlier results are renamed
+    for name in data.names:
+        if len(os.fsencode(Path(name).name)) > 237:  # 255 with what `save_prediction` and `atomic` add
+            raise UserError(f"{name}: too long for the names of its results; give the image a shorter name")
     run_folder.archive_old_results(folder)
     mine, hidden, skipped = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None, []
 
@@ -365,7 +297,8 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
 
     with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, rgb), logits in with_logits(net_G, readable(), args.batch_size):
-            save_prediction(folder, data.names[i], label_map(logits, rgb.shape[:2], args.classifier), rgb)
+            trainIds = best_class(logits, rgb.shape[:2], args.classifier).asnumpy()[0]
+            save_prediction(folder, data.names[i], trainIds, rgb)
             bar.update()
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     if count < len(data):
@@ -385,15 +318,11 @@ def export(args, net_G: Res_Deeplab, model: str) -> None:
     net_G.maxpool = PaddedMaxPool()  # on every device: the file may be for an NPU
     net_G.set_train(False)
     net = Predict(net_G, (height, width), args.classifier)
-    x, here = Tensor(np.zeros((1, 3, height, width), np.float32)), os.getcwd()
+    x = Tensor(np.zeros((1, 3, height, width), np.float32))
     with atomic(path) as temporary, TemporaryDirectory() as scratch:
-        os.chdir(scratch)  # mindspore.export refuses a path with a space, +, = or Chinese
-        try:
-            mindspore.export(net, x, file_name="net", file_format="MINDIR")
-        finally:
-            os.chdir(here)
-        # The copy has the permissions of any new file; MindSpore's own is read-only.
-        shutil.copyfile(Path(scratch) / "net.mindir", temporary)
+        plain = f"{scratch}/net.mindir"  # mindspore.export refuses a path with a space, +, = or Chinese
+        mindspore.export(net, x, file_name=plain, file_format="MINDIR")
+        shutil.copyfile(plain, temporary)
     print(f"input: (1, 3, {height}, {width}) float32, bicubic, BGR from 0 to 255 minus {IMG_MEAN}; "
           f"output: trainIds (1, {height}, {width}) int32\nwritten: {path}")  # fmt: skip
 

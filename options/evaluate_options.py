@@ -1,95 +1,79 @@
 """Options of CLAN_evaluate_city.py."""
 import argparse
-from pathlib import Path
+import os
 
 from dataset.classes import CLASS_SETS, NUM_CLASSES
 from options import Parser, add_machine_options, group_adder, number, size
 
 
-def add_data_options(parser: Parser) -> None:
+def build_parser() -> Parser:
+    parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
     add = group_adder(parser, "checkpoint and data")
     add("--restore-from", metavar="PATH", required=True,
         help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate every "
         "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
-        help="auto: read from the checkpoint; a .pth is taken for resnet101 (default: %(default)s)")
-    add("--data-dir", metavar="DIR",
+        help="auto: read from the checkpoint; a .pth is taken for resnet101")
+    add("--data-dir", metavar="DIR", default="./data/Cityscapes",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit}; for --adapt-bn also a plain folder of "
         "images (default: ./data/Cityscapes; with --predict what is predicted)")
-    add("--set", default="val", metavar="NAME",
-        help="split of Cityscapes to evaluate on (default: %(default)s)")
+    add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on")
     add("--data-list", metavar="FILE",
         help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
         help="evaluate on the images that --demo of the training script generated for this --random-seed "
         "(default: %(const)s), in ./data/demo")
 
-
-def add_evaluation_options(parser: Parser) -> None:
     add = group_adder(parser, "evaluation")
     add("--input-size", type=size, default="1024,512", metavar="W,H",
-        help="images as the network sees them, pixels (default: %(default)s)")
-    add("--classifier", choices=("sum", "1", "2"), default="sum",
-        help="logits of C1 + C2, or of one of them (default: %(default)s)")
+        help="images as the network sees them, pixels")
+    add("--classifier", choices=("sum", "1", "2"), default="sum", help="logits of C1 + C2, or of one of them")
     add("--classes", type=int, choices=tuple(CLASS_SETS), default=NUM_CLASSES,
         help="classes to print and average over: all, or a subset of dataset/cityscapes_list/info.json, as "
-        "usual from SYNTHIA; result.json has all these means (default: %(default)s)")
-    add("--batch-size", type=number(int, 1), default=1, help="images per batch (default: %(default)s)")
+        "usual from SYNTHIA; result.json has all these means")
+    add("--batch-size", type=number(int, 1), default=1, help="images per batch")
     add("--adapt-bn", type=number(int, 0), default=0,
         help="first re-estimate BN statistics on N unlabelled images of the train set, or of a "
-        "plain folder, in batches of --batch-size (default: %(default)s, the checkpoint's)")
+        "plain folder, in batches of --batch-size (default: 0, the checkpoint's)")
 
-
-def add_result_options(parser: Parser) -> None:
     add = group_adder(parser, "results")
-    add("--save-path", default="./result/cityscapes", metavar="DIR",
-        help="all results (default: %(default)s)")
+    add("--save-path", default="./result/cityscapes", metavar="DIR", help="all results")
     add("--save", action="store_true", help="write the predictions as images, and panels of some")
-    add("--panels", type=number(int, 0),
+    add("--panels", type=number(int, 0), default=20,
         help="with --save: figures of image, prediction, ground truth, errors and alignment map for N images "
-        "evenly spaced over the set (default: 20)")
+        "evenly spaced over the set")
     add("--predict", metavar="PATH",
         help="inference only: predict this image, or every .png, .jpg and .jpeg below this folder, of up "
         "to 67 megapixels")
     add("--export", choices=("mindir",),
         help="no evaluation; write the network for images of --input-size as one file")
+    add_machine_options(parser)
+    return parser
 
 
 def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; exit with one line if options contradict each other."""
-    parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
-    add_data_options(parser)
-    add_evaluation_options(parser)
-    add_result_options(parser)
-    add_machine_options(parser)
+    parser = build_parser()
     args = parser.parse_args(argv)
-    if args.demo is not None:
-        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
-        args = parser.parse_args(argv)
-    try:
-        check(parser, args)
-    except OSError as error:  # a folder that may not be read
-        parser.error(str(error))
-    if args.data_dir is None:
-        args.data_dir = args.predict if args.predict and args.adapt_bn else "./data/Cityscapes"
-    args.panels = 20 if args.panels is None else args.panels
-    return args
-
-
-def check(parser: Parser, args: argparse.Namespace) -> None:
-    """Exit with one line if options contradict each other."""
     tasks = [name for name in ("save", "predict", "export") if getattr(args, name)]
     if len(tasks) > 1:
         parser.error(f"--{tasks[0]} and --{tasks[1]} are two tasks: start the script once for each")
-    folder, result = Path(args.restore_from), Path(args.save_path)
-    if folder.is_dir() and tasks:
-        parser.error(f"--{tasks[0]} takes one checkpoint: name a file in {folder} with --restore-from")
-    if args.panels is not None and not args.save:
-        parser.error("--panels needs --save")
-    for name in ("set", "data_list", "classes", *(() if args.adapt_bn else ("data_dir",))):
-        if (args.predict or args.export) and getattr(args, name) != parser.get_default(name):
-            without = " without --adapt-bn" if name == "data_dir" else ""
-            parser.error(f"--{name.replace('_', '-')} has no effect with --{tasks[0]}{without}: leave it out")
-    if folder.is_dir() and (result / "loss.csv").exists():
-        parser.error(f"--save-path {result} is the folder of a training, which has a miou.csv of its own: "
-                     "choose another")
+    folder = os.path.isdir(args.restore_from)
+    if folder and tasks:
+        parser.error(f"--{tasks[0]} takes one checkpoint: name a file in {args.restore_from}")
+    if folder and os.path.exists(os.path.join(args.save_path, "loss.csv")):
+        parser.error(f"--save-path {args.save_path} is the folder of a training, which has a miou.csv of its "
+                     "own: choose another")
+    unused = {} if args.save else {"panels": "without --save"}
+    if args.predict or args.export:
+        unused |= dict.fromkeys(("set", "data_list", "classes"), f"with --{tasks[0]}")
+        if not args.adapt_bn:
+            unused["data_dir"] = f"with --{tasks[0]} without --adapt-bn"
+    for name, where in unused.items():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect {where}: leave it out")
+    if args.demo is not None:
+        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
+    elif args.predict and args.adapt_bn:
+        parser.set_defaults(data_dir=args.predict)
+    return parser.parse_args(argv)

@@ -128,7 +128,7 @@ def serve_evaluation(folder: str) -> None:
     from dataset.cityscapes_dataset import cityscapesDataSet
     from options.train_options import get_arguments
     from utils import checkpoint
-    from utils.evaluation import label_map
+    from utils.evaluation import best_class
     from utils.metrics import confusion_matrix
     from utils.system import device
     from utils.visual import save_prediction
@@ -145,7 +145,7 @@ def serve_evaluation(folder: str) -> None:
         times.append(time.perf_counter())
         logits = [Tensor(C.asnumpy()) for C in net_G(Tensor(image[None]))]
         times.append(time.perf_counter())
-        trainIds = label_map(logits, label.shape)
+        trainIds = best_class(logits, label.shape).asnumpy()[0]
         times.append(time.perf_counter())
         confusion_matrix(label, trainIds)
         times.append(time.perf_counter())

@@ -166,7 +166,8 @@ def test_content_decides_on_the_kind_of_a_file(small, tmp_path, name):
     (b'\x40\0\0\0\0\0\0\0{"conv1.weight":{"dtype":"F32","shape"', "a safetensors .*torch.save"),
     (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "an exported model"),
     (b"\n\x031.0\x12\tMindSpore*\x052.8.0:\xa8\x17\n0", "an exported model; give the checkpoint"),
-    (gzip.compress(b"x", mtime=0), "an archive"), (b"G.pth".ljust(257, b"\0") + b"ustar", "an archive; unpack it"),
+    (gzip.compress(b"x", mtime=0), "an archive"),
+    (b"G.pth".ljust(257, b"\0") + b"ustar", "an archive; unpack it"),
     (pickle.dumps({"epoch": 3}, 2), "a pickle that torch.save did not write; .*torch.save"),
     (b'{"message": "Not Found"}', "an unknown kind of file"),
 ])  # fmt: skip

@@ -106,7 +106,7 @@ def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp
     (plain, _), (own, output) = maps(), maps("--adapt-bn", 3)
     (again, _), (_, other) = (maps("--adapt-bn", 3, "--data-dir", x) for x in (images, data / "City"))
     assert f"re-estimated on 3 unlabelled images of {images}" in output
-    assert f"re-estimated on 3 unlabelled train images of {data / 'City'}" in other
+    assert f"re-estimated on 3 unlabelled images of {data / 'City'}" in other
     assert len(own) == 5 and all(np.array_equal(*pair) for pair in zip(own, again))
     assert any((a != b).any() for a, b in zip(plain, own))
     assert "Cityscapes not found" in fails(EVALUATE, *argv, "--data-dir", images)  # scores need labels

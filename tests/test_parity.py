@@ -48,11 +48,10 @@ def test_a_device_gets_a_verdict(tmp_path):
     assert re.fullmatch(speed, lines[-1])
 
 
-@pytest.mark.parametrize("absent", [(), (9, 14, 16)])
-def test_official_evaluator_agrees_to_every_digit(tmp_path, absent):
+def test_official_evaluator_agrees_to_every_digit(tmp_path):
     """IoUs of label maps equal those of the package cityscapesscripts, also if classes are absent."""
     city = golden.write_city(tmp_path / "City", "val", {"000001": 5, "000002": 6}, (256, 128))
-    rng, confusion = np.random.default_rng(3), 0
+    rng, confusion, absent = np.random.default_rng(3), 0, (9, 14, 16)
     allowed = np.setdiff1d(np.arange(19), absent).astype(np.uint8)
     for path in sorted((city / "gtFine" / "val" / "aachen").glob("*.png")):
         ids = np.asarray(Image.open(path))

@@ -1,6 +1,6 @@
 """What training and evaluation share: predictions of G, confusion matrix, re-estimated BN statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import mindspore
@@ -36,26 +36,21 @@ def best_class(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier:
     return ops.Argmax(axis=1, output_type=mindspore.int32)(up(chosen, size))
 
 
-def label_map(logits: tuple[Tensor, Tensor], size: tuple[int, int], classifier: str = "sum") -> np.ndarray:
-    """Return trainIds (H, W) int32 of one image, whose logits are (1, C, h, w); see `best_class`."""
-    return best_class(logits, size, classifier).asnumpy()[0]
-
-
 def evaluate(
     net_G: Res_Deeplab, data: cityscapesDataSet, classifier: str = "sum", batch_size: int = 1,
     workers: int = 4, each: Callable[[int, np.ndarray, np.ndarray, tuple], None] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Return the confusion matrix (C, C) int64 of net_G over `data`: rows ground truth, columns prediction.
 
-    `each(index, label (H, W), trainIds (H, W), logits of C1 and C2)` is called for every image. Memory does
-    not grow with the number of images. Several processes share the images; all get the complete matrix.
+    `each(index, label (H, W), trainIds (H, W), logits of C1 and C2)` is called for every image. Several
+    processes share the images; all get the complete matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
     with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
         for (i, _, label), logits in with_logits(net_G, items, batch_size):
-            trainIds = label_map(logits, label.shape, classifier)
+            trainIds = best_class(logits, label.shape, classifier).asnumpy()[0]
             confusion += confusion_matrix(label, trainIds)
             if each:
                 each(i, label, trainIds, logits)
@@ -63,9 +58,7 @@ def evaluate(
     return parallel.all_reduce_sum(confusion)
 
 
-def with_logits(
-    net_G: Res_Deeplab, items: Iterator[tuple], batch_size: int
-) -> Iterator[tuple[tuple, tuple[Tensor, Tensor]]]:
+def with_logits(net_G: Res_Deeplab, items: Iterator[tuple], batch_size: int) -> Iterator[tuple[tuple, tuple]]:
     """Yield each item, (index, input (3, H, W), ...), and its logits of C1 and C2, (1, classes, h, w) each.
 
     They are computed in batches and in evaluation mode, which ends with the iteration. Only the upsampling,
@@ -80,16 +73,13 @@ def with_logits(
     net_G.set_train(training)
 
 
-def adapt_bn(
-    net_G: Res_Deeplab, data: cityscapesDataSet, count: int, batch_size: int = 1, workers: int = 4
-) -> None:
+def adapt_bn(net_G: Res_Deeplab, data: Sequence, count: int, batch_size: int = 1, workers: int = 4) -> None:
     """Replace batch norm's running statistics by the mean over batches of `count` images of `data`.
 
     Before each batch the statistics are set to zero: a pass in training mode then adds 0.1 of the batch's
     own. Batches are weighted by their images, as the last may have fewer. Several processes share them.
     """
-    layers = [cell for _, cell in net_G.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
-    statistics = [p for layer in layers for p in (layer.moving_mean, layer.moving_variance)]
+    statistics = [p for p in net_G.get_parameters() if p.name.endswith(("moving_mean", "moving_variance"))]
     indices = evenly_spaced_indices(len(data), count)  # over all cities
     cuts = range(0, len(indices), batch_size)
     mine = [i for k in parallel.indices_of_rank(len(cuts)) for i in indices[cuts[k] : cuts[k] + batch_size]]

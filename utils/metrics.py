@@ -50,25 +50,24 @@ def summary(confusion: np.ndarray) -> dict:
     }
 
 
-def iou_table(result: dict, classes: int = NUM_CLASSES) -> str:
-    """Return a `summary` as a table: a line for each class of the set, the mean, classes without a label."""
-    rows = [(CLASS_NAMES[i], result["IoU"][CLASS_NAMES[i]]) for i in CLASS_SETS[classes]]
-    rows.append((mean_name(classes), result[mean_name(classes)]))
-    return "\n".join([*(f"{name:<14}{percent(v):>7}" for name, v in rows), *without_label(result, classes)])
-
-
-def without_label(result: dict, classes: int) -> list[str]:
-    """Return a line with the classes of a set that have no label by a `summary`; none if all have."""
-    ours = [CLASS_NAMES[i] for i in CLASS_SETS[classes]]
-    names = [name for name in result["classes without a label"] if name in ours]
-    return [f"without a label: {', '.join(names)}"] if names else []
-
-
-def percent(x: float | None, digits: int = 2) -> str:
-    """Return a number as text, a dash for None."""
-    return "–" if x is None else f"{x:.{digits}f}"
-
-
 def number_or_none(x: float) -> float | None:
     """Return None for NaN, which JSON cannot represent."""
     return None if np.isnan(x) else float(x)
+
+
+def percent(x: float | None) -> str:
+    """Return a number of a `summary` as text, a dash for None."""
+    return "–" if x is None else f"{x:.2f}"
+
+
+def iou_table(result: dict, classes: int = NUM_CLASSES) -> str:
+    """Return a `summary` as a table: a line for each class of the set, the mean, classes without a label."""
+    names, mean = [CLASS_NAMES[i] for i in CLASS_SETS[classes]], mean_name(classes)
+    values = {**{name: result["IoU"][name] for name in names}, mean: result[mean]}
+    return "".join(f"{name:<14}{percent(v):>7}\n" for name, v in values.items()) + without_label(result)
+
+
+def without_label(result: dict) -> str:
+    """Return a line with the classes that have no label by a `summary`; nothing if all have."""
+    names = ", ".join(result["classes without a label"])
+    return f"without a label: {names}\n" if names else ""

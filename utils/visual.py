@@ -1,6 +1,5 @@
 """Predictions as images, in the ids and colours of Cityscapes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL
 from dataset.transform import PALETTE, TRAIN_TO_LABEL
-from utils.system.errors import UserError
 from utils.system.files import atomic
 
 COLOURS = np.zeros((256, 3), np.uint8)  # by trainId; black for all that is no class
@@ -23,33 +21,17 @@ def colourise(trainIds: np.ndarray) -> np.ndarray:
     return COLOURS[trainIds]
 
 
-def overlay(image: np.ndarray, trainIds: np.ndarray) -> np.ndarray:
-    """Return the mean of an image, RGB uint8 (H, W, 3), and the colours of its classes."""
-    return ((image.astype(np.uint16) + colourise(trainIds)) // 2).astype(np.uint8)
-
-
 def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.ndarray | None = None) -> None:
     """Write labelIds/<name>_labelIds.png, raw ids for the official evaluator, and color/<name>_color.png.
 
-    With the image, RGB uint8 of the same size, write overlay/<name>_overlay.png as well.
+    With the image, RGB uint8 of the same size, write overlay/<name>_overlay.png, the mean of both, as well.
     """
     kinds = {"labelIds": TRAIN_TO_LABEL[trainIds], "color": colourise(trainIds)}
     if image is not None:
-        kinds["overlay"] = overlay(image, trainIds)
+        kinds["overlay"] = ((image.astype(np.uint16) + kinds["color"]) // 2).astype(np.uint8)
     for kind, pixels in kinds.items():
         with atomic(folder / kind / f"{name}_{kind}.png") as temporary:
             Image.fromarray(pixels).save(temporary, compress_level=1)  # half the time of the default, 6
-
-
-def check_names(folder: Path, names: list[str]) -> None:
-    """Raise UserError if the name of a result of one of the images `names` would be too long for `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    limit = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    for name in names:
-        longest = f".{Path(name).name}_labelIds.tmp.png"  # before `atomic` renames it
-        if (length := len(os.fsencode(longest))) > limit:
-            raise UserError(f"{name}: the names of its results would have {length} bytes, but {folder} takes "
-                            f"{limit}; give the image a shorter name")
 
 
 def heatmap(values: np.ndarray) -> np.ndarray:
@@ -98,23 +80,18 @@ def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: fl
         draw.text((x + 18, at), f"{value:.2g}", "black", font, anchor=anchor)
 
 
-def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return where two maps of trainIds (H, W) differ, 255 = ignored: RGB uint8 (H, W, 3), colours ERRORS."""
-    kind = np.where(truth == IGNORE_LABEL, 2, prediction != truth)
-    return np.array(list(ERRORS.values()), np.uint8)[kind]
-
-
 def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:
     """Return a figure of an image, its prediction, ground truth, errors and alignment map, with a legend.
 
     `prediction`, `truth`: trainIds (H, W); `M`: float32 (h, w).
     """
     top = max(float(np.quantile(M, 0.995)), 1e-6)
+    errors = np.where(truth == IGNORE_LABEL, 2, prediction != truth)  # places in ERRORS
     cells = {
         "image": np.asarray(image.convert("RGB").resize(M.shape[::-1], Image.Resampling.BICUBIC)),
         "prediction": colourise(prediction),
         "ground truth": colourise(truth),
-        "errors": error_map(prediction, truth),
+        "errors": np.array(list(ERRORS.values()), np.uint8)[errors],
         "alignment map M": heatmap(M / top),
     }
     return panels([list(cells.values())], list(cells), top, M.shape[0], {**CLASSES, **ERRORS})
