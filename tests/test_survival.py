@@ -181,7 +181,7 @@ def test_a_run_without_a_checkpoint_starts_again(reference, data, tmp_path):
     folder = cut_back(reference, tmp_path / "run", 0)
     (folder / "GTA5_best.ckpt").unlink()
     done = run(TRAIN, "--resume", folder)
-    assert "starting from scratch" in done.stdout and "after_0: loss.csv and miou.csv" in done.stdout
+    assert "starting from scratch" in done.stdout and "after_0: rows of loss.csv, rows of miou.csv" in done.stdout
     for name in ("loss.csv", "miou.csv"):  # of steps that no checkpoint led to any more
         assert rows_of(folder / "after_0" / name) == rows_of(reference / name)
     same_end(reference, folder)
@@ -209,7 +209,7 @@ def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tm
     copy.parent.mkdir()
     shutil.copy(reference / "GTA5_4.ckpt", copy)
     for name in (copy, copy.with_suffix("")):
-        assert f"{copy.parent / 'options.json'} is missing: give the options" in refused("--resume", name)
+        assert f"{copy.parent / 'options.json'} is missing: check --resume" in refused("--resume", name)
     inside = tmp_path / "run" / "GTA5_4.ckpt"  # its file on a larger disk, its options beside the link
     inside.parent.mkdir()
     inside.symlink_to(copy)
@@ -218,8 +218,6 @@ def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tm
     assert run_folder.find_resumable(str(inside)).checkpoint == inside
     with pytest.raises(UserError, match="no such checkpoint"):  # though a folder's name begins so
         run_folder.find_resumable(get_arguments(["--resume", str(tmp_path / "back")]).continue_train)
-    run_folder.fork_run(run_folder.find_resumable(str(copy)), new, 4)
-    assert run_folder.find_resumable(str(new)).checkpoint == new / "GTA5_4.ckpt"
 
 
 @slow
@@ -231,7 +229,7 @@ def test_what_a_kill_leaves_is_cleared_and_a_validation_made_up_for(reference, t
         file.write(b"6,0.12\0\0\0\xff")
     for name in (".GTA5_5.tmp.ckpt", ".GTA5_5.tmp.tmp"):
         (folder / name).write_bytes(b"half")
-    assert "rows of loss.csv, left out: 1" in run(TRAIN, "--resume", folder).stdout
+    assert "after_4: rows of loss.csv" in run(TRAIN, "--resume", folder).stdout
     same_end(reference, folder)
     assert not list(folder.glob(".*"))
     assert (folder / "after_4" / "loss.csv").read_bytes().endswith(b"6,0.12\0\0\0\xff")
