@@ -12,6 +12,7 @@ from options.train_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
+import os
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -466,9 +467,12 @@ def main(args) -> None:
         from utils.tools.demo import demo
 
         demo(args)
-    else:
-        with run_folder.locked(Path(args.snapshot_dir)):
-            train(args)
+        return
+    lock = run_folder.lock_run_dir(Path(args.snapshot_dir))
+    try:
+        train(args)
+    finally:
+        os.close(lock)
 
 
 if __name__ == "__main__":

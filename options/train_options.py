@@ -191,10 +191,7 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
 
 
 def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
-    """Return the absolute paths of the options that are files or folders, for options.json.
-
-    With these a run can be resumed from any working directory.
-    """
+    """Return absolute paths of the options that are files or folders: a run resumes from any directory."""
     given = {name: getattr(args, name) for name, option in build_parser().options.items() if option.path}
     return {name: os.path.abspath(path) for name, path in given.items() if path not in (None, "none")}
 

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
@@ -25,7 +23,7 @@ from utils.system.files import atomic, follow_link, rotate_existing, write_json
 
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
-results_lock = ExitStack()  # see lock_results_dir
+results_locks: list[int] = []  # at most one: see lock_results_dir
 
 
 @dataclass
@@ -47,11 +45,14 @@ def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int | None:
-    """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it."""
+def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int:
+    """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it.
+
+    The folder is created. Of several processes, rank 0 does this for all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if os.name != "posix":
-        return None
+    if os.name != "posix" or parallel.rank() > 0:
+        return os.open(os.devnull, os.O_RDONLY)
     import fcntl
 
     lock = os.open(folder, os.O_RDONLY)
@@ -66,24 +67,14 @@ def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot
     return lock
 
 
-@contextmanager
-def locked(folder: Path, *names: str) -> Iterator[None]:
-    """Call `lock_run_dir` in rank 0, for all processes; at the end give the lock back."""
-    lock = lock_run_dir(folder, *names) if parallel.rank() == 0 else None
-    try:
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
 def lock_results_dir(folder: str | Path) -> None:
     """Keep other evaluations, and trainings, out of the folder of the results.
 
     The lock is held until this process ends, or until it writes other results, as a notebook does.
     """
-    results_lock.close()
-    results_lock.enter_context(locked(Path(folder), "evaluating or training", "--save-path"))
+    while results_locks:
+        os.close(results_locks.pop())
+    results_locks.append(lock_run_dir(Path(folder), "evaluating or training", "--save-path"))
 
 
 def archive_old_results(*results: Path) -> None:
@@ -118,9 +109,9 @@ def find_resume_point(args: Namespace) -> ResumePoint:
         return point
     point.options = args._saved_options
     for name, columns in tables.columns(args.source).items():
-        header, rows = tables.read(point.folder / name)
+        path = point.folder / name
+        header, rows = tables.read(path)
         if header and header != list(columns):  # its rows would no longer be read
-            path = point.folder / name
             raise UserError(f"{path}: has other columns than this version writes; choose a new folder")
         # loss.csv counts steps from 0, miou.csv those that are done.
         last = point.steps - 1 if name == "loss.csv" else point.steps
