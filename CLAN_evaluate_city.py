@@ -257,11 +257,12 @@ def write_table(path: Path, results: dict[int, dict], classes: int) -> None:
         values = result[mean], *result["IoU"].values()
         rows.append([str(steps), *("nan" if v is None else f"{v:.9g}" for v in values)])
     tables.write(path, ("step", mean, *CLASS_NAMES), rows)
+    best = max((row for row in rows if row[1] != "nan"), key=lambda row: float(row[1]), default=None)
     print(f"{'step':>9}{mean:>8}" + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES))
     for row in rows:
         steps, score, *ious = row
         cells = "".join(f"{float(iou):6.1f}" for iou in ious)
-        print(f"{steps:>9}{float(score):8.2f}{cells}" + ("  best" if row == tables.best(rows) else ""))
+        print(f"{steps:>9}{float(score):8.2f}{cells}" + ("  best" if row == best else ""))
     print(f"{without_label(result)}written: {path}")  # all of them have the same labels
 
 

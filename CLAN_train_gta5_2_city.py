@@ -12,6 +12,7 @@ from options.train_options import get_arguments
 
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
+import os
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -380,10 +381,8 @@ def train(args) -> Path:
     # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
     stop, domains = args.num_steps_stop, (source, target) if target else (source,)
     samplers = [
-        DomainSampler(
-            data, run.done, stop, run.per_step, [args.random_seed, domain], args.random_mirror,
-            args.random_scale, parallel.rank(), parallel.processes(),
-        )
+        DomainSampler(data, run.done, stop, run.per_step, [args.random_seed, domain], args.random_mirror,
+                      args.random_scale, parallel.rank(), parallel.processes())
         for domain, data in enumerate(domains)  # 0: source, 1: target
     ]  # fmt: skip
     sources, *targets = [batches(sampler, args.batch_size, args.num_workers) for sampler in samplers]
@@ -406,12 +405,12 @@ def train(args) -> Path:
 
 def datasets(args) -> tuple:
     """Return source, target (None with --method source), val set (None with --not-val or without labels)."""
-    per_step = images_per_step(args)
+    per_step, count = images_per_step(args), parallel.processes()
+    given = args.data_dir, args.data_list, args.input_size
     if args.source == "gta5":
-        split = args.gta5_split, args.gta5_subset
-        source = GTA5DataSet(args.data_dir, args.data_list, args.input_size, *split)
+        source = GTA5DataSet(*given, args.gta5_split, args.gta5_subset)
     else:
-        source = SYNTHIADataSet(args.data_dir, args.data_list, args.input_size)
+        source = SYNTHIADataSet(*given)
     target, val, city = None, None, args.data_dir_target
     folder = plain_folder(city, args.input_size_target, "--data-dir-target")
     if folder and (args.set != "train" or args.data_list_target):
@@ -424,8 +423,7 @@ def datasets(args) -> tuple:
         if data is not None and per_step > len(data):
             raise UserError(
                 f"a step takes {per_step} images (--batch-size {args.batch_size} x --iter-size "
-                f"{args.iter_size} x {parallel.processes()} processes), more than the {len(data)} of the "
-                f"{name}: lower one of them"
+                f"{args.iter_size} x {count} processes), more than the {len(data)} of the {name}"
             )
     source.reports += check_labels(source) + (check_labels(val) if val else ())
     return source, target, val
@@ -450,21 +448,15 @@ def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list
 
 
 def default_initial_weights(args) -> str:
-    """Return the path of the DeepLab init file (ImageNet + COCO); "none" for the small model.
-
-    UserError if the file is not there under one of its usual names.
-    """
+    """Return the path of the DeepLab init file (ImageNet + COCO); "none" for the small model."""
     if args.model == "small":
         return "none"
-    for copy in ("", "(1)"):
-        for suffix in (".ckpt", ".pth"):
-            path = Path("model") / f"DeepLab_resnet_pretrained_init-f81d91e8{copy}{suffix}"
-            if path.is_file():
-                return str(path)
-    raise UserError(
-        "no initial weights for G: model/DeepLab_resnet_pretrained_init-f81d91e8.ckpt or .pth is not there; "
-        "README says where to get it, --restore-from FILE takes another, --restore-from none starts at random"
-    )
+    name = "DeepLab_resnet_pretrained_init-f81d91e8"
+    for ending in (".ckpt", ".pth", "(1).ckpt", "(1).pth"):
+        if (path := Path("model") / f"{name}{ending}").is_file():
+            return str(path)
+    raise UserError(f"no initial weights for G: model/{name}.ckpt or .pth is not there; see README, or give "
+                    "--restore-from FILE, or --restore-from none to start at random")  # fmt: skip
 
 
 def main(args) -> None:
@@ -475,9 +467,12 @@ def main(args) -> None:
         from utils.tools.demo import demo
 
         demo(args)
-    else:
-        with run_folder.locked(Path(args.snapshot_dir)):
-            train(args)
+        return
+    lock = run_folder.lock_run_dir(Path(args.snapshot_dir))
+    try:
+        train(args)
+    finally:
+        os.close(lock)
 
 
 if __name__ == "__main__":

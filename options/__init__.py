@@ -16,8 +16,8 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
-    """Return an argparse type: a finite int or float in [low, high], or in (low, high] with `open_low`."""
+def number(kind: type, low: float, high: float = 1e9):
+    """Return an argparse type: an int or float in [low, high]."""
 
     def parse(text: str):
         try:
@@ -25,10 +25,8 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
         except ValueError:
             whole = "whole " if kind is int else ""
             raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number") from None
-        if not (low < value if open_low else low <= value) or not value <= high or abs(value) == float("inf"):
-            bounds = f"{'above' if open_low else 'at least'} {low:g}"
-            bounds += f" and at most {high:g}" if high != float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {low:g} to {high:g}")
         return value
 
     parse.metavar = "N" if kind is int else "X"  # in --help
@@ -54,17 +52,14 @@ class Parser(argparse.ArgumentParser):
                 found.setdefault(option.dest, option)
         return found
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
         if any(arg.endswith("\r") for arg in args):  # after a backslash it has cut off the following lines
-            self.error("an argument ends with a carriage return: the script or file that it comes from has "
-                       "Windows line ends; convert it: sed -i 's/\\r$//' FILE")  # fmt: skip
+            self.error("an argument ends with a carriage return, from a file with Windows line ends; convert "
+                       "that: sed -i 's/\\r$//' FILE")  # fmt: skip
         args = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), arg) for arg in args]
         # Shells do not expand the ~ of --option=~/path.
         args = [re.sub(r"^(--[\w-]+=)?(~.*)", lambda m: (m[1] or "") + expanduser(m[2]), arg) for arg in args]
-        return super().parse_known_args(args, namespace)
-
-    def parse_args(self, args=None, namespace=None):
         args, unknown = self.parse_known_args(args, namespace)
         for name, option in self.options.items():
             if getattr(args, name) == "":  # "$IMAGES" of a shell where IMAGES is not set
@@ -95,7 +90,7 @@ def group_adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., No
     resume: "fixed" (--resume restores it and refuses another value), "mutable" (restored, but may be
     changed), "list" (a file that may move if its content stays the same) or "new" (not restored).
     path: whether it is a file or folder. demo: whether --demo accepts it. no_effect_with: the values of
-    --method with which it is refused; such an option has its default here, or None.
+    --method with which it is refused.
     """
     add_argument = parser.add_argument_group(group).add_argument
 

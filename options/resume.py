@@ -1,9 +1,9 @@
 """Options of a resumed run: those of its options.json, and what the command line may change."""
 
-import argparse
 import json
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from options import Parser
@@ -11,9 +11,7 @@ from utils.system.device import process_count
 from utils.system.files import follow_link
 
 
-def merge_resume_options(
-    parser: Parser, args: argparse.Namespace, argv: list[str] | None
-) -> argparse.Namespace:
+def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None) -> Namespace:
     """Return the options of a resumed run: its options.json, and what the command line may change.
 
     The content of options.json travels on as `args._saved_options`, so that it is read only here; without
@@ -23,7 +21,8 @@ def merge_resume_options(
     folder = given if given.is_dir() else given.parent
     path = folder / "options.json"
     if not path.is_file():
-        check_options_by_hand(parser, args, given, folder)
+        if not args.snapshot_dir:
+            parser.error(f"{path} is missing: check --resume, or give the run's options and --snapshot-dir")
         args._saved_options = {}
         return args
     saved = read_saved_options(parser, path)
@@ -31,8 +30,7 @@ def merge_resume_options(
     replayed = ["--snapshot-dir", str(folder)]
     for name, option in parser.options.items():
         value = saved.get(name, option.default)
-        unused = name == "jit_level" and args.mode == "pynative"  # where it has no effect
-        if value == option.default or option.resume == "new" or name == "snapshot_dir" or unused:
+        if value == option.default or option.resume == "new" or name == "snapshot_dir":
             continue
         if isinstance(value, bool):
             replayed.append(option.option_strings[0 if value else -1])  # --x, --no-x
@@ -44,17 +42,6 @@ def merge_resume_options(
     args._saved_options = saved
     check_fixed_options(parser, args, before)
     return args
-
-
-def check_options_by_hand(parser: Parser, args: argparse.Namespace, given: Path, folder: Path) -> None:
-    """Exit with one line if a checkpoint without options.json is resumed without the options of its run."""
-    if args.restore_from or args.restore_from_D:
-        parser.error("--resume resumes from the checkpoint: leave out --restore-from")
-    begins = "GTA5_", f"{given.stem}."  # the suffix of a checkpoint may be left out
-    checkpoints = [path for path in folder.glob("*") if path.suffix in (".ckpt", ".pth", ".pt")]
-    if not args.snapshot_dir and any(path.name.startswith(begins) for path in checkpoints):
-        missing = folder / "options.json"
-        parser.error(f"{missing} is missing: give the options of the run by hand, --snapshot-dir too")
 
 
 def read_saved_options(parser: Parser, path: Path) -> dict:
@@ -70,7 +57,7 @@ def read_saved_options(parser: Parser, path: Path) -> dict:
     return saved
 
 
-def check_fixed_options(parser: Parser, args: argparse.Namespace, before: argparse.Namespace) -> None:
+def check_fixed_options(parser: Parser, args: Namespace, before: Namespace) -> None:
     """Exit with one line if an option that has to stay, or the number of images per step, was changed."""
     for name, option in parser.options.items():
         now, then = getattr(args, name), getattr(before, name)
@@ -79,10 +66,9 @@ def check_fixed_options(parser: Parser, args: argparse.Namespace, before: argpar
         if now != then and option.resume == "fixed":
             flag = option.option_strings[0]
             parser.error(f"{flag} {now} contradicts the run of {args.continue_train}: there it is {then}")
-    processes = process_count()
-    per_step = args.batch_size * args.iter_size * processes
-    per_step_then = before.batch_size * before.iter_size * args._saved_options["processes"]
-    if per_step != per_step_then:
+    count = process_count()
+    now = args.batch_size * args.iter_size * count
+    then = before.batch_size * before.iter_size * args._saved_options["processes"]
+    if now != then:
         parser.error(f"images per step: --batch-size {args.batch_size} x --iter-size {args.iter_size} x "
-                     f"{processes} processes = {per_step}, but {args.continue_train} is of a run with "
-                     f"{per_step_then}; change one of them so that it stays")
+                     f"{count} processes = {now}, but in the run of {args.continue_train} it is {then}")

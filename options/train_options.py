@@ -18,7 +18,7 @@ SOURCES = {
     "gta5": {"data_dir": "./data/GTA5", "input_size": (1280, 720), "lambda_local": 40.0},
     "synthia": {"data_dir": "./data/SYNTHIA", "input_size": (1280, 760), "lambda_local": 10.0},
 }
-POSITIVE, NOT_NEGATIVE = number(float, 0, open_low=True), number(float, 0)
+POSITIVE, NOT_NEGATIVE = number(float, 1e-12), number(float, 0)
 NO_D = {"no_effect_with": ("source",)}
 NO_MAP = {"no_effect_with": ("source", "tan")}
 
@@ -127,13 +127,6 @@ def add_memory_options(parser: Parser) -> None:
         help="memory-efficient gradients of convolutions (default: for resnet101 on the CPU)")
 
 
-def add_demo_options(parser: Parser) -> None:
-    add = group_adder(parser, "demo")
-    add("--demo", action="store_true", demo=True,
-        help="self-contained demonstration on generated images; of the other options it takes "
-        "--num-steps, --random-seed, --snapshot-dir and the machine's")
-
-
 def build_parser() -> Parser:
     """Return the parser of all options of the training script."""
     parser = Parser("CLAN: adapt a segmentation network from GTA5 or SYNTHIA (labelled) to Cityscapes.")
@@ -143,7 +136,8 @@ def build_parser() -> Parser:
     add_checkpoint_options(parser)
     add_memory_options(parser)
     add_machine_options(parser)
-    add_demo_options(parser)
+    group_adder(parser, "demo")("--demo", action="store_true", demo=True, help="self-contained demonstration "
+        "on generated images; takes also --num-steps, --random-seed, --snapshot-dir, the machine's options")
     return parser
 
 
@@ -177,37 +171,27 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
         if getattr(args, name) > args.num_steps:
             option = parser.options[name].option_strings[0]
             parser.error(f"{option} {getattr(args, name)} is more than --num-steps {args.num_steps}")
-    if args.amp_level != "O0" and args.save_memory:
-        parser.error("--save-memory is for float32: leave it out, or --amp-level")
-    if args.recompute and args.mode == "pynative":
-        parser.error("--recompute is for --mode graph: PyNative mode would update BN statistics twice; "
-                     "add --no-recompute")  # fmt: skip
     for name, option in parser.options.items():
         if args.method in option.no_effect_with and getattr(args, name) != fill.get(name, option.default):
             parser.error(f"{option.option_strings[0]} has no effect with --method {args.method}")
-    check_split(parser, args)
+    split, subset = args.gta5_split, args.gta5_subset != "all"
+    for wrong, message in (
+        (args.amp_level != "O0" and args.save_memory, "--save-memory is for float32: leave out --amp-level"),
+        (args.recompute and args.mode == "pynative",
+         "--recompute is for --mode graph, PyNative would update BN statistics twice: add --no-recompute"),
+        (args.source != "gta5" and (split or subset),
+         f"--gta5-split and --gta5-subset have no effect with --source {args.source}"),
+        (subset and not split, f"--gta5-subset {args.gta5_subset} needs --gta5-split FILE, GTA5's split.mat"),
+        (split and args.data_list, "--gta5-split and --data-list both choose the images: leave out one"),
+        (split and not subset, "--gta5-split has no effect with --gta5-subset all: choose train or val"),
+    ):  # fmt: skip
+        if wrong:
+            parser.error(message)
     return args
 
 
-def check_split(parser: Parser, args: argparse.Namespace) -> None:
-    """Exit with one line if --gta5-split and --gta5-subset contradict each other or another option."""
-    if args.source != "gta5" and (args.gta5_split or args.gta5_subset != "all"):
-        parser.error(f"--gta5-split and --gta5-subset have no effect with --source {args.source}")
-    if args.gta5_subset != "all" and not args.gta5_split:
-        parser.error(f"--gta5-subset {args.gta5_subset} needs --gta5-split FILE, the split.mat of GTA5")
-    if not args.gta5_split:
-        return
-    if args.data_list:
-        parser.error("--gta5-split and --data-list both choose the images: leave one of them out")
-    if args.gta5_subset == "all":
-        parser.error("--gta5-split has no effect with --gta5-subset all: add --gta5-subset train or val")
-
-
 def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
-    """Return the absolute paths of the options that are files or folders, for options.json.
-
-    With these a run can be resumed from any working directory.
-    """
+    """Return absolute paths of the options that are files or folders: a run resumes from any directory."""
     given = {name: getattr(args, name) for name, option in build_parser().options.items() if option.path}
     return {name: os.path.abspath(path) for name, path in given.items() if path not in (None, "none")}
 

@@ -11,7 +11,6 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import NUM_CLASSES
 from dataset.image_folder import is_cityscapes
 from dataset.pipeline import names_crc32
@@ -40,10 +39,7 @@ class Run:
     they wait for each other; rank 0 writes.
     """
 
-    def __init__(
-        self, args: Namespace, resume: ResumePoint, step_cell: nn.Cell, source, target,
-        val: cityscapesDataSet | None,
-    ):  # fmt: skip
+    def __init__(self, args: Namespace, resume: ResumePoint, step_cell: nn.Cell, source, target, val):
         """Start or resume a run: restore `step_cell`, compare the processes, write options.json and tables.
 
         source, target, val: data sets, of which the last two may be None. --snapshot-dir has to be locked.
@@ -52,17 +48,26 @@ class Run:
         self.args, self.folder, self.step_cell, self.val = args, Path(args.snapshot_dir), step_cell, val
         self.is_main, self.per_step = parallel.rank() == 0, images_per_step(args)
         self.precision = device.precision(args.amp_level, args.conv_precision)
-        self.last, self.done, self.best = resume.checkpoint, 0, 0.0
-        if self.last:
-            self.done, self.best = checkpoint.restore(resume.content, self.last, step_cell)
-            resume.content.clear()  # 400 MB, which would be held until the end
-        self.first, stop = self.done, args.num_steps_stop  # self.first: where this process begins
+        self.last, self.done, self.best, stop = resume.checkpoint, resume.steps, 0.0, args.num_steps_stop
         if self.done > stop:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
+        if self.last:
+            self.best = checkpoint.restore(resume.content, self.last, step_cell)[1]
+            resume.content.clear()  # 400 MB, which would be held until the end
         domains = {"source": source, "target": target}
         checksums = {name: names_crc32(data) for name, data in domains.items() if data is not None}
-        self._compare_processes(f"{checksums} {val and names_crc32(val)}")
-        notes = resume.report() + run_folder.check_images(resume, args, checksums)
+        if parallel.processes() > 1:
+            about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
+            if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
+                raise UserError(
+                    "the processes start from different values, options or images: do all have the same "
+                    "command, and see the same files in --snapshot-dir, ./model and the data sets?"
+                )
+        notes = [f"skipped {error}" for error in resume.damaged.values()]
+        if resume.folder:
+            scratch = f"{resume.folder}: no readable checkpoint, starting from scratch"
+            notes.append(f"resuming from {self.last}" if self.last else scratch)
+        notes += run_folder.check_images(resume, args, checksums)
         self.means = tables.class_counts(args.source)  # the first decides on the best
         self.loss_csv, self.miou_csv = (self.folder / name for name in run_folder.TABLES)
         self.validated: list[str] = []  # after how many steps
@@ -70,55 +75,38 @@ class Run:
             notes += self._prepare_folder(resume, checksums)
         if val is None and not args.not_val:
             notes.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
-        count = len(target) if target is not None else "no"
-        about = (
-            f"{args.method}, recipe {args.recipe}, {args.model} on {device.target()}: {len(source)} source "
-            f"images, {count} target images, {self.per_step} of each per step (batch size "
-            f"{args.batch_size} x iter size {args.iter_size} x {parallel.processes()} processes), steps "
-            f"{self.done} to {stop}; files in {self.folder}"
-        )
         for data in filter(None, (source, target, val)):
-            notes += getattr(data, "reports", ())
-        for line in (about, device.precision_line(self.precision), *notes):
+            notes += data.reports
+        self.log(
+            f"{args.method}, recipe {args.recipe}, {args.model} on {device.target()}: {len(source)} source "
+            f"images, {'no' if target is None else len(target)} target images, {self.per_step} of each per "
+            f"step (batch size {args.batch_size} x iter size {args.iter_size} x {parallel.processes()} "
+            f"processes), steps {self.done} to {stop}; files in {self.folder}"
+        )
+        for line in (device.precision_line(self.precision), *notes):
             self.log(line)
         hidden = parallel.rank() > 0 or None
         self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=hidden)
         nets = step_cell.net_G, step_cell.net_D
         self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
 
-    def _compare_processes(self, images: str) -> None:
-        """Raise UserError if the processes differ in weights, options or `images`, a text about these."""
-        if parallel.processes() > 1:
-            about = f"{shared_options(self.args)} {images}"
-            if not parallel.all_equal(checkpoint.fingerprint(self.step_cell, self.done, about)):
-                raise UserError(
-                    "the processes start from different values, options or images: do all have the same "
-                    "command, and see the same files in --snapshot-dir, ./model and the data sets?"
-                )
-
     def _prepare_folder(self, resume: ResumePoint, checksums: dict[str, int]) -> list[str]:
-        """Write the files that the run starts with; return lines for the log.
-
-        What belongs to later steps is moved aside first, or stays in the other folder that is resumed from.
-        """
+        """Write the files that the run starts with; return lines for the log."""
         folder, args, notes = self.folder, self.args, []
         if resume.folder == folder.resolve():
-            notes = run_folder.truncate_run(resume, self.done)
-        else:
-            run_folder.check_new(folder)  # again: some network file systems have no locks
-            if resume.checkpoint:
-                run_folder.fork_run(resume, folder, self.done)
+            notes = run_folder.truncate_run(resume)
+        elif self.last:
+            run_folder.copy(self.last, folder / f"GTA5_{self.done}.ckpt")
         options = {name: value for name, value in vars(args).items() if not name.startswith("_")}
         options |= {**absolute_paths(args), "names_crc32": checksums, "processes": parallel.processes()}
         options |= {"precision": self.precision, "device": device.target(), "versions": device.versions()}
         run_folder.write_options(folder, options, resume.options, self.done)
-        rows = run_folder.rows_until(resume, self.done)
         for name, columns in tables.columns(args.source).items():
-            tables.write(folder / name, columns, rows[name])
-        scores = rows["miou.csv"]
-        run_folder.restore_best(resume, folder, scores)
-        self.validated = [row[0] for row in scores]
-        self.best = float(best[1]) if (best := tables.best(scores)) else self.best
+            tables.write(folder / name, columns, resume.rows.get(name, []))
+        if scores := resume.rows.get("miou.csv"):
+            step, mean, *_ = max(scores, key=lambda row: float(row[1]))
+            run_folder.restore_best(resume, folder, step)
+            self.validated, self.best = [row[0] for row in scores], float(mean)
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes
@@ -149,30 +137,25 @@ class Run:
         losses: those of LOSSES, the mean of this process. batch: the last (x_s, y_s, x_t) of the step.
         samplers: the DomainSampler of each domain, to name the images of a failed step.
         """
-        i, args = self.done, self.args
-        values = list(parallel.all_reduce_sum(losses) / parallel.processes())
-        self.done += 1
+        i, values = self.done, list(parallel.all_reduce_sum(losses) / parallel.processes())
+        shown = {name: f"{value:.3g}" for name, value in zip(LOSSES, values)}
         if not np.isfinite(values).all() and not device.simulated():
-            named = ", ".join(f"{name} {value:.3g}" for name, value in zip(LOSSES, values))
+            named = ", ".join(f"{name} {value}" for name, value in shown.items())
             images = ", ".join(name for sampler in samplers for name in sampler.names(i))
-            raise UserError(
-                f"step {i}: a loss is not finite: {named}; its images: {images}. No checkpoint was "
-                f"written; look at them and at {self.loss_csv}, or lower --learning-rate in a new "
-                "--snapshot-dir" + (" (float16 may be too small: --amp-level O0)" * (args.amp_level != "O0"))
-            )
+            raise UserError(f"step {i}: a loss is not finite: {named}; its images: {images}; look at these, "
+                            "lower --learning-rate, or use --amp-level O0")  # fmt: skip
+        self.done += 1
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
         if self.is_main:
             tables.append(self.loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr, lr_D, seconds))])
-        sizes = [x.shape[:1:-1] for x in (batch[0], batch[2])]
-        flop = self.flop_of(*sizes)
-        names = (*LOSSES, "lr", "lr_D", "s/step", "TFLOP/s")
-        figures = (*values, lr, lr_D, seconds, flop / seconds / 1e12)
-        shown = {name: f"{value:.3g}" for name, value in zip(names, figures)}
+        flop = self.flop_of(*(x.shape[:1:-1] for x in (batch[0], batch[2])))
+        more = {"lr": lr, "lr_D": lr_D, "s/step": seconds, "TFLOP/s": flop / seconds / 1e12}
+        shown |= {name: f"{value:.3g}" for name, value in more.items()}
         if self.step_cell.scaler is not None:
             shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
-        if i % max(1, min(100, args.num_steps_stop // 10)) == 0:
+        if i % max(1, min(100, self.args.num_steps_stop // 10)) == 0:
             terms = [f"{k} {v}" for k, v in shown.items() if v != "0" or k == "loss_seg"]
             self.log(f"step {i}: {', '.join(terms)}")
 
@@ -181,8 +164,7 @@ class Run:
         if device.simulated():
             return
         self.last = self.folder / f"GTA5_{self.done}.ckpt"
-        statistics = [p for p in self.step_cell.net_G.get_parameters() if ".moving_" in p.name]
-        parallel.average(statistics)
+        parallel.average([p for p in self.step_cell.net_G.get_parameters() if ".moving_" in p.name])
         if self.is_main:
             flush(self.loss_csv)  # tables are on disk before the checkpoint that refers to them
             flush(self.miou_csv)
@@ -209,39 +191,33 @@ class Run:
         self.step_cell.clear_overflow()
         means = [f"{mean_iou(confusion, n):.9g}" for n in self.means]
         score = float(means[0])  # as miou.csv has it, which a continued run reads
-        more = "".join(f", {mean_name(n)} {float(mean):.2f}" for n, mean in zip(self.means[1:], means[1:]))
-        text = f"{mean_name(self.means[0])} {score:.2f}, best before {self.best:.2f}{more}"
-        self.log(f"validation after {self.done} steps: {text}")
+        text = ", ".join(f"{mean_name(n)} {float(mean):.2f}" for n, mean in zip(self.means, means))
+        self.log(f"validation after {self.done} steps: {text}; best before {self.best:.2f}")
         missing = unlabelled_classes(confusion, self.means[0])
-        if np.isnan(score):
-            self.log("no class of the val set has a label: no best checkpoint of it; correct the labels "
-                     "or use --not-val")  # fmt: skip
-        elif missing and not self.validated:  # once per run
+        if missing and not self.validated:  # once per run
             self.log(f"the val set has no label of {', '.join(missing)}: the mean leaves them out, or counts "
                      "0 for those that are predicted")  # fmt: skip
-        if score > self.best and not device.simulated():  # not if it is NaN
-            if self.is_main:
-                path = self.folder / run_folder.BEST
-                checkpoint.save(path, self.step_cell, args.model, self.done, score)
-            self.best = score
         if self.is_main:
+            if score > self.best and not device.simulated():
+                best = self.folder / run_folder.BEST
+                checkpoint.save(best, self.step_cell, args.model, self.done, score)
             tables.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
+        self.best = max(self.best, score)
         self.validated.append(str(self.done))
 
     def end_if_signalled(self, *_) -> None:
         """Exit with the signal's code if one is pending in any process; the log says how to resume."""
         if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
-            hint = f"{parallel.command()} --resume {shlex.quote(str(self.folder))}"
-            hint += f" {shlex.join(self.device_options())}"
-            self.log(f"{self.done} steps are done; resume with: {hint}")
+            options = shlex.join(["--resume", str(self.folder), *self.device_options()])
+            self.log(f"{self.done} steps are done; resume with: {parallel.command()} {options}")
             parallel.barrier()  # msrun kills all processes when one exits: wait until rank 0 has logged
             interrupt.exit_for_signal(quiet=not self.is_main)
 
     def device_options(self) -> list[str]:
         """Return the options that choose this run's device again."""
-        args, more = self.args, ["--device-id", str(self.args.device_id)]
-        return ["--device", device.target(), *(more if args.device_id else [])]
+        number = self.args.device_id
+        return ["--device", device.target(), *(["--device-id", str(number)] if number else [])]
 
     def end_if_failed(self, error: UserError | None) -> None:
         """Before a step, end all processes if one of them could not read its images or has a signal pending.
@@ -250,7 +226,7 @@ class Run:
         """
         if not parallel.any_rank(error or interrupt.pending_signal()):
             return
-        if self.done > self.first and self.done % self.args.save_pred_every:
+        if self.done % self.args.save_pred_every:
             self.save()
         if parallel.any_rank(error):  # here all processes wait until the checkpoint is written
             raise error or UserError("another process could not read an image")
@@ -263,12 +239,13 @@ class Run:
             self.log(device.simulation_report())
         elif self.is_main:
             # Absolute paths: the command works from any folder.
-            target, size = os.path.abspath(self.args.data_dir_target), self.args.input_size_target
+            target = os.path.abspath(self.args.data_dir_target)
             plain = Path(target).is_dir() and not is_cityscapes(target)
             option = "--predict" if plain else "--data-dir"
             argv = ["--restore-from", os.path.abspath(self.last), option, target]
-            argv += ["--input-size", "{},{}".format(*size)]
-            argv += ["--classes", str(self.means[0])] if self.means[0] != NUM_CLASSES and not plain else []
+            argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
+            if self.means[0] != NUM_CLASSES and not plain:
+                argv += ["--classes", str(self.means[0])]
             script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
             command = shlex.join(["python", str(script), *argv, *self.device_options()])
             self.log(f"all {self.done} steps are done; evaluate with: {command}")

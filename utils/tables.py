@@ -24,21 +24,18 @@ def columns(source: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def parse(path: Path) -> tuple[list[str], list[list[str]], int]:
-    """Return a table's header, its rows, and how many of its lines are no rows; ([], [], 0) without a table.
+def read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table and its rows in the format of `append`; ([], []) if there is no table.
 
     A spreadsheet may have saved it, with a byte-order mark, quotes, E-05, semicolons and decimal commas.
-    The rows are returned in the format of `append`. A last line without its end was torn by a kill.
+    Lines that are no rows are left out, as is the last one without its end, which was torn by a kill.
     """
     if not path.is_file():
-        return [], [], 0
-    *lines, torn = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        return [], []
+    *lines, _ = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     separator = ";" if lines and ";" in lines[0] else ","
-    header, *table = [
-        [cell.strip('" ') for cell in line.split(separator)] for line in lines if line.strip()
-    ] or [[]]
-    rows = [row for cells in table if len(cells) == len(header) and (row := numbers(cells))]
-    return header, rows, len(table) - len(rows) + bool(torn.strip())
+    header, *table = [[cell.strip('" ') for cell in line.split(separator)] for line in lines] or [[]]
+    return header, [row for cells in table if len(cells) == len(header) and (row := numbers(cells))]
 
 
 def numbers(cells: list[str]) -> list[str] | None:
@@ -47,14 +44,8 @@ def numbers(cells: list[str]) -> list[str] | None:
         step, *values = [float(cell.replace(",", ".")) for cell in cells]
     except ValueError:
         return None
-    if not step.is_integer() or not 0 <= step < 10**9:
-        return None
-    return [f"{step:.0f}", *(f"{value:.9g}" for value in values)]
-
-
-def read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header of a table and its rows, numbers as text; ([], []) if there is no table."""
-    return parse(path)[:2]
+    is_step = step.is_integer() and 0 <= step < 10**9
+    return [f"{step:.0f}", *(f"{value:.9g}" for value in values)] if is_step else None
 
 
 def write(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
@@ -67,8 +58,3 @@ def append(path: Path, row: list) -> None:
     """Add one row to a table; the file is opened again, so that an error is reported once, and here."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(row)
-
-
-def best(scores: list[list[str]]) -> list[str] | None:
-    """Return the row of miou.csv with the highest mean; None if none has a mean."""
-    return max((row for row in scores if row[1] != "nan"), key=lambda row: float(row[1]), default=None)
