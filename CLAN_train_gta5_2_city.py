@@ -14,6 +14,7 @@ args = get_arguments() if __name__ == "__main__" else None  # before the slow im
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 
@@ -473,6 +474,8 @@ def main(args) -> None:
         train(args)
     finally:
         os.close(lock)
+        with suppress(OSError):  # it is not empty
+            os.rmdir(args.snapshot_dir)
 
 
 if __name__ == "__main__":
