@@ -47,7 +47,7 @@ from utils.system import parallel
 from utils.system.errors import UserError, run_script
 from utils.tables import LOSSES
 
-SOURCE, TARGET = 0.0, 1.0  # domain labels of the discriminator
+SOURCE, TARGET = 0, 1  # domain labels of the discriminator
 
 
 class Pass(nn.Cell):
@@ -55,8 +55,8 @@ class Pass(nn.Cell):
 
     The method `losses` of a pass returns the loss to take the gradient of, and what the pass returns. The
     gradient is added to `sums`, like PyTorch's `.grad`: the parameters are updated in place, since graphs
-    would keep copies of inputs and outputs. The passes of source and target are separate graphs:
-    --random-scale compiles 3 + 3 of them, one per size and domain, not 3 x 3.
+    would keep copies of inputs and outputs. With --random-scale each pass is compiled for the three sizes of
+    its own domain, not for 3 x 3 pairs of sizes.
     """
 
     def __init__(self, weights: ParameterTuple, sums: ParameterTuple, add: bool, scaler, factor: float = 1.0):
@@ -82,8 +82,8 @@ class Pass(nn.Cell):
 class SourcePass(Pass):
     """G on labelled source images: L_seg(C1) + L_seg(C2)."""
 
-    def __init__(self, args, net_G: nn.Cell, up: nn.Cell, *accumulation):
-        super().__init__(*accumulation)
+    def __init__(self, args, net_G: nn.Cell, up: nn.Cell, **accumulation):
+        super().__init__(**accumulation)
         self.net_G, self.up, self.focal = net_G, up, args.seg_loss == "focal"
 
     def losses(self, x, y, labelled):
@@ -102,8 +102,8 @@ class SourcePass(Pass):
 class TargetPass(Pass):
     """G on unlabelled target images: damp (lambda_adv L_adv + 2 lambda_weight L_weight)."""
 
-    def __init__(self, args, net_G: nn.Cell, net_D: nn.Cell, up: nn.Cell, *accumulation):
-        super().__init__(*accumulation)
+    def __init__(self, args, net_G: nn.Cell, net_D: nn.Cell, up: nn.Cell, **accumulation):
+        super().__init__(**accumulation)
         self.net_G, self.net_D, self.up = net_G, net_D, up
         self.w5 = ParameterTuple(net_G.layer5.trainable_params())
         self.w6 = ParameterTuple(net_G.layer6.trainable_params())
@@ -114,38 +114,38 @@ class TargetPass(Pass):
         """x (N, 3, H, W) float32; a pixel of L_adv has the weight base + local M.
 
         t1, t2: logits of C1 and C2; q: probabilities; o: D's logits at image size; M: alignment map.
-        Returns the scaled loss, both terms, t1 + t2 (N, 19, h, w) and the pixel weights, (N, 1, H, W) or a
-        scalar.
+        Returns the scaled loss, both terms, t1 + t2 (N, 19, h, w) and pixel_weight, (N, 1, H, W) or a scalar.
         """
         t1, t2 = self.net_G(x)
         t = t1 + t2
         t1, t2 = self.up(t1), self.up(t2)
         q = softmax(t1 + t2)
-        weight, loss_weight = base, damp * 0.0
+        pixel_weight, loss_weight = base, damp * 0.0  # a Tensor, too
         if self.is_clan:
             # Where C1 and C2 disagree, the class is not aligned yet: its adversarial loss is weighted more.
             M = alignment_map(t1, t2)
-            weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
+            pixel_weight = base + local * (ops.stop_gradient(M) if self.detach_map else M)
             loss_weight = 2 * self.lambda_weight * damp * weight_discrepancy(self.w5, self.w6)
         # G is trained so that D labels target predictions as source. D's weights get no gradient here.
         o = self.up(self.net_D(q))
-        loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, weight)
-        return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, t, weight
+        loss_adv = self.lambda_adv * damp * adv_loss(o, SOURCE, pixel_weight)
+        return self.scaled(loss_adv + loss_weight), loss_adv, loss_weight, t, pixel_weight
 
 
 class DiscriminatorPass(Pass):
     """D on the predictions for one domain: binary cross-entropy with the domain's label."""
 
-    def __init__(self, net_D: nn.Cell, up: nn.Cell, domain: float, *accumulation):
-        super().__init__(*accumulation)
+    def __init__(self, net_D: nn.Cell, up: nn.Cell, domain: int, **accumulation):
+        super().__init__(**accumulation)
         self.net_D, self.up, self.domain = net_D, up, domain
 
-    def losses(self, logits, weight=1.0):
-        """logits: p1 + p2 or t1 + t2 (N, 19, h, w), as an input of the graph detached from G; weight: those
-        of the target's pixels. Returns the scaled loss and the loss.
+    def losses(self, logits, pixel_weight=1.0):
+        """logits: p1 + p2 or t1 + t2 (N, 19, h, w), as an input of the graph detached from G.
+
+        pixel_weight: that of the target pass. Returns the scaled loss and the loss.
         """
         o = self.up(self.net_D(softmax(self.up(logits))))
-        loss = adv_loss(o, self.domain, weight)
+        loss = adv_loss(o, self.domain, pixel_weight)
         return self.scaled(loss), loss
 
 
@@ -169,9 +169,9 @@ class Update(nn.Cell):
             self.skipped = Parameter(Tensor(0, mindspore.int32), name="skipped")
 
         # Momentum, with the classifiers at a multiple of the backbone's learning rate.
-        mult, repeat = args.classifier_lr_mult, args.repeat_backbone_updates
-        self.lr_mult = tuple(mult if is_classifier(w.name) else 1.0 for w in weights_G)
-        self.updates = tuple(updates_per_step(w.name) if repeat else 1 for w in weights_G)
+        self.lr_mult = tuple(args.classifier_lr_mult if is_classifier(w.name) else 1.0 for w in weights_G)
+        repeated = args.repeat_backbone_updates
+        self.updates = tuple(updates_per_step(w.name) if repeated else 1 for w in weights_G)
         self.momentum, self.weight_decay = Tensor(args.momentum, mindspore.float32), args.weight_decay
         self.moments = weights_G.clone("optimizer_G.moments", init="zeros")
         self.sgd = ops.SGD(weight_decay=args.weight_decay)
@@ -249,49 +249,55 @@ class CLANStep(nn.Cell):
         self.has_target, self.iter_size = args.method != "source", args.iter_size
         self.weights_G = ParameterTuple(net_G.trainable_params())
         self.weights_D = ParameterTuple(net_D.trainable_params() if self.has_target else ())
-        self.grads_G = self.weights_G.clone("sum", init="zeros")
-        self.grads_D = self.weights_D.clone("sum", init="zeros")
+        self.sums_G = self.weights_G.clone("sum", init="zeros")
+        self.sums_D = self.weights_D.clone("sum", init="zeros")
         self.scaler, factor = loss_scaling(args)
 
         Upsample = CPUUpsample if device.on_cpu() else Up
         up_source, up_target = (Upsample(size[::-1]) for size in (args.input_size, args.input_size_target))
-        G, D = (self.weights_G, self.grads_G), (self.weights_D, self.grads_D)
+        G = {"weights": self.weights_G, "sums": self.sums_G, "scaler": self.scaler}
+        D = {"weights": self.weights_D, "sums": self.sums_D, "scaler": self.scaler}
         several = args.iter_size > 1  # otherwise the first pass replaces the sums of the step before
-        self.source_pass = SourcePass(args, net_G, up_source, *G, several, self.scaler)
+        self.source_pass = SourcePass(args, net_G, up_source, add=several, **G)
         if self.has_target:
-            self.target_pass = TargetPass(args, net_G, net_D, up_target, *G, True, self.scaler, factor)
-            self.D_source_pass = DiscriminatorPass(net_D, up_source, SOURCE, *D, several, self.scaler)
-            self.D_target_pass = DiscriminatorPass(net_D, up_target, TARGET, *D, True, self.scaler)
-        self.update = Update(args, *G, *D, self.scaler)
+            self.target_pass = TargetPass(args, net_G, net_D, up_target, add=True, factor=factor, **G)
+            self.D_source_pass = DiscriminatorPass(net_D, up_source, SOURCE, add=several, **D)
+            self.D_target_pass = DiscriminatorPass(net_D, up_target, TARGET, add=True, **D)
+        networks = self.weights_G, self.sums_G, self.weights_D, self.sums_D
+        self.update = Update(args, *networks, self.scaler)
 
     def step(self, step_batches, damp: float, base: float, local: float, lr: float, lr_D: float):
         """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
 
-        step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s.
+        step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s,
+        which --method source ignores.
         damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr, lr_D: learning
         rates of G's backbone and of D.
         """
         damp, base, local, lr, lr_D = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr, lr_D))
         labelled = self.labelled_per_batch(step_batches)
-        losses = []  # in the order of LOSSES
+        losses = []
         for x_s, y_s, x_t in step_batches:
             loss_seg, p = self.source_pass(x_s, y_s, labelled)
-            values = [loss_seg]
+            values = {"loss_seg": loss_seg}
             if self.has_target:
-                loss_adv, loss_weight, t, weight = self.target_pass(x_t, damp, base, local)
-                values += [loss_adv, loss_weight, *self.D_source_pass(p), *self.D_target_pass(t, weight)]
-            losses.append(ops.stack(values).asnumpy())
+                loss_adv, loss_weight, t, pixel_weight = self.target_pass(x_t, damp, base, local)
+                [loss_D_s], [loss_D_t] = self.D_source_pass(p), self.D_target_pass(t, pixel_weight)
+                values |= {"loss_adv": loss_adv, "loss_weight": loss_weight}
+                values |= {"loss_D_s": loss_D_s, "loss_D_t": loss_D_t}
+            losses.append(ops.stack(list(values.values())).asnumpy())
         self.update(lr, lr_D)
-        return np.pad(np.mean(losses, 0), (0, len(LOSSES) - len(values)))
+        means = dict(zip(values, np.mean(losses, 0)))
+        return np.array([means.get(name, 0.0) for name in LOSSES])
 
     def labelled_per_batch(self, step_batches: list) -> Tensor:
         """Return the mean number of labelled pixels in a batch of a step, over its batches and processes.
 
         Divided by it, L_seg is a mean over the pixels of the step, and 0 if none is labelled.
         """
-        labels = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
+        count = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
         batch_count = self.iter_size * parallel.processes()
-        return Tensor(max(parallel.all_reduce_sum(np.array(labels)), 1) / batch_count, mindspore.float32)
+        return Tensor(max(parallel.all_reduce_sum(np.array(count)), 1) / batch_count, mindspore.float32)
 
     def clear_overflow(self) -> None:
         """Clear the 910A's overflow flag, which is global to the device.
@@ -310,7 +316,8 @@ def loss_scaling(args) -> tuple[amp.DynamicLossScaler | None, float]:
     if "float16" not in device.precision(args.amp_level, args.conv_precision).values():
         return None, 1.0
     # From 2^12: 2^16 overflows in the first steps, which would then be skipped. The target pass needs more,
-    # as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16.
+    # as L_adv enters it times lambda_adv: most of its gradients would be 0 in float16. A further loss in that
+    # pass has to be as small, or it overflows.
     factor = 2.0 ** round(np.log2(1 / np.clip(args.lambda_adv, 1e-4, 1)))
     return amp.DynamicLossScaler(2.0**12, 2, 2000), factor
 
@@ -374,17 +381,16 @@ def train(args) -> Path:
     loaded = [] if resume.checkpoint else load_initial_weights(args, net_G, net_D)
     step_cell = CLANStep(args, net_G, net_D)
 
-    # ----------------------------------------------------------------------- the run, new or resumed
+    # ------------------------------------------- the run, new or resumed; restores the step if resumed
     run = Run(args, resume, step_cell, source, target, val)
     for line in filter(None, (environment_note, *loaded)):
         run.log(line)
 
-    # The images of step i are a function of the seed and i alone, so that a run can resume at any step.
     stop, domains = args.num_steps_stop, (source, target) if target else (source,)
     samplers = [
         DomainSampler(data, run.done, stop, run.per_step, [args.random_seed, domain], args.random_mirror,
                       args.random_scale, parallel.rank(), parallel.processes())
-        for domain, data in enumerate(domains)  # 0: source, 1: target
+        for domain, data in zip((SOURCE, TARGET), domains)
     ]  # fmt: skip
     sources, *targets = [batches(sampler, args.batch_size, args.num_workers) for sampler in samplers]
     targets = targets[0] if target else repeat((Tensor(0.0),))  # --method source uses no target images
@@ -413,7 +419,8 @@ def datasets(args) -> tuple:
     else:
         source = SYNTHIADataSet(*given)
     target, val, city = None, None, args.data_dir_target
-    folder = plain_folder(city, args.input_size_target, "--data-dir-target")
+    reads_target = args.method != "source" or not args.not_val
+    folder = plain_folder(city, args.input_size_target, "--data-dir-target") if reads_target else None
     if folder and (args.set != "train" or args.data_list_target):
         raise UserError(f"{city} is a plain folder: --set and --data-list-target are for Cityscapes")
     if args.method != "source":
@@ -426,7 +433,8 @@ def datasets(args) -> tuple:
                 f"a step takes {per_step} images (--batch-size {args.batch_size} x --iter-size "
                 f"{args.iter_size} x {count} processes), more than the {len(data)} of the {name}"
             )
-    source.reports += check_labels(source) + (check_labels(val) if val else ())
+    for data in filter(None, (source, val)):
+        data.reports += check_labels(data)
     return source, target, val
 
 
@@ -441,7 +449,10 @@ def load_initial_weights(args, net_G, net_D) -> list[str]:
 
 
 def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list, UserError | None]:
-    """Return the (x_s, y_s, x_t) of this process's next step, and the error if an image cannot be read."""
+    """Return the (x_s, y_s, x_t) of this process's next step, and the error if an image cannot be read.
+
+    The error is not raised here, so that all processes can end together in Run.end_if_failed.
+    """
     try:
         return [(*next(sources), *next(targets)) for _ in range(count)], None
     except UserError as error:
@@ -473,9 +484,9 @@ def main(args) -> None:
     try:
         train(args)
     finally:
-        os.close(lock)
-        with suppress(OSError):  # it is not empty
+        with suppress(OSError):  # removes only an empty folder, that of a refused run
             os.rmdir(args.snapshot_dir)
+        os.close(lock)
 
 
 if __name__ == "__main__":

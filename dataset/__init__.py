@@ -1,1 +1,1 @@
-"""GTA5, Cityscapes, the demo's scenes, and how training walks through them."""
+"""Data sets (GTA5, SYNTHIA, Cityscapes, folders of images), their labels and classes, the input pipeline."""

@@ -30,7 +30,7 @@ def read_classes(path: Path) -> dict:
              f'"palette" has to be {n} different colours, none of them in "void"')
         need(not set(",\"\n\r") & set("".join(names)), '"label" has names with a comma, quote or line break')
         for key, top in (("label2train", 256), ("synthia2train", 2**16)):
-            need(all((0 <= i < top and 0 <= t < n) or t == IGNORE_LABEL for i, t in info.get(key, [])),
+            need(all(-1 <= i < top and (0 <= t < n or t == IGNORE_LABEL) for i, t in info.get(key, [])),
                  f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')
         trainIds = dict(info["label2train"])
         need(len(trainIds) == len(info["label2train"]) and set(trainIds.values()).issuperset(range(n)),

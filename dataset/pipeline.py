@@ -17,7 +17,7 @@ ORDER, SCALE, MIRROR = range(3)  # uses of random numbers, each with a generator
 
 
 class DomainSampler:
-    """Endless shuffled sampling of `data`; this object covers steps start to stop - 1.
+    """The shuffled images of steps start to stop - 1, with their augmentation; epochs follow one another.
 
     Each process reads an equal part of the `per_step` images of a step. Order and augmentation depend on the
     seed and the position alone: a resumed run reads the same images. The scale is that of the whole step.
@@ -26,9 +26,10 @@ class DomainSampler:
     def __init__(self, data, start: int, stop: int, per_step: int, seed: list[int], mirror: bool, scale: bool,
                  rank: int = 0, processes: int = 1):
         self.data, self.start, self.stop, self.per_step = data, start, stop, per_step
-        self.seed, self.mirror, self.scale = seed, mirror, scale
+        self.seed, self.random_mirror, self.random_scale = seed, mirror, scale
         self.per_process = per_step // processes
         self.offset = rank * self.per_process
+        # Two epochs, as a step may have images of both.
         self._order = lru_cache(maxsize=2)(lambda epoch: self._rng(ORDER, epoch).permutation(len(data)))
 
     def __len__(self) -> int:
@@ -37,9 +38,11 @@ class DomainSampler:
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
         step, i = self.start + k // self.per_process, k % self.per_process
         position = step * self.per_step + self.offset + i
-        r = self._rng(SCALE, step).random() if self.scale else 0.5
-        scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
-        mirror = self.mirror and self._rng(MIRROR, position).random() < 0.5
+        scale = 1.0
+        if self.random_scale:
+            r = self._rng(SCALE, step).random()
+            scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
+        mirror = self.random_mirror and self._rng(MIRROR, position).random() < 0.5
         return self.data.read(self.index(position), scale, mirror)
 
     def index(self, position: int) -> int:
@@ -64,7 +67,7 @@ def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
 def read_ahead(
     read: Callable[[int], T], indices: Iterable[int], workers: int, batch_size: int
 ) -> Iterator[T]:
-    """Yield read(i) for every index, in order; `workers` threads read the next ones.
+    """Yield read(i) for every index, in order; up to `workers` threads, one per processor, read ahead.
 
     At most workers + max(workers, batch_size) items are held: a full-size pair of GTA5 takes 15 MB, and
     MindSpore's own reader would hold 140 of them. An error of read(i) is raised when item i is due.

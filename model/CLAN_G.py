@@ -101,7 +101,7 @@ class Res_Deeplab(nn.Cell):
         self.layer4 = self._layer(16 * width, 8 * width, layers[3], 1, 4, init)
         self.layer5 = Classifier_Module(32 * width, num_classes, dilations)
         self.layer6 = Classifier_Module(32 * width, num_classes, dilations)
-        self.both = nn.CellList([Convolution(3, 1, d, d) for d in dilations])
+        self.joint_convolutions = nn.CellList([Convolution(3, 1, d, d) for d in dilations])
 
     @staticmethod
     def _layer(c_in, planes, blocks, stride, dilation, init):
@@ -117,8 +117,8 @@ class Res_Deeplab(nn.Cell):
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.features(x)
         # C1 and C2 use the same features with the same dilations: one convolution serves both.
-        pairs = zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.both)
-        logits = ops.addn([both(x, ops.concat((c1.weight, c2.weight))) for c1, c2, both in pairs])
+        pairs = zip(self.layer5.conv2d_list, self.layer6.conv2d_list, self.joint_convolutions)
+        logits = ops.addn([conv2d(x, ops.concat((c1.weight, c2.weight))) for c1, c2, conv2d in pairs])
         bias = [ops.addn([c.bias for c in C.conv2d_list]) for C in (self.layer5, self.layer6)]
         return ops.split(ops.bias_add(logits, ops.concat(bias)), self.num_classes, axis=1)
 
@@ -151,7 +151,7 @@ def to_mixed_precision(net: nn.Cell) -> None:
     in_float16 = on_npu() and mindspore.get_context("mode") == mindspore.GRAPH_MODE
     for _, cell in net.cells_and_names():
         if isinstance(cell, nn.BatchNorm2d) and in_float16:
-            cell.add_flags(fp16=False)  # no casts: to_float would also cast its statistics in validation
+            cell.add_flags(fp16=False)  # no casts: to_float would also round its statistics in validation
         elif isinstance(cell, nn.BatchNorm2d):
             cell.to_float(mindspore.float32)
 

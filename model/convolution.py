@@ -47,7 +47,7 @@ class Convolution(nn.Cell):
 
 
 class Unfolded(Convolution):
-    """As weight times the unfolded x, (N, C kernel^2, H' W'): the gradients are matrix products."""
+    """The gradients are matrix products with the unfolded x, (N, C kernel^2, H' W')."""
 
     def __init__(self, kernel: int, stride: int, padding: int, dilation: int):
         super().__init__(kernel, stride, padding, dilation)
@@ -71,9 +71,9 @@ class Unfolded(Convolution):
 class SameSize(Unfolded):
     """For convolutions that keep the size, where the unfolded `dout` gives both gradients.
 
-    dout has 38 channels where x has 2048, so unfolding dout is cheap. Both gradients need the kernel flipped;
-    multiplying by an exchange matrix flips it exactly. ops.Transpose would keep an index of 8 bytes for every
-    weight: 0.9 GB in ResNet-101.
+    At the classifiers dout has 38 channels where x has 2048, so unfolding dout is cheap. Both gradients need
+    the kernel flipped; multiplying by an exchange matrix flips it exactly. ops.Transpose would keep an index
+    of 8 bytes for every weight: 0.9 GB in ResNet-101.
     """
 
     def __init__(self, kernel: int, stride: int, padding: int, dilation: int):

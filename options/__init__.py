@@ -88,7 +88,7 @@ def group_adder(parser: argparse.ArgumentParser, group: str) -> Callable[..., No
     """Return the `add_argument` of a new group of `parser`, which also takes the rules of an option:
 
     resume: "fixed" (--resume restores it and refuses another value), "mutable" (restored, but may be
-    changed), "list" (a file that may move if its content stays the same) or "new" (not restored).
+    changed), "list" (restored, may move; the run compares which images it chooses) or "new" (not restored).
     path: whether it is a file or folder. demo: whether --demo accepts it. no_effect_with: the values of
     --method with which it is refused.
     """
@@ -118,4 +118,4 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has only float16 "
         "(default: default, the device's own)")
     add("--num-workers", type=number(int, 1), default=4, resume="mutable", demo=True,
-        help="threads that read images")
+        help="threads that read images, for each domain, up to the number of processors")

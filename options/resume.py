@@ -1,4 +1,4 @@
-"""Options of a resumed run: those of its options.json, and what the command line may change."""
+"""Options of a resumed run."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from utils.system.files import follow_link
 def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None) -> Namespace:
     """Return the options of a resumed run: its options.json, and what the command line may change.
 
-    The content of options.json travels on as `args._saved_options`, so that it is read only here; without
-    this file it is {}. Exit with one line if an option contradicts it.
+    The content of options.json travels on as `args._saved_options`, so that no other code reads the file;
+    without it this is {}. Exit with one line if an option contradicts it.
     """
     given = follow_link(Path(args.continue_train))
     folder = given if given.is_dir() else given.parent

@@ -39,7 +39,7 @@ def add_data_options(parser: Parser) -> None:
         help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
     add("--gta5-split", metavar="FILE", resume="list", path=True, help="GTA5's split.mat, for --gta5-subset")
     add("--gta5-subset", choices=("train", "val", "all"), default="all",
-        help="part of GTA5 to train on; all needs no --gta5-split")
+        help="part of GTA5 to train on; train and val need --gta5-split, all refuses it")
     add("--set", default="train", metavar="NAME", help="split of Cityscapes to adapt to")
     add("--input-size", type=size, metavar="W,H", help="source images, pixels (default: 1280,720; "
         "of SYNTHIA 1280,760)")
@@ -103,7 +103,7 @@ def add_checkpoint_options(parser: Parser) -> None:
     add("--restore-from", metavar="FILE", path=True, help="initial weights of G, .ckpt or .pth, or 'none' "
         "(default: ./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
-    add("--continue-train", "--resume", metavar="CKPT", resume="new", path=True,
+    add("--resume", "--continue-train", dest="continue_train", metavar="PATH", resume="new", path=True,
         help="resume from this checkpoint, or from the newest in this folder; options that are not given "
         "keep the run's values, except --device and --device-id")
     add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True, help="files of the run "
@@ -124,7 +124,7 @@ def add_memory_options(parser: Parser) -> None:
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable", help="less memory, "
         "more time: compute activations again for their gradients; in graph mode (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
-        help="memory-efficient gradients of convolutions (default: for resnet101 on the CPU)")
+        help="memory-efficient gradients of convolutions (default: for resnet101 in float32 on the CPU)")
 
 
 def build_parser() -> Parser:

@@ -221,7 +221,7 @@ def first_step(recipe: str) -> dict:
     _, _, t, weight = step.target_pass(x_t, *scalars)
     step.D_source_pass(p)
     step.D_target_pass(t, weight)
-    grads = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_G, step.grads_G)}
+    grads = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_G, step.sums_G)}
     (c1_s, c2_s), (c1_t, c2_t) = net_G(x_s), net_G(x_t)
     M = alignment_map(up(c1_t, size["target"][::-1]), up(c2_t, size["target"][::-1]))
     arrays = {"C1_source": c1_s, "C2_source": c2_s, "C1_target": c1_t, "C2_target": c2_t, "alignment_map": M}
@@ -230,7 +230,7 @@ def first_step(recipe: str) -> dict:
     summary = {
         name: (v.mean(), v.std(ddof=1), abs(v).max()) for name, t in arrays.items() for v in [t.asnumpy()]
     }
-    grads_D = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_D, step.grads_D)}
+    grads_D = {w.name[6:]: norm(g.asnumpy()) for w, g in zip(step.weights_D, step.sums_D)}
     return {**summary, "grad_norm": grads, "grad_norm_D": grads_D}
 
 

@@ -53,12 +53,12 @@ def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, 
         out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
 
     _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
-    take("source", step.weights_G, step.grads_G)
+    take("source", step.weights_G, step.sums_G)
     _, _, t, weight = step.target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
-    take("target", step.weights_G, step.grads_G)
+    take("target", step.weights_G, step.sums_G)
     step.D_source_pass(p)
     step.D_target_pass(t, weight)
-    take("D", step.weights_D, step.grads_D)
+    take("D", step.weights_D, step.sums_D)
     return out
 
 

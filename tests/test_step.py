@@ -161,8 +161,8 @@ def gradients(step: CLANStep, i: int, x_s, y_s, x_t) -> list[list[np.ndarray]]:
     _, _, t, weight = step.target_pass(x_t, damp, base, local)
     step.D_source_pass(p)
     step.D_target_pass(t, weight)
-    grads = [[g.asnumpy().copy() for g in gs] for gs in (step.grads_G, step.grads_D)]
-    for g in (*step.grads_G, *step.grads_D):
+    grads = [[g.asnumpy().copy() for g in gs] for gs in (step.sums_G, step.sums_D)]
+    for g in (*step.sums_G, *step.sums_D):
         g.set_data(ops.zeros_like(g))
     return grads
 

@@ -92,7 +92,7 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
 
     mindspore.load_checkpoint trusts the shapes in the file and compares the checksum only on request.
     """
-    has_checksum = raw[-17:-10] == b"crc_num"
+    has_checksum = raw[-17:-10] == b"crc_num"  # and the checksum in the last 10 bytes
     body = memoryview(raw)[: -17 if has_checksum else None]  # not a copy
     if has_checksum and zlib.crc32(body) != int.from_bytes(raw[-10:], "big"):
         raise ValueError("damaged: its checksum does not fit")
@@ -231,8 +231,8 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
             temporary.with_suffix(".tmp").unlink(missing_ok=True)  # left by MindSpore on a full disk
 
 
-def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
-    """Copy the values that `save` wrote into a training step; return the number of steps and the best mIoU.
+def restore(content: dict, path: Path, step_cell: nn.Cell) -> float:
+    """Copy the values that `save` wrote into a training step; return the best mIoU.
 
     UserError if the checkpoint is of another kind of run.
     """
@@ -245,4 +245,4 @@ def restore(content: dict, path: Path, step_cell: nn.Cell) -> tuple[int, float]:
                             "of this project with the same --method, --model and --amp-level")
         check_finite(p.name, content[p.name], path)
         assign(p, content[p.name])
-    return int(content["step"]), float(content["best_mIoU"])
+    return float(content["best_mIoU"])

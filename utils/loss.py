@@ -34,7 +34,7 @@ def alignment_map(logits1: Tensor, logits2: Tensor) -> Tensor:
     return 1 - dot * ops.rsqrt(class_sum(e1 * e1) * class_sum(e2 * e2))
 
 
-def adv_loss(logits: Tensor, domain: float, weight: Tensor | float) -> Tensor:
+def adv_loss(logits: Tensor, domain: int, weight: Tensor | float) -> Tensor:
     """Return mean(weight * BCE(logits, domain)) of D's logits (N, 1, H, W), domain 0 = source, 1 = target.
 
     weight: (N, 1, H, W) or a scalar; 1 for vanilla adversarial training, epsilon + lambda_local * M for CLAN

@@ -55,9 +55,9 @@ def number_or_none(x: float) -> float | None:
     return None if np.isnan(x) else float(x)
 
 
-def percent(x: float | None) -> str:
+def percent(x: float | None, digits: int = 2) -> str:
     """Return a number of a `summary` as text, a dash for None."""
-    return "–" if x is None else f"{x:.2f}"
+    return "–" if x is None else f"{x:.{digits}f}"
 
 
 def iou_table(result: dict, classes: int = NUM_CLASSES) -> str:

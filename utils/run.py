@@ -52,7 +52,7 @@ class Run:
         if self.done > stop:
             raise UserError(f"{self.last} has {self.done} steps, more than --num-steps-stop {stop}")
         if self.last:
-            self.best = checkpoint.restore(resume.content, self.last, step_cell)[1]
+            self.best = checkpoint.restore(resume.content, self.last, step_cell)
             resume.content.clear()  # 400 MB, which would be held until the end
         domains = {"source": source, "target": target}
         checksums = {name: names_crc32(data) for name, data in domains.items() if data is not None}
@@ -104,15 +104,16 @@ class Run:
         for name, columns in tables.columns(args.source).items():
             tables.write(folder / name, columns, resume.rows.get(name, []))
         if scores := resume.rows.get("miou.csv"):
-            step, mean, *_ = max(scores, key=lambda row: float(row[1]))
+            step, mean, *_ = max(scores, key=lambda row: -1 if row[1] == "nan" else float(row[1]))
             run_folder.restore_best(resume, folder, step)
+            # The checkpoint has the best mIoU from before its own validation; miou.csv has all.
             self.validated, self.best = [row[0] for row in scores], float(mean)
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes
 
     def log(self, text: str) -> None:
-        """A line on the screen and, with the time, in Train_log.log."""
+        """Write a line to the screen and, with the time, to Train_log.log."""
         if not self.is_main:
             return
         log = self.folder / "Train_log.log"
@@ -127,7 +128,7 @@ class Run:
         self.step_cell.clear_overflow()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
         missing = self.done > 0 and at_checkpoint and str(self.done) not in self.validated
-        if parallel.any_rank(missing and self.is_main and self.val is not None):
+        if parallel.any_rank(missing and self.is_main and self.val is not None):  # rank 0 has read miou.csv
             self.validate()
         self.started = time.perf_counter()
 
@@ -156,6 +157,7 @@ class Run:
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if i % max(1, min(100, self.args.num_steps_stop // 10)) == 0:
+            # A loss that the method does not have is 0; loss_seg 0 means that nothing is labelled.
             terms = [f"{k} {v}" for k, v in shown.items() if v != "0" or k == "loss_seg"]
             self.log(f"step {i}: {', '.join(terms)}")
 

@@ -98,7 +98,7 @@ def check_new(folder: Path) -> None:
 
 
 def find_resume_point(args: Namespace) -> ResumePoint:
-    """Read, once, all that the run starts from; --snapshot-dir has to be locked.
+    """Read all that the run starts from; options.json was read with the options. The folder has to be locked.
 
     UserError if there is no run to resume, or if --snapshot-dir holds another run.
     """
@@ -174,7 +174,7 @@ def copy(path: Path, to: Path) -> None:
 def truncate_run(point: ResumePoint) -> list[str]:
     """Take a run back to the checkpoint: move newer and damaged checkpoints to after_<steps>/.
 
-    The options and tables are copied there, also if only these lose lines. Returns lines for the log.
+    If any moves, or the tables lose lines, options and tables are copied there. Returns lines for the log.
     """
     folder, place, going = point.folder, point.folder / f"after_{point.steps}", []
     for path in folder.glob(".GTA5_*.tmp*"):  # of a process that was killed while writing

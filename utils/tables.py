@@ -1,4 +1,4 @@
-"""The tables of a run, loss.csv and miou.csv: one row per step, complete or not there."""
+"""The tables of a run, loss.csv and miou.csv, one row per step. A row that a kill has torn is no row."""
 
 import csv
 from pathlib import Path
@@ -55,6 +55,6 @@ def write(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
 
 
 def append(path: Path, row: list) -> None:
-    """Add one row to a table; the file is opened again, so that an error is reported once, and here."""
+    """Open a table, add one row and close it, so that a write error is raised here."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(row)

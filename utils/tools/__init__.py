@@ -1,1 +1,1 @@
-"""Programs: the demo, the ablation, figures; python -m utils.tools.NAME. Only --demo imports one of them."""
+"""Programs and their parts: python -m utils.tools.{ablation,ccd,curves}; --demo of the training script."""

@@ -141,8 +141,10 @@ def do_run(folder: Path, command: list[str], jobs: int) -> dict | None:
     if result and result.get("command") == command:
         return result
     if folder.exists():
-        run_folder.lock_run_dir(folder, option="--folder")  # a run may outlive the process that started it
+        # A run may outlive the process that started it.
+        lock = run_folder.lock_run_dir(folder, option="--folder")
         rotate_existing(folder)
+        os.close(lock)
     folder.mkdir(parents=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if jobs > 1 else None
     with open(folder / "output.log", "w", encoding="utf-8") as log:

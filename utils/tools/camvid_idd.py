@@ -26,15 +26,16 @@ def convert(camvid: str, idd: str, root: str) -> Path:
     if folder.is_dir():
         return folder
     jobs = [*camvid_files(Path(camvid)), *idd_files(Path(idd))]
-    check_files([label for _, label, *_ in jobs], "label")
+    labels = check_files([label for _, label, *_ in jobs], "label")  # as on disk
     with atomic_folder(folder) as draft:
-        for image_path, label_path, ids, *places in tqdm(jobs, desc=f"converting to {folder}", disable=None):
+        pairs = tqdm(zip(jobs, labels), f"converting to {folder}", len(jobs), disable=None)
+        for (image_path, _, ids, *places), label_path in pairs:
             interrupt.exit_if_pending()
             pair = open_image(image_path), relabel(label_path, ids)
             for names in places:
                 for pixels, name in zip(pair, names):
                     (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                    pixels.save(draft / name)  # PNG: what JPEG has lost stays lost, and no more is
+                    pixels.save(draft / name)  # as PNG, so that nothing more is lost
     return folder
 
 
