@@ -64,10 +64,10 @@ def main(args) -> None:
     """Evaluate a checkpoint or a folder of them, or predict or export with a checkpoint."""
     if args.export and device.launched():
         raise UserError("--export is for one process: start it without msrun")
-    if Path(args.restore_from).is_dir():
-        evaluate_folder(args)
-    else:
-        one_checkpoint(args)
+    try:
+        (evaluate_folder if Path(args.restore_from).is_dir() else one_checkpoint)(args)
+    finally:
+        run_folder.release_results_dir()
     if device.simulated():
         parallel.print_rank0(device.simulation_report())
 
@@ -192,6 +192,7 @@ def evaluate_folder(args) -> None:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
     data, train = set_up(args)
     settings = {"folder": os.path.abspath(source), **settings_of(args, data, train)}
+    settings.pop("classes")  # each result has the means over all sets
     results = earlier_results(folder, found, settings) if parallel.rank() == 0 else {}
     # A training may write more checkpoints meanwhile: rank 0 decides for all.
     todo = parallel.broadcast_from_rank0(sorted(found.keys() - results.keys()))
@@ -278,6 +279,8 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     for name in data.names:
         if len(os.fsencode(Path(name).name)) > 237:  # 255 with what `save_prediction` and `atomic` add
             raise UserError(f"{name}: too long for the names of its results; give the image a shorter name")
+    if Path(args.predict).is_file():
+        data[0]  # UserError before earlier results are renamed
     run_folder.archive_old_results(folder)
     mine, hidden, skipped = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None, []
 

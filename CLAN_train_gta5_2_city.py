@@ -480,12 +480,14 @@ def main(args) -> None:
 
         demo(args)
         return
+    existed = Path(args.snapshot_dir).is_dir()
     lock = run_folder.lock_run_dir(Path(args.snapshot_dir))
     try:
         train(args)
     finally:
-        with suppress(OSError):  # removes only an empty folder, that of a refused run
-            os.rmdir(args.snapshot_dir)
+        if not existed:
+            with suppress(OSError):  # removes only an empty folder, that of a refused run
+                os.rmdir(args.snapshot_dir)
         os.close(lock)
 
 

@@ -28,7 +28,8 @@ def read_classes(path: Path) -> dict:
         need(n == len(names) == len(set(names)), f'"classes" is {n}, but "label" has {len(set(names))} names')
         need(len(info["palette"]) == n == len(palette - void),
              f'"palette" has to be {n} different colours, none of them in "void"')
-        need(not set(",\"\n\r") & set("".join(names)), '"label" has names with a comma, quote or line break')
+        need(not set(",\"\n\r") & set("".join(names)) and names == [name.strip() for name in names],
+             '"label" has names with a comma, quote, line break or blanks around them')
         for key, top in (("label2train", 256), ("synthia2train", 2**16)):
             need(all(-1 <= i < top and (0 <= t < n or t == IGNORE_LABEL) for i, t in info.get(key, [])),
                  f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')

@@ -89,9 +89,10 @@ def find_images(root: Path) -> tuple[list[str], tuple[str, ...]]:
             if entry.is_dir():
                 folders.append(entry.path)
             elif entry.is_symlink() and not entry.is_file():
-                nowhere.append(entry.path)
+                kind = os.path.splitext(entry.name)[1].lower()
+                nowhere += [entry.path] * (kind in ("", *SUFFIXES, *OTHER_SUFFIXES))
             elif entry.name.lower().endswith(SUFFIXES):
-                images.append(os.path.relpath(entry.path, root))
+                images.append(os.path.relpath(entry.path, root).replace(os.sep, "/"))
             elif entry.name.lower().endswith(OTHER_SUFFIXES):
                 others.append(os.path.relpath(entry.path, root))
     if nowhere:

@@ -23,6 +23,8 @@ def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None
     if not path.is_file():
         if not args.snapshot_dir:
             parser.error(f"{path} is missing: check --resume, or give the run's options and --snapshot-dir")
+        if args.restore_from or args.restore_from_D:
+            parser.error("--resume takes the weights of the checkpoint: leave out --restore-from")
         args._saved_options = {}
         return args
     saved = read_saved_options(parser, path)
@@ -30,7 +32,8 @@ def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None
     replayed = ["--snapshot-dir", str(folder)]
     for name, option in parser.options.items():
         value = saved.get(name, option.default)
-        if value == option.default or option.resume == "new" or name == "snapshot_dir":
+        unused = name == "jit_level" and args.mode == "pynative"
+        if value == option.default or option.resume == "new" or name == "snapshot_dir" or unused:
             continue
         if isinstance(value, bool):
             replayed.append(option.option_strings[0 if value else -1])  # --x, --no-x

@@ -120,7 +120,7 @@ def add_checkpoint_options(parser: Parser) -> None:
 def add_memory_options(parser: Parser) -> None:
     add = group_adder(parser, "precision and memory")
     add("--amp-level", choices=("O0", "O2", "O3"), default="O0",
-        help="mixed precision. O2: G in float16, O3: G and D, except batch norm and losses")
+        help="mixed precision. O2: G in float16, O3: G and D, except BN statistics and losses")
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable", help="less memory, "
         "more time: compute activations again for their gradients; in graph mode (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",

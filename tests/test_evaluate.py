@@ -369,11 +369,11 @@ def test_images_that_cannot_be_predicted(trained, tmp_path):
     message = fails(*command, "--predict", tmp_path / "r" / "predict" / "color")
     assert "predict/color is where --predict writes its results: choose another --save-path" in message
     assert (tmp_path / "r" / "predict" / "color").exists()
-    assert "1 of 1 images could not be read" in fails(*command, "--predict", tmp_path / "broken.png")
+    assert "broken.png: not a readable image" in fails(*command, "--predict", tmp_path / "broken.png")
     (tmp_path / f"{'n' * 240}.png").write_bytes((tmp_path / "after.png").read_bytes())
     message = fails(*command, "--predict", tmp_path)
     assert f"{'n' * 240}: too long for the names of its results; give the image a shorter name" in message
-    assert not (tmp_path / "r" / "predict_2").exists()  # nothing is renamed
+    assert not (tmp_path / "r" / "predict_1").exists()  # nothing is renamed
 
 
 @pytest.mark.parametrize("script", [CLAN_evaluate_city, ccd])

@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import mindspore
 import numpy as np
 import pytest
 from PIL import Image
@@ -169,10 +170,29 @@ def test_a_checkpoint_that_was_named_is_the_newest_to_resume_from(reference, tmp
     (folder / "GTA5_2.ckpt").write_bytes(b"damaged")
     assert run_folder.find_resumable(str(folder / "GTA5_2.ckpt")).checkpoint == folder / "GTA5_1.ckpt"
     (folder / "GTA5_1.ckpt").unlink()
+    shutil.copy(reference / "GTA5_1.ckpt", folder / "GTA5_best.ckpt")
+    assert run_folder.find_resumable(str(folder / "GTA5_2.ckpt")).checkpoint == folder / "GTA5_best.ckpt"
     (folder / "GTA5_best.ckpt").write_bytes(b"damaged")
     for name in ("GTA5_2.ckpt", "GTA5_best.ckpt"):
         with pytest.raises(UserError, match=f"{name}: not a readable MindSpore checkpoint"):
             run_folder.find_resumable(str(folder / name))
+
+
+def test_a_checkpoint_that_cannot_be_resumed_from_is_damaged(reference, tmp_path):
+    """With values that are not finite, or of G alone; GTA5_best.ckpt is taken if it is the newest left."""
+    for name in ("GTA5_3.ckpt", "GTA5_4.ckpt"):
+        shutil.copy(reference / name, tmp_path)
+    content = checkpoint.read(str(reference / "GTA5_6.ckpt"))
+    weights = {name: v for name, v in content.items() if name.startswith("net_G.")}
+    whole = {name: v for name, v in content.items() if not isinstance(v, str)}
+    name = next(iter(weights))
+    for file, tensors in (("GTA5_5", weights), ("GTA5_6", {**whole, name: weights[name] * np.nan})):
+        entries = [{"name": n, "data": mindspore.Tensor(v)} for n, v in tensors.items()]
+        mindspore.save_checkpoint(entries, str(tmp_path / f"{file}.ckpt"), crc_check=True)
+    point = run_folder.find_resumable(str(tmp_path))
+    assert point.checkpoint == tmp_path / "GTA5_4.ckpt" and point.steps == 4 and len(point.damaged) == 2
+    (tmp_path / "GTA5_4.ckpt").rename(tmp_path / "GTA5_best.ckpt")
+    assert run_folder.find_resumable(str(tmp_path)).checkpoint == tmp_path / "GTA5_best.ckpt"
 
 
 def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tmp_path):
@@ -235,6 +255,7 @@ def test_a_folder_belongs_to_one_process_until_its_run_ends(data, tmp_path, monk
     main(get_arguments(["--resume", str(folder)]))
     for _ in range(2):
         run_folder.lock_results_dir(tmp_path / "result")
+        run_folder.release_results_dir()
 
 
 def stop_while_it_writes(process: subprocess.Popen, folder: Path) -> None:
@@ -424,7 +445,7 @@ def test_a_broken_image_ends_the_run_and_costs_no_step(data, tmp_path):
     assert steps_in(folder) == 4
 
 
-def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
+def test_options_are_checked_against_data_and_run(reference, data, tmp_path, monkeypatch):
     message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
     assert "--batch-size 4 x --iter-size 1 x 1 processes), more than the 3 of the target" in message
     message = fails(TRAIN, "--device", "cpu", "--device-id", 3)
@@ -441,6 +462,10 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     path.write_text(json.dumps({**options, "device_id": 3, "not_val": True}))  # of another machine
     args = get_arguments(["--resume", str(tmp_path), "--val"])
     assert args.device_id == 0 and not args.not_val
+    path.write_text(json.dumps({**options, "jit_level": "O1"}))
+    assert get_arguments(["--resume", str(tmp_path), "--mode", "pynative"]).jit_level is None
+    monkeypatch.setenv("RANK_SIZE", "eight")
+    assert "RANK_SIZE is 'eight', not a number" in refused("--resume", tmp_path)
 
 
 def test_classes_without_a_label_are_named_once_per_run(data, tmp_path):

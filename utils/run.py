@@ -103,11 +103,12 @@ class Run:
         run_folder.write_options(folder, options, resume.options, self.done)
         for name, columns in tables.columns(args.source).items():
             tables.write(folder / name, columns, resume.rows.get(name, []))
-        if scores := resume.rows.get("miou.csv"):
-            step, mean, *_ = max(scores, key=lambda row: -1 if row[1] == "nan" else float(row[1]))
+        scores = resume.rows.get("miou.csv", [])
+        self.validated = [row[0] for row in scores]
+        if known := [row for row in scores if row[1] != "nan"]:
+            step, mean, *_ = max(known, key=lambda row: float(row[1]))
             run_folder.restore_best(resume, folder, step)
-            # The checkpoint has the best mIoU from before its own validation; miou.csv has all.
-            self.validated, self.best = [row[0] for row in scores], float(mean)
+            self.best = float(mean)  # the checkpoint has the best from before its own validation
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes

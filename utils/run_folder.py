@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
@@ -70,11 +71,15 @@ def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot
 def lock_results_dir(folder: str | Path) -> None:
     """Keep other evaluations, and trainings, out of the folder of the results.
 
-    The lock is held until this process ends, or until it writes other results, as a notebook does.
+    To be called once; `release_results_dir` gives the folder back, as a notebook's process goes on.
     """
+    results_locks.append(lock_run_dir(Path(folder), "evaluating or training", "--save-path"))
+
+
+def release_results_dir() -> None:
+    """Give back the folder of the results, if it is locked."""
     while results_locks:
         os.close(results_locks.pop())
-    results_locks.append(lock_run_dir(Path(folder), "evaluating or training", "--save-path"))
 
 
 def archive_old_results(*results: Path) -> None:
@@ -127,23 +132,39 @@ def find_resumable(given: str) -> ResumePoint:
     """
     path = follow_link(Path(given if Path(given).is_dir() else checkpoint.find(given)))
     point = ResumePoint((path if path.is_dir() else path.parent).resolve())
-    candidates = [numbered for _, numbered in snapshots(point.folder)]
-    best, named = point.folder / BEST, point.folder / path.name
-    if not path.is_dir():  # the age of a file without a number is unknown, so nothing may replace it
-        candidates = candidates[candidates.index(named) :] if named in candidates else [named]
-    elif best.exists():
-        candidates.append(best)
-    for candidate in candidates:
+    numbered = {other: steps for steps, other in snapshots(point.folder)}
+    named, best = point.folder / path.name, point.folder / BEST
+    # The age of a file without a number is unknown, so nothing may replace it.
+    newest = 10**9 if path.is_dir() else numbered.get(named, -1)
+    older = [other for other, steps in numbered.items() if steps <= newest]
+    for candidate in older or [named] * path.is_file():
         try:
-            point.content = checkpoint.read(str(candidate))
-            point.checkpoint, point.steps = candidate, int(point.content.get("step", 0))
-            return point
+            point.content, point.checkpoint = read_training(candidate), candidate
+            point.steps = int(point.content["step"])
+            break
         except (UserError, OSError) as error:
             point.damaged[candidate] = str(error)
-    if not (path.is_dir() and (path / "options.json").is_file()):
+    if (point.damaged or not point.checkpoint) and best.exists():  # it may be newer than what is left
+        with suppress(UserError, OSError):
+            content = read_training(best)
+            if point.steps < int(content["step"]) <= newest:
+                point.content, point.checkpoint, point.steps = content, best, int(content["step"])
+    if not point.checkpoint and not (path.is_dir() and (path / "options.json").is_file()):
         hint = f"{point.folder}: no run in it to resume; start one without --resume"
         raise UserError(next(iter(point.damaged.values()), hint))
     return point
+
+
+def read_training(path: Path) -> dict:
+    """Return the content of a training's checkpoint; UserError if it cannot be resumed from."""
+    content = checkpoint.read(str(path))
+    step = content.get("step")
+    if not isinstance(step, np.ndarray) or step.size != 1:
+        raise UserError(f"{path}: not a checkpoint of this project's training")
+    for name, value in content.items():
+        if not isinstance(value, str):
+            checkpoint.check_finite(name, value, path)
+    return content
 
 
 def check_images(point: ResumePoint, args: Namespace, names_crc32: dict[str, int]) -> list[str]:

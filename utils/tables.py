@@ -1,6 +1,7 @@
 """The tables of a run, loss.csv and miou.csv, one row per step. A row that a kill has torn is no row."""
 
 import csv
+import re
 from pathlib import Path
 
 from dataset.classes import CLASS_NAMES, CLASS_SETS
@@ -33,7 +34,7 @@ def read(path: Path) -> tuple[list[str], list[list[str]]]:
     if not path.is_file():
         return [], []
     *lines, _ = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    separator = ";" if lines and ";" in lines[0] else ","
+    separator = ";" if lines and re.match('"?step"?;', lines[0]) else ","
     header, *table = [[cell.strip('" ') for cell in line.split(separator)] for line in lines] or [[]]
     return header, [row for cells in table if len(cells) == len(header) and (row := numbers(cells))]
 

@@ -49,7 +49,10 @@ def prepare_environment() -> str | None:
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
     names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # last: Ascend containers preset it to 1
-    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name and not os.environ[name].isdecimal():
+        raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
+    return int(os.environ[name]) if name else 1
 
 
 def launched() -> bool:

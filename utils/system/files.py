@@ -44,8 +44,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         draft = Path(scratch) / folder.name
         draft.mkdir()
         yield draft
-        if not folder.is_dir():  # as another process may have made it meanwhile
+        try:
             draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # if it is there, another process was faster
+                raise
 
 
 def flush(path: str | Path) -> None:

@@ -122,6 +122,7 @@ def keep_output() -> None:
     As with `| head -2`, a tee that was killed, a lost terminal, and streams that were closed from the start.
     """
     if os.name != "posix":
+        sys.stdout.reconfigure(errors="backslashreplace")
         return
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)

@@ -118,6 +118,14 @@ def chart(title: str, values: np.ndarray) -> Image.Image:
 
 
 def main(args: argparse.Namespace) -> None:
+    try:
+        compare(args)
+    finally:
+        run_folder.release_results_dir()
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print the distances for both checkpoints and write them to --save-path."""
     source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
     city, size = args.data_dir_target, args.input_size_target
     target = cityscapesDataSet(city, args.set, args.data_list_target, size, labels=True)
