@@ -159,6 +159,8 @@ def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet,
     folder = Path(args.save_path)
     kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
     with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()
+    if args.save:
+        check_names(data)
     # All kinds, so that outputs of two evaluations do not mix.
     run_folder.archive_old_results(folder / "result.json", *kinds)
 
@@ -267,6 +269,13 @@ def write_table(path: Path, results: dict[int, dict], classes: int) -> None:
     print(f"{without_label(result)}written: {path}")  # all of them have the same labels
 
 
+def check_names(data: Images) -> None:
+    """Raise UserError if a name is too long for the names of its results, before anything is renamed."""
+    for name in data.names:
+        if len(os.fsencode(Path(name).name)) > 237:  # 255 with what `save_prediction` and `atomic` add
+            raise UserError(f"{name}: too long for the names of its results; give the image a shorter name")
+
+
 def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     """Write label ids, colours and overlay of every image, at its own size, to predict/.
 
@@ -276,9 +285,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     for source in {path.parent for path in data.images}:
         if source.resolve().is_relative_to(folder.resolve()):  # it would be renamed
             raise UserError(f"{source} is where --predict writes its results: choose another --save-path")
-    for name in data.names:
-        if len(os.fsencode(Path(name).name)) > 237:  # 255 with what `save_prediction` and `atomic` add
-            raise UserError(f"{name}: too long for the names of its results; give the image a shorter name")
+    check_names(data)
     if Path(args.predict).is_file():
         data[0]  # UserError before earlier results are renamed
     run_folder.archive_old_results(folder)

@@ -13,6 +13,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")  # in any case
 OTHER_SUFFIXES = (".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".jp2", ".heic", ".avif", ".ppm")
 # Of Windows, macOS, Linux and network drives: what they hold was deleted, or is a thumbnail.
 SYSTEM_FOLDERS = {"$recycle.bin", "system volume information", "__macosx", "lost+found", "@eadir"}
+SYSTEM_FOLDERS |= {"#recycle", "@recycle", "#snapshot"}  # of network drives
 # What --predict has written (utils/visual.py), which no one wants to adapt to.
 RESULT = re.compile(r"(.*/)?predict(_\d+)?/(labelIds|color|overlay)/.*_\3\.png")
 # Parts of names that suggest labels; the content of a few such files decides.

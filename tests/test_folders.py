@@ -77,7 +77,7 @@ def test_photographs_pass_whatever_they_are_called(tmp_path):
 def test_folders_of_systems_are_skipped(tmp_path, city, gta5):
     images = city / "leftImg8bit" / "val" / "aachen"
     for root in (tmp_path / "own", images.parent, images, gta5 / "images"):
-        for name in ("@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/a.png", "lost+found/a.png",
+        for name in ("@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/a.png", "#recycle/a.png",
                      "System Volume Information/a.png", "__MACOSX/a.png", "._a.png"):
             save(root / name)
     save(tmp_path / "own" / "a.png")
