@@ -65,7 +65,10 @@ def main(args) -> None:
     if args.export and device.launched():
         raise UserError("--export is for one process: start it without msrun")
     try:
-        (evaluate_folder if Path(args.restore_from).is_dir() else one_checkpoint)(args)
+        if Path(args.restore_from).is_dir():
+            evaluate_folder(args)
+        else:
+            one_checkpoint(args)
     finally:
         run_folder.release_results_dir()
     if device.simulated():
