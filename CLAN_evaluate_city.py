@@ -292,7 +292,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     if Path(args.predict).is_file():
         data[0]  # UserError before earlier results are renamed
     run_folder.archive_old_results(folder)
-    mine, hidden, skipped = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None, []
+    mine, skipped = parallel.indices_of_rank(len(data)), []
 
     def read(i: int) -> tuple[int, np.ndarray, np.ndarray] | UserError:
         try:
@@ -309,7 +309,7 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
             else:
                 yield item
 
-    with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
+    with parallel.progress(total=len(mine), desc="predict", unit="image", leave=False) as bar:
         for (i, _, rgb), logits in with_logits(net_G, readable(), args.batch_size):
             trainIds = best_class(logits, rgb.shape[:2], args.classifier).asnumpy()[0]
             save_prediction(folder, data.names[i], trainIds, rgb)

@@ -45,12 +45,8 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> dict[str, argparse.Action]:
-        """Return the options by the names of their values, without --help; the first of two for one value."""
-        found = {}
-        for option in self._actions:
-            if option.dest != "help":
-                found.setdefault(option.dest, option)
-        return found
+        """Return the options by the names of their values, without --help; the last of two for one value."""
+        return {option.dest: option for option in self._actions if option.dest != "help"}
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args

@@ -46,11 +46,18 @@ def test_warnings_are_shown_where_there_is_an_npu(monkeypatch):
 
 @pytest.fixture
 def npu(monkeypatch):
-    """Return a function that makes MindSpore report a chip."""
+    """Return a function that fakes an NPU of a chip and returns the list of what is set in MindSpore."""
 
-    def make(chip: str) -> None:
+    def make(chip: str) -> list:
+        calls, supported = [], lambda _: True
+        context = SimpleNamespace(get_ascend_soc_version=lambda: chip, is_pkg_support_device=supported)
+        monkeypatch.setattr(device, "ascend", lambda: context)
+        monkeypatch.setattr(device, "init_communication", lambda: None)
         monkeypatch.setattr(mindspore, "get_context", {"device_target": "Ascend"}.get)
-        monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(get_ascend_soc_version=lambda: chip))
+        monkeypatch.setattr(mindspore, "set_context", lambda **settings: calls.append(settings))
+        monkeypatch.setattr(mindspore, "set_device", lambda *chosen: calls.append(chosen))
+        monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
+        return calls
 
     return make
 
@@ -70,12 +77,6 @@ def test_precision_is_that_of_the_chip(npu, chip, amp_level, conv_precision, val
     assert tuple(device.precision(amp_level, conv_precision).values()) == (chip, *values)
 
 
-def test_a_chip_without_float32_convolutions_is_named(npu):
-    npu("ascend910")
-    with pytest.raises(UserError, match="float32 is not for this device .ascend910."):
-        device.float32_convolutions("Ascend")
-
-
 def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     monkeypatch.setattr(device, "DRIVER", tmp_path / "driver" / "version.info")
@@ -91,51 +92,42 @@ def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "environment, count, several",
+    "environment, count, several, number",
     [
-        ({"RANK_SIZE": "1", "RANK_ID": "0"}, 1, False),  # containers set it
-        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1, True),
-        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4"}, 4, True),
-        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "RANK_ID": "3"}, 8, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "RANK_SIZE": "1"}, 2, True),
+        ({"RANK_SIZE": "1", "RANK_ID": "0"}, 1, False, 1),  # containers set it
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1, True, None),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4", "DEVICE_ID": "3"}, 4, True, None),
+        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"}, 8, True, 3),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "RANK_SIZE": "1"}, 2, True, None),
     ],
 )
-def test_a_job_of_several_processes_is_known_by_any_launcher(monkeypatch, environment, count, several):
+def test_each_process_of_a_job_has_an_npu(npu, monkeypatch, environment, count, several, number):
+    """MindSpore numbers the processes of a machine itself if it is given no number; not all may get NPU 0."""
+    calls, args = npu("ascend910"), get_arguments(["--device-id", "0" if several else "1"])
     monkeypatch.setattr(os, "environ", environment)
+    device.setup(args)
     assert (device.process_count(), device.launched()) == (count, several)
+    assert calls[0] == ("Ascend", number)
+    assert {"jit_config": {"jit_level": "O0"}} in calls  # not O2, the default of MindSpore 2.7 on a 910A
 
 
 @pytest.mark.parametrize(
-    "environment, chosen",
+    "argv, named",
     [
-        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "DEVICE_ID": "3"}, None),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, None),
-        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"}, 3),
-        ({}, 1),
+        (["--jit-level", "O1", "--mode", "pynative"], "--jit-level has no effect with --mode pynative"),
+        (["--device", "cpu", "--device-id", "1"], "--device-id 1 names an NPU, but the device is the CPU"),
+        (["--conv-precision", "float32"], "--conv-precision float32 is not for ascend910: leave it out"),
     ],
 )
-def test_each_process_has_the_npu_of_its_number(monkeypatch, environment, chosen):
-    """MindSpore numbers the processes of a machine itself if it is given no number; not all may get NPU 0."""
-    devices, contexts, auto = [], {}, get_arguments(["--device-id", "0" if environment else "1"])
-    monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(is_pkg_support_device=lambda name: True))
-    monkeypatch.setattr(device, "init_communication", lambda: None)
-    monkeypatch.setattr(mindspore, "set_device", lambda *chosen: devices.append(chosen))
-    monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
-    monkeypatch.setattr(mindspore, "set_context", lambda **settings: contexts.update(settings))
-    device.setup(auto)
-    assert devices == [("Ascend", chosen)]
-    assert contexts["jit_config"] == {"jit_level": "O0"}  # not O2, the default of MindSpore 2.7 on a 910A
+def test_options_that_contradict_the_device_are_refused(npu, argv, named):
+    npu("ascend910")
+    with pytest.raises(UserError, match=named):
+        device.setup(get_arguments(argv))
 
 
 def test_processes_that_cannot_join_say_why(tmp_path):
     message = python([ROOT / TRAIN, "--device", "cpu"], tmp_path, 2, RANK_SIZE="2").stderr
     assert "2 processes cannot join: for a single one, unset RANK_SIZE" in message
-
-
-def test_jit_level_is_no_option_of_pynative():
-    with pytest.raises(UserError, match="--jit-level has no effect with --mode pynative"):
-        device.setup(get_arguments(["--device", "cpu", "--mode", "pynative", "--jit-level", "O1"]))
 
 
 def test_a_dryrun_trains_to_its_end_and_writes_no_checkpoint(data, tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from CLAN_train_gta5_2_city import train
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests import scripts
-from tests.golden import write_city
 from tests.scripts import EVALUATE, RUN, TRAIN, losses, refused, rows_of, run, run_parallel, train_words
 from utils import checkpoint
 from utils.run import Run
@@ -171,7 +170,7 @@ def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path,
     monkeypatch.setattr(parallel, "all_equal", numbers.append)  # None: they are not
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "list.txt").write_text("00001.png\n00002.png\n")
-    other = ["--data-dir", tmp_path / "data" / "GTA5", "--num-workers", 8]
+    other = ["--data-dir", tmp_path / "data" / "GTA5"]
     for more in ([], other, ["--learning-rate", 1e-4], ["--data-list", tmp_path / "list.txt"]):
         monkeypatch.setattr(parallel, "processes", processes)
         with pytest.raises(UserError, match="start from different values, options or images"):
@@ -199,26 +198,6 @@ def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     output = run_parallel(tmp_path / "logs", 2, TRAIN, *argv, ends_well=False)
     assert f"{broken}: not a readable image" in "".join(output)
     assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
-
-
-@pytest.mark.slow
-def test_labels_of_several_sizes_are_evaluated_in_batches(reference, tmp_path):
-    """The result is that of single images, although a batch has labels of several sizes."""
-    write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
-    write_city(tmp_path / "City", "val", {"000002": 3}, (202, 104))
-    write_city(tmp_path / "City", "val", {"000003": 4, "000004": 5, "000005": 6}, (204, 102))
-    argv = ["--restore-from", reference / "GTA5_1.ckpt", "--data-dir", tmp_path / "City"]
-    argv += ["--input-size", "64,48"]
-    for n in (1, 2):
-        run(EVALUATE, *argv, "--batch-size", n, "--save-path", tmp_path / str(n), "--save")
-    results = [json.loads((tmp_path / str(n) / "result.json").read_text()) for n in (1, 2)]
-    assert results[0] == results[1] and results[0]["images"] == 6
-    panels = sorted((tmp_path / "1" / "panels").iterdir())
-    assert len(panels) == 6
-    for path in panels:
-        one, two = (np.asarray(Image.open(tmp_path / n / "panels" / path.name), int) for n in "12")
-        assert abs(one - two).max() <= 2
-    assert Image.open(next((tmp_path / "2" / "labelIds").glob("*000002*"))).size == (202, 104)
 
 
 @pytest.mark.slow

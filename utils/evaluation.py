@@ -6,7 +6,6 @@ from itertools import islice
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
-from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import NUM_CLASSES
@@ -46,9 +45,9 @@ def evaluate(
     processes share the images; all get the complete matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
+    mine = parallel.indices_of_rank(len(data))
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
-    with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
+    with parallel.progress(total=len(mine), desc="evaluate", unit="image", leave=False) as bar:
         for (i, _, label), logits in with_logits(net_G, items, batch_size):
             trainIds = best_class(logits, label.shape, classifier).asnumpy()[0]
             confusion += confusion_matrix(label, trainIds)

@@ -85,8 +85,7 @@ class Run:
         )
         for line in (device.precision_line(self.precision), *notes):
             self.log(line)
-        hidden = parallel.rank() > 0 or None
-        self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=hidden)
+        self.bar = parallel.progress(total=stop, initial=self.done, desc=args.method, unit="step")
         nets = step_cell.net_G, step_cell.net_D
         self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
 

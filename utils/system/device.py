@@ -49,10 +49,7 @@ def prepare_environment() -> str | None:
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
     names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # last: Ascend containers preset it to 1
-    name = next((name for name in names if os.environ.get(name)), None)
-    if name and not os.environ[name].isdecimal():
-        raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
-    return int(os.environ[name]) if name else 1
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
 
 
 def launched() -> bool:
@@ -68,10 +65,12 @@ def setup(args: argparse.Namespace) -> None:
     """
     import mindspore
 
-    device, device_id = args.device, args.device_id
-    name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
-    if name is None:  # auto: an NPU that cannot be used is an error, not a reason to train on the CPU
-        name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_evidence() else "CPU"
+    name, device_id, found = {"cpu": "CPU", "gpu": "GPU"}.get(args.device, "Ascend"), args.device_id, ""
+    if args.device == "auto":  # an NPU that cannot be used is an error, not a reason to train on the CPU
+        if evidence := npu_evidence():
+            found = f": this machine has an NPU ({evidence}), which"
+        elif not ascend().is_pkg_support_device("Ascend"):
+            name = "CPU"
     if args.jit_level and args.mode == "pynative":
         raise UserError("--jit-level has no effect with --mode pynative")
     if device_id and launched():
@@ -85,12 +84,19 @@ def setup(args: argparse.Namespace) -> None:
         if name == "Ascend" and not ascend().is_pkg_support_device(name):
             raise RuntimeError(ascend().load_plugin_error() or "this MindSpore was built without it")
         mindspore.set_device(name, None if name == "CPU" else device_id)
-        if args.conv_precision == "float32":
-            float32_convolutions(name)
+        if args.conv_precision == "float32" and (name == "GPU" or chip() in FLOAT16_CHIPS):
+            raise UserError(f"--conv-precision float32 is not for {chip() or name}: leave it out")
+        if args.conv_precision == "float32" and name == "Ascend":
+            # device_context.ascend.op_precision.conv_allow_hf32 is the newer interface, but in MindSpore 2.7
+            # to 2.10 it affects only aclnn operators; nn.Conv2d and its gradients are aclop operators.
+            mindspore.set_context(ascend_config={"conv_allow_hf32": False})
         if name == "Ascend" and not launched():
             mindspore.runtime.synchronize()  # starts the NPU, so that its errors are raised here
     except (RuntimeError, ValueError) as error:
-        raise UserError(unusable(device, str(error))) from None
+        raise UserError(
+            f"--device {args.device}{found} cannot be used: {one_line(error)}; with an NPU, first: source "
+            "/usr/local/Ascend/*/set_env.sh (README, \"Environment\"); --device cpu needs none"
+        ) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if args.mode == "graph" else mindspore.PYNATIVE_MODE)
     # Without a level, MindSpore 2.7 uses the deprecated GE backend (O2) on a 910A.
     mindspore.set_context(jit_config={"jit_level": args.jit_level or "O0"})
@@ -105,12 +111,13 @@ def init_communication() -> None:
     try:
         mindspore.communication.init()
     except RuntimeError as error:
-        role, message = os.environ.get("MS_ROLE"), 'a process ended early: see "error:" in worker_*.log'
+        role = os.environ.get("MS_ROLE")
         if role == "MS_WORKER":
             raise
-        if not role:  # otherwise this is msrun's scheduler, which stays in `init` until the processes end
-            message = f"{process_count()} processes cannot join: for a single one, unset RANK_SIZE"
-        raise UserError(f"{message} ({one_line(str(error))})") from None
+        message = f"{process_count()} processes cannot join: for a single one, unset RANK_SIZE"
+        if role:  # msrun's scheduler, which stays in `init` until the processes end
+            message = 'a process ended early: see "error:" in worker_*.log'
+        raise UserError(f"{message} ({one_line(error)})") from None
 
 
 def ascend():
@@ -120,35 +127,15 @@ def ascend():
     return MSContext.get_instance()
 
 
-def unusable(device: str, reason: str) -> str:
-    """Return the error message for a device that cannot be used: MindSpore's reason, and what to do."""
-    evidence = npu_evidence() if device == "auto" else None
-    found = f": this machine has an NPU ({evidence}), which" if evidence else ""
-    return (f"--device {device}{found} cannot be used: {one_line(reason)}; with an NPU, first: source "
-            "/usr/local/Ascend/*/set_env.sh (README, \"Environment\"); --device cpu needs none")  # fmt: skip
-
-
-def one_line(text: str) -> str:
+def one_line(error: Exception) -> str:
     """Return an error message of MindSpore as one line, without its C++ call stack and horizontal rules."""
-    text = re.sub(r"-+\n- C\+\+ Call Stack.*", "", text, flags=re.DOTALL)
+    text = re.sub(r"-+\n- C\+\+ Call Stack.*", "", str(error), flags=re.DOTALL)
     return " ".join(line.strip() for line in text.splitlines() if line.strip("- ")).rstrip(".")
 
 
 def chip() -> str:
     """Return MindSpore's name of the NPU, as ascend910 (a 910A); "" elsewhere, and in DryRuns since 2.8."""
     return ascend().get_ascend_soc_version() if on_npu() else ""
-
-
-def float32_convolutions(name: str) -> None:
-    """Make convolutions compute in float32 on the device `name`; UserError if it cannot."""
-    import mindspore
-
-    if name == "GPU" or chip() in FLOAT16_CHIPS:
-        raise UserError(f"--conv-precision float32 is not for this device ({chip() or name}): leave it out")
-    if name == "Ascend":
-        # device_context.ascend.op_precision.conv_allow_hf32 is the newer interface, but in MindSpore 2.7 to
-        # 2.10 it affects only aclnn operators; nn.Conv2d and its gradients are aclop operators.
-        mindspore.set_context(ascend_config={"conv_allow_hf32": False})
 
 
 def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
