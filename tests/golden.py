@@ -183,6 +183,11 @@ def batch(seed: int, generated: tuple[int, int], size: tuple[int, int]):
     return Tensor(np.ascontiguousarray(x.transpose(2, 0, 1)[None])), Tensor(y[None].astype(np.int32))
 
 
+def labelled(y_s) -> int:
+    """Return the number of labelled pixels of a Tensor of trainIds."""
+    return np.count_nonzero(y_s.asnumpy() != 255)
+
+
 def gradients(step, x_s, y_s, x_t, factors: tuple[float, float, float]) -> dict[str, dict[str, np.ndarray]]:
     """The gradients of a CLANStep by pass ("source", "target", "D") and weight, without an update.
 
@@ -196,7 +201,7 @@ def gradients(step, x_s, y_s, x_t, factors: tuple[float, float, float]) -> dict[
             device.assign(g, np.zeros(g.shape))
         return values
 
-    _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
+    _, p = step.source_pass(x_s, y_s, Tensor(labelled(y_s), float32))
     source = taken(step.weights_G, step.sums_G)
     _, _, t, weight = step.target_pass(x_t, *(Tensor(v, float32) for v in factors))
     target = taken(step.weights_G, step.sums_G)

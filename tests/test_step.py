@@ -5,6 +5,8 @@ updates are written out again from the paper and the released code, so that a ch
 test. The weights of the losses are large: every term has to be visible.
 """
 
+import os
+from functools import partial
 from types import SimpleNamespace
 
 import mindspore
@@ -15,11 +17,15 @@ from scipy.ndimage import zoom
 from scipy.special import log_softmax
 from scipy.special import softmax as scipy_softmax
 
-from CLAN_train_gta5_2_city import CLANStep, learning_rate, loss_factors
+import CLAN_train_gta5_2_city as script
+from CLAN_train_gta5_2_city import CLANStep, Update, learning_rate, loss_factors
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
-from tests.golden import gradients
+from tests.golden import gradients, labelled
+from utils import run_folder
+from utils.system import device
+from utils.system.errors import UserError
 
 SOURCE_SIZE, TARGET_SIZE = (56, 48), (48, 40)  # width, height
 WARM_UP, LATER = 3, 20  # two steps of 40, with 10 of warm-up
@@ -156,7 +162,7 @@ def test_losses_are_those_of_the_networks_logits(steps, recipe, i):
     step = steps[recipe]
     expected = expected_losses(step, i, *inputs())
     weights = [w.asnumpy().copy() for w in step.weights_G]
-    measured = step.step([inputs()], *loss_factors(i, step.args), lr=0.0, lr_D=0.0)
+    measured = step.step([inputs()], labelled(inputs()[1]), *loss_factors(i, step.args), lr=0.0, lr_D=0.0)
     for w, before in zip(step.weights_G, weights):
         w.set_data(Tensor(before))
     assert measured == pytest.approx(expected, rel=2e-5)
@@ -194,7 +200,7 @@ def test_two_updates(recipe):
     for t, i in enumerate((WARM_UP, LATER), 1):
         lr, lr_D = (learning_rate(rate, i, step.args) for rate in (0.004, 0.003))
         grads = total_gradients(step, i, inputs(t))
-        step.step([inputs(t)], *loss_factors(i, step.args), lr=lr, lr_D=lr_D)
+        step.step([inputs(t)], labelled(inputs(t)[1]), *loss_factors(i, step.args), lr=lr, lr_D=lr_D)
         for n, g in grads.items():
             g = g.astype(float)
             if n.startswith("net_D."):
@@ -219,9 +225,36 @@ def test_both_images_move_the_running_statistics():
         features = step.net_G.conv1(x).asnumpy()
         mean = 0.9 * mean + 0.1 * features.mean((0, 2, 3))
         var = 0.9 * var + 0.1 * features.var((0, 2, 3), ddof=1)
-    step.step([inputs()], *loss_factors(LATER, step.args), lr=0.0, lr_D=0.0)
+    step.step([inputs()], labelled(inputs()[1]), *loss_factors(LATER, step.args), lr=0.0, lr_D=0.0)
     assert np.allclose(bn.moving_mean.asnumpy(), mean, rtol=1e-4, atol=1e-3)
     assert np.allclose(bn.moving_variance.asnumpy(), var, rtol=1e-3)
+
+
+@pytest.mark.parametrize("operator, broken", [
+    ("SGD", {"sgd": lambda self, w, g, lr, v, *_: ops.assign_sub(w, lr * (g + 0.5 * w + 0.9 * v))}),
+    ("Adam", {"adam": lambda self, w, *_: ops.assign_sub(w, 0.02 * ops.sign(w))}), (None, {})])
+def test_an_update_that_differs_from_numpys_ends_the_program(monkeypatch, operator, broken):
+    """At the start on an NPU; here an SGD that does not keep its moment, and an Adam without its moments."""
+    args = get_arguments(["--device", "cpu", "--weight-decay", "0.5"])
+    trained, make = [], Update.__init__
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE if operator else mindspore.GRAPH_MODE)
+
+    def make_broken(self, *parts):
+        make(self, *parts)
+        for name, update in broken.items():
+            setattr(self, name, partial(update, self))
+
+    monkeypatch.setattr(Update, "__init__", make_broken)
+    monkeypatch.setattr(script, "train", trained.append)
+    monkeypatch.setattr(device, "setup", lambda args: None)
+    monkeypatch.setattr(device, "on_npu", lambda: True)
+    monkeypatch.setattr(run_folder, "lock_run_dir", lambda folder: os.open(os.devnull, os.O_RDONLY))
+    if operator:
+        with pytest.raises(UserError, match=rf"ops\.{operator} on this device.* mindspore \d"):
+            script.main(args)
+    else:
+        script.main(args)
+    assert trained == ([] if operator else [args])
 
 
 def test_factors_of_the_losses():
