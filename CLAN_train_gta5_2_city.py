@@ -31,8 +31,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, amp, mint, nn, ops
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.image_folder import plain_folder
 from dataset.labels import check_labels
+from dataset.layouts import plain_folder
 from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from model.CLAN_D import discriminator

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 import CLAN_evaluate_city
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
-from dataset.pipeline import names_crc32
+from dataset.images import names_crc32
 from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
 from model.upsample import up

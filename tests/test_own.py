@@ -11,9 +11,8 @@ from PIL import ExifTags, Image
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO, INFO_PATH, read_classes
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.image_folder import ImageFolder
+from dataset.images import ImageFolder, names_crc32
 from dataset.labels import check_labels
-from dataset.pipeline import names_crc32
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
 from utils import checkpoint

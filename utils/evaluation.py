@@ -9,7 +9,8 @@ from mindspore import Tensor, nn, ops
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import NUM_CLASSES
-from dataset.pipeline import batch_of, batches, evenly_spaced_indices, read_ahead
+from dataset.file_lists import evenly_spaced_indices
+from dataset.pipeline import batch_of, batches, read_ahead
 from model.CLAN_G import Res_Deeplab
 from model.upsample import up
 from utils.metrics import confusion_matrix

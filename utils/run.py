@@ -14,8 +14,8 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.classes import NUM_CLASSES
-from dataset.image_folder import is_cityscapes
-from dataset.pipeline import names_crc32
+from dataset.images import names_crc32
+from dataset.layouts import is_cityscapes
 from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
