@@ -397,7 +397,7 @@ def train(args) -> Path:
 
     # ---------------------------------------------------------------------------------------- the loop
     run.begin()
-    for i in range(run.done, stop):
+    for i in device.profiled(range(run.done, stop), args.profile, run.folder / "profile"):
         step_batches, error = next_batches(sources, targets, args.iter_size)
         run.end_if_failed(error)
         damp, base, local = loss_factors(i, args)

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from os.path import expanduser
 
@@ -113,5 +114,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--conv-precision", choices=("default", "float32"), default="default", resume="mutable", demo=True,
         help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has only float16 "
         "(default: default, the device's own)")
+    add("--deterministic", action=BooleanOptionalAction, default=False, resume="mutable",
+        help="repeat results to the bit on an NPU, slower (default: off)")
     add("--num-workers", type=number(int, 1), default=4, resume="mutable", demo=True,
         help="threads that read images, for each domain, up to the number of processors")

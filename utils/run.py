@@ -124,6 +124,8 @@ class Run:
     def begin(self) -> None:
         """Make up for a validation that was pending when the run stopped, and start to time the steps."""
         self.end_if_signalled()
+        if device.on_npu():
+            self.log("first steps compile for the NPU: some minutes, perhaps ten; again for every new size")
         self.step_cell.set_train()
         self.step_cell.clear_overflow()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
@@ -152,6 +154,7 @@ class Run:
         flop = self.flop_of(*(x.shape[:1:-1] for x in (batch[0], batch[2])))
         more = {"lr": lr, "lr_D": lr_D, "s/step": seconds, "TFLOP/s": flop / seconds / 1e12}
         shown |= {name: f"{value:.3g}" for name, value in more.items()}
+        shown["waiting for data"] = f"{self.waited / seconds:.0%}"
         if self.step_cell.scaler is not None:
             shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
         self.bar.set_postfix(shown, refresh=False)
@@ -226,6 +229,7 @@ class Run:
 
         Steps since the last checkpoint are saved first. `error` is raised in the process that has one.
         """
+        self.waited = time.perf_counter() - self.started
         if not parallel.any_rank(error or interrupt.pending_signal()):
             return
         if self.done % self.args.save_pred_every:
