@@ -114,7 +114,7 @@ def serve_step(size: str) -> None:
     checkpoint.load(net_D, golden.state(golden.shapes_D(), "tD."), "generated", "net_D")
     step = script.CLANStep(args, net_G, net_D).set_train()
     images = tuple(Tensor(x) for x in inputs(size))
-    serve(lambda: step.step([images], *SETTINGS, lr=2.5e-4, lr_D=1e-4).tolist())
+    serve(lambda: step.step([images], golden.labelled(images[1]), *SETTINGS, lr=2.5e-4, lr_D=1e-4).tolist())
 
 
 def serve_evaluation(folder: str) -> None:

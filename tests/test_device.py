@@ -146,7 +146,8 @@ def test_deterministic_is_set_once_per_process_and_first(npu):
 
 def test_the_profiler_records_the_steps_after_the_first_ten(data, tmp_path):
     argv = train_words(data, tmp_path / "run", "--num-steps", 13, "--not-val", "--method", "source", *EAGER)
-    assert "skips 10 steps and this process has only 9" in fails(TRAIN, *argv, "--num-steps-stop", 9, "--profile", 1)
+    message = fails(TRAIN, *argv, "--num-steps-stop", 9, "--profile", 1)
+    assert "skips 10 steps and this process has only 9" in message
     output = run(TRAIN, *argv, "--profile", 2).stdout
     [trace] = (tmp_path / "run" / "profile").rglob("trace_view.json")
     losses = [event for event in json.loads(trace.read_text()) if "LogSoftmax" in event["name"]]

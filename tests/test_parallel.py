@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from CLAN_train_gta5_2_city import train
+from CLAN_train_gta5_2_city import CLANStep, train
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests import scripts
@@ -176,6 +176,32 @@ def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path,
         with pytest.raises(UserError, match="start from different values, options or images"):
             train(get_arguments(train_words(data, tmp_path / "run", *more)))
     assert numbers[0] == numbers[1] and len(set(numbers)) == 3
+
+
+def test_a_step_takes_one_exchange_of_processes(data, tmp_path, monkeypatch):
+    """Two more steps, two more; with a checkpoint, whose losses have to be finite, one for that."""
+    exchanges, reduce = [], parallel.all_reduce_sum
+    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: exchanges.append(values) or reduce(values))
+    monkeypatch.setattr(CLANStep, "step", lambda *_: np.ones(5))
+    counts = []
+    for steps in (2, 4):
+        argv = train_words(data, tmp_path / str(steps), "--not-val", "--mode", "pynative")
+        train(get_arguments([*argv, "--num-steps", "9", "--num-steps-stop", str(steps)]))
+        counts.append(len(exchanges))
+        exchanges.clear()
+    assert counts[1] == counts[0] + 2
+    assert [row["loss_seg"] for row in rows_of(tmp_path / "4" / "loss.csv")] == ["1"] * 4
+
+
+def test_no_checkpoint_of_a_step_whose_losses_are_not_finite(data, tmp_path, monkeypatch):
+    """Those of a step are looked at before the next one, a checkpoint and the end."""
+    monkeypatch.setattr(CLANStep, "step", lambda *_: np.array([1, 1, 1, 1, np.nan]))
+    for every, stop in ((1, 2), (2, 2), (9, 1)):
+        folder = tmp_path / f"{every}-{stop}"
+        argv = train_words(data, folder, "--num-steps", stop, "--save-pred-every", every, "--not-val")
+        with pytest.raises(UserError, match="step 0: a loss is not finite: .*loss_D_t nan"):
+            train(get_arguments([*argv, "--mode", "pynative"]))
+        assert not list(folder.glob("*.ckpt")) and not rows_of(folder / "loss.csv")
 
 
 @pytest.mark.slow
