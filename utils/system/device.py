@@ -89,8 +89,9 @@ def setup(args: argparse.Namespace) -> None:
     if args.deterministic:
         compute_deterministically()
     try:
-        if name == "Ascend" and not ascend().is_pkg_support_device(name):
-            raise RuntimeError(ascend().load_plugin_error() or "this MindSpore was built without it")
+        if not ascend().is_pkg_support_device(name):  # MindSpore's own check of a GPU logs errors of its own
+            reason = ascend().load_plugin_error() if name == "Ascend" else "MindSpore finds no CUDA 11"
+            raise RuntimeError(reason or "this MindSpore was built without it")
         mindspore.set_device(name, None if name == "CPU" else device_id)
         if args.conv_precision == "float32" and (name == "GPU" or chip() in FLOAT16_CHIPS):
             raise UserError(f"--conv-precision float32 is not for {chip() or name}: leave it out")
