@@ -163,6 +163,7 @@ class Run:
             if failed:
                 raise error or UserError("another process could not read an image")
             self.end_if_signalled()
+        interrupt.task = f"finishing step {self.done}, then saving; once more ends without a checkpoint"
         # None labelled: L_seg is 0, too.
         return max(int(high) * 2**16 + int(low), 1) / (self.args.iter_size * parallel.processes())
 
