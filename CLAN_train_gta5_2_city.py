@@ -426,7 +426,7 @@ def train(args) -> Path:
 
     # ---------------------------------------------------------------------------------------- the loop
     run.begin(samplers)
-    for i in range(run.done, stop):
+    for i in device.profiled(range(run.done, stop), args.profile, run.folder / "profile"):
         step_batches, count, error = next_batches(sources, targets, args.iter_size)
         labelled = run.exchange(count, error)
         damp, base, local = loss_factors(i, args)

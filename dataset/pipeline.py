@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from dataset.classes import IGNORE_LABEL
+
 ORDER, SCALE, MIRROR = range(3)  # uses of random numbers, each with a generator of its own
 
 

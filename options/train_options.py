@@ -101,7 +101,7 @@ def add_run_options(parser: Parser) -> None:
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
     add("--resume", "--continue-train", dest="continue_train", metavar="PATH", resume="new", path=True,
         help="resume from this checkpoint, or from the newest in this folder; options that are not given "
-        "keep the run's values, except --device and --device-id")
+        "keep the run's values, except --device, --device-id and --profile")
     add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True, help="files of the run "
         "(default: ./checkpoint; with --demo ./checkpoint/demo; with --resume that run's)")
     add("--save-pred-every", type=number(int, 1), default=2000, resume="mutable",
@@ -112,13 +112,15 @@ def add_run_options(parser: Parser) -> None:
         help="validate at every checkpoint (default); to re-enable validation on resuming")
     add("--not-val", action="store_true", resume="mutable", help="no validation at checkpoints")
 
-    add = group_adder(parser, "precision and memory")
+    add = group_adder(parser, "precision, memory, time")
     add("--amp-level", choices=("O0", "O2", "O3"), default="O0",
         help="mixed precision. O2: G in float16, O3: G and D, except BN statistics and losses")
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable", help="less memory, "
         "more time: compute activations again for their gradients; in graph mode (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
         help="memory-efficient gradients of convolutions (default: for resnet101 in float32 on the CPU)")
+    add("--profile", type=number(int, 0), default=0, resume="new", help="record N steps, after the first 10 "
+        "of this process, with MindSpore's profiler, in SNAPSHOT_DIR/profile (default: 0, none)")
 
 
 def build_parser() -> Parser:

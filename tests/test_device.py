@@ -1,5 +1,6 @@
 """Choice of the device, and reports on its precision and software. Evidence of an NPU is simulated."""
 
+import importlib.metadata
 import json
 import os
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 
 import CLAN_train_gta5_2_city as script
 from options.train_options import get_arguments
-from tests.scripts import EAGER, ROOT, TRAIN, python, run, train_words
+from tests.scripts import EAGER, ROOT, TRAIN, fails, python, run, train_words
 from utils.system import device
 from utils.system.errors import UserError
 
@@ -24,6 +25,12 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
     assert "libmindspore_ops_ascend.so failed" in message  # and its second
     assert "source /usr/local/Ascend/" in message and "set_env.sh" in message and "--device cpu" in message
     assert ("this machine has an NPU (ASCEND_HOME_PATH)" in message) == (name == "auto")
+
+
+def test_a_gpu_that_cannot_be_used_is_one_line(tmp_path):
+    """MindSpore's own check would log errors about libcuda.so and libcudnn.so before it."""
+    message = fails(TRAIN, "--device", "gpu", "--restore-from", "none", cwd=tmp_path)
+    assert "--device gpu cannot be used: MindSpore finds no CUDA 11" in message
 
 
 @pytest.mark.skipif(device.npu_evidence() is not None, reason="there is an NPU")
@@ -44,6 +51,14 @@ def test_warnings_are_shown_where_there_is_an_npu(monkeypatch):
         assert os.environ["GLOG_v"] == level
 
 
+@pytest.mark.parametrize("version, newer", [("2.10.0", False), ("2.11.0rc1", True), ("3.0.0", True)])
+def test_a_newer_mindspore_is_a_line_at_the_start(monkeypatch, version, newer):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(importlib.metadata, "version", {"mindspore": version}.get)
+    note = device.prepare_environment()
+    assert (note is not None) == newer and (not newer or f"MindSpore {version} is newer than" in note)
+
+
 @pytest.fixture
 def npu(monkeypatch):
     """Return a function that fakes an NPU of a chip and returns the list of what is set in MindSpore."""
@@ -56,6 +71,7 @@ def npu(monkeypatch):
         monkeypatch.setattr(mindspore, "get_context", {"device_target": "Ascend"}.get)
         monkeypatch.setattr(mindspore, "set_context", lambda **settings: calls.append(settings))
         monkeypatch.setattr(mindspore, "set_device", lambda *chosen: calls.append(chosen))
+        monkeypatch.setattr(mindspore, "set_deterministic", lambda value: calls.append(value))
         monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
         return calls
 
@@ -125,6 +141,26 @@ def test_options_that_contradict_the_device_are_refused(npu, argv, named):
         device.setup(get_arguments(argv))
 
 
+def test_deterministic_is_set_once_per_process_and_first(npu):
+    """MindSpore refuses a second call, and wants it before the communication starts."""
+    calls = npu("ascend910b")
+    for _ in range(2):
+        device.setup(get_arguments(["--deterministic"]))
+    assert calls[0] is True and calls.count(True) == 1
+    device.compute_deterministically.cache_clear()
+
+
+def test_the_profiler_records_the_steps_after_the_first_ten(data, tmp_path):
+    argv = train_words(data, tmp_path / "run", "--num-steps", 13, "--not-val", "--method", "source", *EAGER)
+    run(TRAIN, *argv, "--profile", 2)
+    [trace] = (tmp_path / "run" / "profile").rglob("trace_view.json")
+    losses = [event for event in json.loads(trace.read_text()) if "LogSoftmax" in event["name"]]
+    assert len(losses) == 2, sorted({event["name"] for event in json.loads(trace.read_text())})
+    argv = ["--resume", tmp_path / "run", "--num-steps-stop", 13]
+    assert get_arguments(list(map(str, argv))).profile == 0  # a resumed run does not record again
+    assert "--profile skips 10 steps" in fails(TRAIN, *argv, "--profile", 2)
+
+
 def test_processes_that_cannot_join_say_why(tmp_path):
     message = python([ROOT / TRAIN, "--device", "cpu"], tmp_path, 2, RANK_SIZE="2").stderr
     assert "2 processes cannot join: for a single one, unset RANK_SIZE" in message
@@ -143,4 +179,5 @@ def test_a_dryrun_trains_to_its_end_and_writes_no_checkpoint(data, tmp_path, mon
     script.train(get_arguments(argv))
     assert not list(tmp_path.rglob("*.ckpt"))
     log = (tmp_path / "run" / "Train_log.log").read_text("utf-8")
+    assert "first steps compile for the NPU" in log
     assert "all values are simulated" in log and "7,665 MiB, 9,216 MiB with fragments" in log

@@ -133,6 +133,8 @@ class Run:
         """
         self.samplers = samplers
         self.end_if_signalled()
+        if device.on_npu():
+            self.log("first steps compile for the NPU: some minutes, perhaps ten; again for every new size")
         self.step_cell.set_train()
         self.step_cell.clear_overflow()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
@@ -161,6 +163,7 @@ class Run:
             if failed:
                 raise error or UserError("another process could not read an image")
             self.end_if_signalled()
+        interrupt.task = f"finishing step {self.done}, then saving; once more ends without a checkpoint"
         # None labelled: L_seg is 0, too.
         return max(int(high) * 2**16 + int(low), 1) / (self.args.iter_size * parallel.processes())
 

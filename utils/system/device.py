@@ -9,6 +9,8 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from utils.system.errors import UserError
@@ -28,8 +30,7 @@ def npu_evidence() -> str | None:
 def prepare_environment() -> str | None:
     """Set environment variables that MindSpore reads when it is imported; exit if it is not installed.
 
-    MindSpore 2.9 and 2.10 hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3
-    convolutions run 100 to 300 times slower. This limits oneDNN to AVX2 and returns a line for the log.
+    Return a line for the log if its version calls for one.
     """
     # MindSpore's warnings matter only with an NPU, for example about a CANN of another version.
     os.environ.setdefault("GLOG_v", "2" if npu_evidence() else "3")
@@ -40,9 +41,14 @@ def prepare_environment() -> str | None:
         sys.exit(2)
     cpuinfo = Path("/proc/cpuinfo")
     avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text(encoding="utf-8")
+    # These hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3 convolutions run
+    # 100 to 300 times slower.
     if version.startswith(("2.9.", "2.10.")) and avx512 and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
         return f"MindSpore {version}: set ONEDNN_MAX_CPU_ISA=AVX2, as its AVX-512 convolutions are slow"
+    if tuple(map(int, version.split(".")[:2])) > (2, 10):
+        return (f"MindSpore {version} is newer than the tested 2.7.0 to 2.10.0; from 2.11 on, the momentum "
+                "of batch norm was announced to change its meaning")  # fmt: skip
     return None
 
 
@@ -80,9 +86,12 @@ def setup(args: argparse.Namespace) -> None:
     if launched():  # None: MindSpore takes the process's number on its machine; a rank table says which
         table = "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ
         device_id = int(os.environ.get("DEVICE_ID", 0)) if table else None
+    if args.deterministic:
+        compute_deterministically()
     try:
-        if name == "Ascend" and not ascend().is_pkg_support_device(name):
-            raise RuntimeError(ascend().load_plugin_error() or "this MindSpore was built without it")
+        if not ascend().is_pkg_support_device(name):  # MindSpore's own check of a GPU logs errors of its own
+            reason = ascend().load_plugin_error() if name == "Ascend" else "MindSpore finds no CUDA 11"
+            raise RuntimeError(reason or "this MindSpore was built without it")
         mindspore.set_device(name, None if name == "CPU" else device_id)
         if args.conv_precision == "float32" and (name == "GPU" or chip() in FLOAT16_CHIPS):
             raise UserError(f"--conv-precision float32 is not for {chip() or name}: leave it out")
@@ -102,6 +111,14 @@ def setup(args: argparse.Namespace) -> None:
     mindspore.set_context(jit_config={"jit_level": args.jit_level or "O0"})
     if launched():
         init_communication()
+
+
+@cache
+def compute_deterministically() -> None:
+    """Choose operators that repeat their results to the bit; once, as MindSpore refuses a second call."""
+    import mindspore
+
+    mindspore.set_deterministic(True)
 
 
 def init_communication() -> None:
@@ -189,6 +206,27 @@ def assign(parameter, values) -> None:
     from mindspore import Tensor, ops
 
     ops.assign(parameter, Tensor(values, parameter.dtype))
+
+
+def profiled(steps: range, count: int, folder: Path) -> Iterator[int]:
+    """Yield `steps` to a training loop; record `count` of them with MindSpore's profiler, from the 11th on.
+
+    MindSpore writes to a new folder below `folder`, whose name has the process and the time. UserError if
+    there are no more than ten steps, which compile and warm up.
+    """
+    if not count:
+        yield from steps
+        return
+    if len(steps) <= 10:
+        raise UserError(f"--profile skips 10 steps and this process has only {len(steps)}: give it more")
+    from mindspore import profiler
+
+    window = profiler.schedule(wait=9, warmup=1, active=count, repeat=1)
+    write = profiler.tensorboard_trace_handler(str(folder))
+    with profiler.profile(schedule=window, on_trace_ready=write) as recorder:
+        for i in steps:
+            yield i
+            recorder.step()
 
 
 def simulated() -> bool:
