@@ -41,10 +41,11 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, INFO
-from dataset.file_lists import few
-from dataset.image_folder import ImageFolder, plain_folder
+from dataset.file_lists import evenly_spaced_indices, few
+from dataset.images import ImageFolder, names_crc32
 from dataset.labels import check_labels
-from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
+from dataset.layouts import plain_folder
+from dataset.pipeline import read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
 from model.upsample import up

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 import CLAN_evaluate_city
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
-from dataset.pipeline import names_crc32
+from dataset.images import names_crc32
 from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
 from model.upsample import up
@@ -177,6 +177,7 @@ def test_label_sizes_do_not_compile_the_network_again(tmp_path, compiled):
     confusion = evaluate(net_G, data, each=lambda i, label, trainIds, _: shapes.append(trainIds.shape[::-1]))
     assert shapes == sizes * 2 and confusion.sum() == sum((data[i][1] != 255).sum() for i in range(10))
     assert compiled == [net_G] and not net_G.training
+    assert (evaluate(net_G, data, batch_size=5) == confusion).all()
 
 
 def statistics_of(net_G) -> np.ndarray:

@@ -6,11 +6,11 @@ from itertools import islice
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
-from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import NUM_CLASSES
-from dataset.pipeline import batch_of, batches, evenly_spaced_indices, read_ahead
+from dataset.file_lists import evenly_spaced_indices
+from dataset.pipeline import batch_of, batches, read_ahead
 from model.CLAN_G import Res_Deeplab
 from model.upsample import up
 from utils.metrics import confusion_matrix
@@ -64,9 +64,9 @@ def predictions(
     They are computed in batches and in evaluation mode, which ends with the iteration. Only the upsampling,
     outside the network's graph, depends on the size of an image or label: the graph is compiled once.
     """
-    training, hidden = net_G.training, parallel.rank() > 0 or None
+    training = net_G.training
     net_G.set_train(False)
-    with tqdm(total=count, desc="predict", unit="image", leave=False, disable=hidden) as bar:
+    with parallel.progress(total=count, desc="predict", unit="image", leave=False) as bar:
         while group := list(islice(items, batch_size)):
             C1, C2 = net_G(batch_of([x for _, x, _ in group]))
             for k, (i, _, shown) in enumerate(group):
