@@ -56,8 +56,8 @@ class Run:
         if self.last:
             self.best = checkpoint.restore(resume.content, self.last, step_cell)
             resume.content.clear()  # 400 MB, which would be held until the end
-        domains = {"source": source, "target": target}
-        checksums = {name: names_crc32(data) for name, data in domains.items() if data is not None}
+        domains = {"source": source} | ({"target": target} if target else {})
+        checksums = {name: names_crc32(data) for name, data in domains.items()}
         if parallel.processes() > 1:
             about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
             if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
@@ -66,9 +66,10 @@ class Run:
                     "command, and see the same files in --snapshot-dir, ./model and the data sets?"
                 )
         notes = [f"skipped {error}" for error in resume.damaged.values()]
-        if resume.folder:
-            scratch = f"{resume.folder}: no readable checkpoint, starting from scratch"
-            notes.append(f"resuming from {self.last}" if self.last else scratch)
+        if self.last:
+            notes.append(f"resuming from {self.last}")
+        elif resume.folder:
+            notes.append(f"{resume.folder}: no readable checkpoint, starting from scratch")
         notes += run_folder.check_images(resume, args, checksums)
         self.means = tables.class_counts(args.source)  # the first decides on the best
         self.loss_csv, self.miou_csv = (self.folder / name for name in run_folder.TABLES)
@@ -107,24 +108,23 @@ class Run:
         run_folder.write_options(folder, options, resume.options, self.done)
         for name, columns in tables.columns(args.source).items():
             tables.write(folder / name, columns, resume.rows.get(name, []))
-        scores = resume.rows.get("miou.csv", [])
-        self.validated = [row[0] for row in scores]
-        if known := [row for row in scores if row[1] != "nan"]:
-            step, mean, *_ = max(known, key=lambda row: float(row[1]))
-            run_folder.restore_best(resume, folder, step)
-            self.best = float(mean)  # the checkpoint has the best from before its own validation
+        rows = resume.rows.get("miou.csv", [])
+        self.validated = [row[0] for row in rows]
+        scores = {row[0]: float(row[1]) for row in rows if row[1] != "nan"}
+        if scores:
+            run_folder.restore_best(resume, folder, max(scores, key=scores.get))
+            self.best = max(scores.values())  # with that of the checkpoint's own validation
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes
 
     def log(self, text: str) -> None:
         """Write a line to the screen and, with the time, to Train_log.log."""
-        if not self.is_main:
-            return
-        log = self.folder / "Train_log.log"
-        with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths of any encoding
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        tqdm.write(text)
+        if self.is_main:
+            log = self.folder / "Train_log.log"
+            with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths of any encoding
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            tqdm.write(text)
 
     def begin(self, samplers: list) -> None:
         """Make up for a validation that was pending when the run stopped, and start to time the steps.
@@ -278,15 +278,14 @@ class Run:
         self.bar.close()
         if device.simulated():
             self.log(device.simulation_report())
-        elif self.is_main:
-            # Absolute paths: the command works from any folder.
-            target = os.path.abspath(self.args.data_dir_target)
-            plain = Path(target).is_dir() and not is_cityscapes(target)
-            option = "--predict" if plain else "--data-dir"
-            argv = ["--restore-from", os.path.abspath(self.last), option, target]
-            argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
-            if self.means[0] != NUM_CLASSES and not plain:
-                argv += ["--classes", str(self.means[0])]
-            script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
-            command = shlex.join(["python", str(script), *argv, *self.device_options()])
-            self.log(f"all {self.done} steps are done; evaluate with: {command}")
+            return
+        script, target = Path(__file__).parents[1] / "CLAN_evaluate_city.py", Path(self.args.data_dir_target)
+        plain = target.is_dir() and not is_cityscapes(target)
+        # Absolute paths: the command works from any folder.
+        argv = ["python", str(script), "--restore-from", os.path.abspath(self.last)]
+        argv += ["--predict" if plain else "--data-dir", os.path.abspath(target)]
+        argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
+        if self.means[0] != NUM_CLASSES and not plain:
+            argv += ["--classes", str(self.means[0])]
+        command = shlex.join([*argv, *self.device_options()])
+        self.log(f"all {self.done} steps are done; evaluate with: {command}")
