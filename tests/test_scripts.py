@@ -110,7 +110,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
     argv = ["--data-dir", data / "City", "--input-size", "64,48", "--save-path", tmp_path / "result"]
     argv.append("--save")
     done = run(EVALUATE, "--restore-from", folder / "GTA5_6.pth", *argv)  # .pth is not there, but .ckpt is
-    assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
+    assert "GTA5_6.ckpt -> G" in done.stdout and "mIoU" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
     assert result["set"] == "val" and result["input_size"] == [64, 48]
