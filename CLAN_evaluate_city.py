@@ -114,7 +114,7 @@ def with_run(args, path: str | Path, content: dict) -> tuple[Namespace, str]:
     origin, (width, height) = next(item for item in sizes.items() if item[1])
     model, named = args.model, "--model"
     if model == "auto":
-        model, named = checkpoint.model_of(content), "the checkpoint"
+        model, named = checkpoint.model_of(content, str(path)), "the checkpoint"
     line = f"{path}: network {model} (from {named}), input size {width},{height} (from {origin})"
     return Namespace(**vars(args) | {"model": model, "input_size": (width, height)}), line
 
@@ -135,7 +135,7 @@ def set_up(args, origin: str) -> tuple[Images | None, Images | None]:
     run_folder.lock_results_dir(args.save_path)
     lines = [environment_note, origin, device.precision_line(device.precision("O0", args.conv_precision))]
     if views := views_of(args):
-        lines.append("predictions are averaged: scales {scales}, flip {flip}".format(**views))
+        lines.append("predictions are means over scales {scales}, flip {flip}".format(**views))
     for images in filter(None, (data, train)):
         lines += images.reports
         if not parallel.all_equal(names_crc32(images)):
@@ -309,7 +309,7 @@ def write_table(path: Path, results: dict[int, dict], args) -> None:
 
 
 def views_of(args) -> dict[str, str]:
-    """Return --scales and --flip as columns of miou.csv; none if the predictions are not averaged."""
+    """Return --scales and --flip as columns of miou.csv; none for their defaults."""
     if args.scales == (1.0,) and not args.flip:
         return {}
     return {"scales": " ".join(f"{scale:g}" for scale in args.scales), "flip": "yes" if args.flip else "no"}

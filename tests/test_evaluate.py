@@ -212,7 +212,7 @@ def test_flip_of_a_mirrored_image_is_the_mirrored_result(trained, data):
 
 def test_views_are_refused_for_large_images(data, monkeypatch):
     city = cityscapesDataSet(data / "City", "val", None, (64, 48), True)
-    monkeypatch.setattr(evaluation, "MAX_PIXELS", 204 * 102 - 1)
+    monkeypatch.setattr(evaluation, "AVERAGED_PIXELS", 204 * 102 - 1)
     assert len(read_views(city, 0)[1]) == 1
     for scales, flip in (((1.0, 0.75), False), ((1.0,), True)):
         with pytest.raises(UserError, match="204 x 102 pixels are too many for --scales and --flip"):
@@ -223,7 +223,7 @@ def test_results_say_that_they_are_averages(trained, argv, scored, data, tmp_pat
     """Predictions of own images are those of --save."""
     views, images = ["--scales", "0.75,1", "--flip", *EAGER], data / "City" / "leftImg8bit" / "val" / "aachen"
     command = [EVALUATE, "--restore-from", folder_of(tmp_path, trained, 1), "--save-path", tmp_path / "r"]
-    assert "predictions are averaged: scales 1 0.75, flip yes\n" in run(*command, *argv, *views).stdout
+    assert "predictions are means over scales 1 0.75, flip yes\n" in run(*command, *argv, *views).stdout
     (row,), result = rows_of(tmp_path / "r" / "miou.csv"), read_json(tmp_path / "r" / "GTA5_1.json")
     assert (row.pop("scales"), row.pop("flip")) == ("1 0.75", "yes")
     assert row != rows_of(scored[0] / "miou.csv")[0]

@@ -134,11 +134,11 @@ def step_of(path: Path) -> int | None:
         return None
 
 
-def model_of(content: dict) -> str:
+def model_of(content: dict, path: str = "") -> str:
     """Return the name of a checkpoint's network; in files of others, conv1's width tells it."""
     if "model" in content:
         return content["model"]
-    return WIDTHS.get(len(tensors_of(content, "net_G").get("conv1.weight", ())), "resnet101")
+    return WIDTHS.get(len(tensors_of(content, "net_G", path).get("conv1.weight", ())), "resnet101")
 
 
 def check_classes(content: dict, path: str | Path) -> None:

@@ -21,7 +21,7 @@ from utils.system.errors import UserError
 
 argmax = ops.Argmax(axis=1, output_type=mindspore.int32)
 mirror = ops.ReverseV2(axis=[3])
-MAX_PIXELS = 2**24  # of an image whose probabilities are averaged: those of 19 classes take 1.3 GB
+AVERAGED_PIXELS = 2**24  # of an image whose probabilities are averaged: those of 19 classes take 1.3 GB
 
 
 class Predict(nn.Cell):
@@ -86,13 +86,13 @@ def read_views(
     """Return i, the inputs (3, h, w) for item i of `data`, and its label (H, W) or image (H, W, 3).
 
     The inputs are the image at each of `scales` and, with `flip`, their mirror images after them. UserError
-    if there are several and the label or image, at whose size they are averaged, has over MAX_PIXELS.
+    if there are several and the label or image, at whose size they are averaged, has more than AVERAGED_PIXELS.
     """
     inputs, shown = data.read_scales(i, scales)
     if flip:
         inputs += [np.ascontiguousarray(x[:, :, ::-1]) for x in inputs]
     height, width = shown.shape[:2]
-    if len(inputs) > 1 and height * width > MAX_PIXELS:
+    if len(inputs) > 1 and height * width > AVERAGED_PIXELS:
         raise UserError(f"{data.images[i]}: {width} x {height} pixels are too many for --scales and --flip; "
                         "make it smaller or leave them out")
     return i, inputs, shown
