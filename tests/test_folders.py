@@ -66,7 +66,8 @@ def test_photographs_pass_whatever_they_are_called(tmp_path):
     save(tmp_path / "masks" / "grey.png", RGB[..., 0])
     save(tmp_path / "plain" / "drawing.png", IN_COLOUR)
     (tmp_path / "masks" / "damaged.png").write_bytes(b"no image")  # is reported when it is its turn
-    assert len(ImageFolder(tmp_path, SIZE)) == 7
+    (tmp_path / "masks" / "a.JPG").write_bytes((tmp_path / "masks" / "a.jpg").read_bytes())
+    assert len(set(ImageFolder(tmp_path, SIZE).images)) == 8
     save(tmp_path / "only" / "masks" / "a.png", IDS)  # nothing in colour next to it
     assert len(ImageFolder(tmp_path / "only", SIZE)) == 1
 
@@ -236,4 +237,4 @@ def test_both_scripts_report_what_is_skipped(data, reference, tmp_path):
     assert json.loads((tmp_path / "r" / "result.json").read_text())["images"] == 3
     assert target in run(EVALUATE, *evaluation, "--predict", place / "train").stdout
     message = fails(TRAIN, *argv, "--data-dir-target", place, "--snapshot-dir", tmp_path / "other")
-    assert f"give --data-dir-target {city}, with gtFine in it" in message
+    assert f"give --data-dir-target {city}, with leftImg8bit and gtFine in it" in message
