@@ -10,11 +10,15 @@ from itertools import islice
 import numpy as np
 from mindspore import Tensor
 
+from dataset.classes import IGNORE_LABEL
+
 ORDER, SCALE, MIRROR = range(3)  # uses of random numbers, each with a generator of its own
 
 
 class DomainSampler:
     """The shuffled images of steps start to stop - 1, with their augmentation; epochs follow one another.
+
+    An item is (input,), or (input, label, number of labelled pixels): the threads that read also count.
 
     Each process reads an equal part of the `per_step` images of a step. Order and augmentation depend on the
     seed and the position alone: a resumed run reads the same images. The scale is that of the whole step.
@@ -40,7 +44,8 @@ class DomainSampler:
             r = self._rng(SCALE, step).random()
             scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
         mirror = self.random_mirror and self._rng(MIRROR, position).random() < 0.5
-        return self.data.read(self.index(position), scale, mirror)
+        item = self.data.read(self.index(position), scale, mirror)
+        return (*item, *(np.array(np.count_nonzero(label != IGNORE_LABEL)) for label in item[1:]))
 
     def index(self, position: int) -> int:
         """Return the index in the data set of the image at a position, counted from step 0."""
