@@ -39,12 +39,10 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
-from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, INFO
 from dataset.file_lists import evenly_spaced_indices, few
-from dataset.images import ImageFolder, names_crc32
-from dataset.labels import check_labels
-from dataset.layouts import plain_folder
+from dataset.images import ImageFolder, Images, names_crc32
+from dataset.layouts import labelled_images, unlabelled_images
 from dataset.pipeline import read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
@@ -57,8 +55,6 @@ from utils.system import parallel
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.visual import PANEL_WIDTH, panel, save_prediction
-
-Images = cityscapesDataSet | ImageFolder
 
 
 def main(args) -> None:
@@ -120,17 +116,15 @@ def images_of(args) -> tuple[Images | None, Images | None]:
     if args.predict:
         data = ImageFolder(args.predict, args.input_size)
     elif not args.export:
-        data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
-        data.reports += check_labels(data)
+        data = labelled_images(args.data_dir, "--data-dir", args.input_size, args.set, args.data_list)
     if args.adapt_bn and args.data_dir == args.predict:
         train = data
     elif args.adapt_bn:
-        train = plain_folder(args.data_dir, args.input_size, "--data-dir")
-        train = train or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+        train = unlabelled_images(args.data_dir, "--data-dir", args.input_size)
     return data, train
 
 
-def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
+def settings_of(args, data: Images, train: Images | None) -> dict:
     """Return what the result of a checkpoint depends on: options, images, labels, classes and precision.
 
     files_crc32 is of the names, sizes and times of all files, and of the classes.
@@ -154,7 +148,7 @@ def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
     }
 
 
-def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet, settings: dict) -> None:
+def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: Images, settings: dict) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()

@@ -15,11 +15,12 @@ def build_parser() -> Parser:
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: read from the checkpoint; a .pth is taken for resnet101")
     add("--data-dir", metavar="DIR", default="./data/Cityscapes",
-        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}; for --adapt-bn also a plain folder of "
-        "images (default: ./data/Cityscapes; with --predict what is predicted)")
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or images/ and labels/ as of GTA5; for "
+        "--adapt-bn with --predict also a plain folder of images (default: ./data/Cityscapes; with --predict "
+        "what is predicted)")
     add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on")
     add("--data-list", metavar="FILE",
-        help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+        help="one image per line, relative to leftImg8bit/SET/ or images/ (default: all found, sorted)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
         help="evaluate on the images that --demo of the training script generated for this --random-seed "
         "(default: %(const)s), in ./data/demo")

@@ -12,7 +12,7 @@ from scipy.io import savemat
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.images import ImageFolder
-from dataset.layouts import plain_folder
+from dataset.layouts import unlabelled_images
 from tests.golden import synthetic_image, write_city, write_gta5
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, run, train_words
 from utils.system.errors import UserError
@@ -30,7 +30,7 @@ def save(path, pixels=RGB):
 
 def folder_error(path, option="--predict") -> str:
     with pytest.raises(UserError) as caught:
-        (ImageFolder if option == "--predict" else plain_folder)(str(path), SIZE, option)
+        ImageFolder(path, SIZE) if option == "--predict" else unlabelled_images(path, option, SIZE)
     return str(caught.value)
 
 
@@ -92,7 +92,7 @@ def test_sets_of_cityscapes_are_no_plain_target(tmp_path, city, above):
         assert "train and val of Cityscapes are in it" in message
         assert f"give --data-dir-target {place.parent}, with leftImg8bit and gtFine in it" in message
     assert len(ImageFolder(place, SIZE)) == 6  # for --predict
-    assert len(plain_folder(place / "val", SIZE, "--data-dir-target")) == 3
+    assert len(unlabelled_images(place / "val", "--data-dir-target", SIZE)) == 3
 
 
 def test_gtFine_among_the_images_of_cityscapes(city):
@@ -191,7 +191,7 @@ def test_links_that_lead_nowhere_are_told_at_the_start(gta5, city, tmp_path):
         link.symlink_to("../elsewhere.png")
         assert len(GTA5DataSet(gta5)) == 3
         (gta5 / "elsewhere.png").unlink()
-        with pytest.raises(UserError, match=f"(1 of 3 GTA5 label files are missing|lead nowhere): {link}"):
+        with pytest.raises(UserError, match=f"(1 of 3 label files are missing|lead nowhere): {link}"):
             GTA5DataSet(gta5)
         link.unlink()
         save(link)
