@@ -54,6 +54,8 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
     (["--continue-train", "x" * 300], "File name too long"),
     (["--continue-train", "nowhere/GTA5_4.ckpt"], "nowhere/options.json is missing"),
     (["--lambda-advv", "1"], "--lambda-advv, did you mean --lambda-adv?"),
+    (["--lr", "1e-4"], "--lr, did you mean --learning-rate?"),
+    (["--checkpoint=a.ckpt"], "did you mean --restore-from or --resume?"),
     (["--preheat-steps", "9", "--num-steps", "6"], "--preheat-steps 9 is more than --num-steps 6"),
     (["--method", "tan", "--lambda-local", "10"], "--lambda-local has no effect with --method tan"),
     (["--learning-rate", "nan"], "--learning-rate"),
@@ -108,7 +110,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
     argv = ["--data-dir", data / "City", "--input-size", "64,48", "--save-path", tmp_path / "result"]
     argv.append("--save")
     done = run(EVALUATE, "--restore-from", folder / "GTA5_6.pth", *argv)  # .pth is not there, but .ckpt is
-    assert "GTA5_6.pth is not there; using" in done.stdout and "mIoU" in done.stdout
+    assert "GTA5_6.ckpt -> G" in done.stdout and "mIoU" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["images"] == 3 and list(result["IoU"]) == CLASS_NAMES
     assert result["set"] == "val" and result["input_size"] == [64, 48]

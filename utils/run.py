@@ -4,6 +4,8 @@ import os
 import shlex
 import time
 from argparse import Namespace
+from collections.abc import Sequence
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.classes import NUM_CLASSES
-from dataset.image_folder import is_cityscapes
-from dataset.pipeline import names_crc32
+from dataset.images import names_crc32
+from dataset.layouts import is_cityscapes
 from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
@@ -34,9 +36,9 @@ def images_per_step(args: Namespace) -> int:
 class Run:
     """The state of a training run, `done` steps and best mIoU, and all that it writes to --snapshot-dir.
 
-    Per step `end_if_failed` and `record` are called, and `save_and_validate` every --save-pred-every steps;
-    `begin` before the first step and `close` after the last. Several processes make the same calls, in which
-    they wait for each other; rank 0 writes.
+    `exchange` is called before each step, `record` after it, and `save_and_validate` every --save-pred-every
+    steps; `begin` before the first step and `close` after the last. Several processes make the same calls, in
+    which they wait for each other; rank 0 writes.
     """
 
     def __init__(self, args: Namespace, resume: ResumePoint, step_cell: nn.Cell, source, target, val):
@@ -72,6 +74,9 @@ class Run:
         self.means = tables.class_counts(args.source)  # the first decides on the best
         self.loss_csv, self.miou_csv = (self.folder / name for name in run_folder.TABLES)
         self.validated: list[str] = []  # after how many steps
+        # Of the last step: its losses in this process, and what else its row needs until that is written.
+        self.losses, self.unsettled = np.zeros(len(LOSSES)), {}
+        self.logged, self.waited, self.elapsed = 0, 0.0, 0.0  # steps and seconds at the last line of the log
         if self.is_main:
             notes += self._prepare_folder(resume, checksums)
         if val is None and not args.not_val:
@@ -86,8 +91,7 @@ class Run:
         )
         for line in (device.precision_line(self.precision), *notes):
             self.log(line)
-        disable = not self.is_main or None  # None: shown in a terminal only
-        self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=disable)
+        self.bar = parallel.progress(total=stop, initial=self.done, desc=args.method, unit="step")
         nets = step_cell.net_G, step_cell.net_D
         self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
 
@@ -122,9 +126,15 @@ class Run:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             tqdm.write(text)
 
-    def begin(self) -> None:
-        """Make up for a validation that was pending when the run stopped, and start to time the steps."""
+    def begin(self, samplers: list) -> None:
+        """Make up for a validation that was pending when the run stopped, and start to time the steps.
+
+        samplers: the DomainSampler of each domain, to name the images of a failed step.
+        """
+        self.samplers = samplers
         self.end_if_signalled()
+        if device.on_npu():
+            self.log("first steps compile for the NPU: some minutes, perhaps ten; again for every new size")
         self.step_cell.set_train()
         self.step_cell.clear_overflow()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
@@ -133,37 +143,78 @@ class Run:
             self.validate()
         self.started = time.perf_counter()
 
-    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, samplers: list) -> None:
-        """Count one step and write its row of loss.csv; UserError if a loss is not finite.
+    def exchange(self, labelled: int, error: UserError | None) -> float:
+        """Settle the step before; end all processes if one could not read its images or has a signal pending.
+
+        Several processes need one AllReduce for it. Steps since the last checkpoint are saved before the run
+        ends; `error` is raised in the process that has one.
+        labelled: the number of labelled pixels of this process's next step. Returns their mean number in a
+        batch, over the batches and processes of the step.
+        """
+        self.waited += time.perf_counter() - self.started
+        high, low = divmod(labelled, 2**16)  # float32 sums them exactly, for up to 256 processes
+        shared = [bool(error), bool(interrupt.pending_signal()), high, low, *self.losses]
+        failed, signalled, high, low, *losses = parallel.all_reduce_sum(np.array(shared, float))
+        self.settle(losses)
+        if failed or signalled:
+            if self.done % self.args.save_pred_every:
+                self.save()
+            parallel.barrier()  # until the checkpoint is written
+            if failed:
+                raise error or UserError("another process could not read an image")
+            self.end_if_signalled()
+        interrupt.task = f"finishing step {self.done}, then saving; once more ends without a checkpoint"
+        # None labelled: L_seg is 0, too.
+        return max(int(high) * 2**16 + int(low), 1) / (self.args.iter_size * parallel.processes())
+
+    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple) -> None:
+        """Count one step; its losses are looked at before the next step or checkpoint.
 
         losses: those of LOSSES, the mean of this process. batch: the last (x_s, y_s, x_t) of the step.
-        samplers: the DomainSampler of each domain, to name the images of a failed step.
         """
-        i, values = self.done, list(parallel.all_reduce_sum(losses) / parallel.processes())
+        self.done += 1
+        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        flop = self.flop_of(*(x.shape[:1:-1] for x in (batch[0], batch[2])))
+        self.losses = losses
+        self.unsettled = {"lr": lr, "lr_D": lr_D, "s/step": seconds, "TFLOP/s": flop / seconds / 1e12}
+        self.elapsed += seconds
+
+    def settle(self, sums: Sequence[float]) -> None:
+        """Write the last step's row of loss.csv and its line of the log, if that has not been done.
+
+        sums: the losses, summed over the processes. UserError if one is not finite.
+        """
+        if not self.unsettled:
+            return
+        i, values = self.done - 1, np.array(sums) / parallel.processes()
         shown = {name: f"{value:.3g}" for name, value in zip(LOSSES, values)}
         if not np.isfinite(values).all() and not device.simulated():
             named = ", ".join(f"{name} {value}" for name, value in shown.items())
-            images = ", ".join(name for sampler in samplers for name in sampler.names(i))
+            images = ", ".join(name for sampler in self.samplers for name in sampler.names(i))
             raise UserError(f"step {i}: a loss is not finite: {named}; its images: {images}; look at these, "
                             "lower --learning-rate, or use --amp-level O0")  # fmt: skip
-        self.done += 1
-        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        lr, lr_D, seconds, _ = self.unsettled.values()
         if self.is_main:
             tables.append(self.loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr, lr_D, seconds))])
-        flop = self.flop_of(*(x.shape[:1:-1] for x in (batch[0], batch[2])))
-        more = {"lr": lr, "lr_D": lr_D, "s/step": seconds, "TFLOP/s": flop / seconds / 1e12}
-        shown |= {name: f"{value:.3g}" for name, value in more.items()}
-        if self.step_cell.scaler is not None:
-            shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
+        shown |= {name: f"{value:.3g}" for name, value in self.unsettled.items()}
+        self.unsettled = {}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if i % max(1, min(100, self.args.num_steps_stop // 10)) == 0:
+            shown["waiting for data"] = f"{100 * self.waited / self.elapsed:.0f} %"
+            if self.logged:  # the first step is no measure: its graphs are compiled
+                rest = self.elapsed / (self.done - self.logged) * (self.args.num_steps_stop - self.done)
+                shown["left"] = str(timedelta(seconds=round(rest)))
+            if self.step_cell.scaler is not None:
+                shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
             # A loss that the method does not have is 0; loss_seg 0 means that nothing is labelled.
             terms = [f"{k} {v}" for k, v in shown.items() if v != "0" or k == "loss_seg"]
             self.log(f"step {i}: {', '.join(terms)}")
+            self.logged, self.waited, self.elapsed = self.done, 0.0, 0.0
 
     def save(self) -> None:
-        """Write GTA5_<steps>.ckpt; it becomes `last`."""
+        """Write GTA5_<steps>.ckpt; it becomes `last`. UserError if a loss of its last step is not finite."""
+        self.settle(parallel.all_reduce_sum(np.array(self.losses, float)))
         if device.simulated():
             return
         self.last = self.folder / f"GTA5_{self.done}.ckpt"
@@ -221,19 +272,6 @@ class Run:
         """Return the options that choose this run's device again."""
         number = self.args.device_id
         return ["--device", device.target(), *(["--device-id", str(number)] if number else [])]
-
-    def end_if_failed(self, error: UserError | None) -> None:
-        """Before a step, end all processes if one of them could not read its images or has a signal pending.
-
-        Steps since the last checkpoint are saved first. `error` is raised in the process that has one.
-        """
-        if not parallel.any_rank(error or interrupt.pending_signal()):
-            return
-        if self.done % self.args.save_pred_every:
-            self.save()
-        if parallel.any_rank(error):  # here all processes wait until the checkpoint is written
-            raise error or UserError("another process could not read an image")
-        self.end_if_signalled()
 
     def close(self) -> None:
         """Log how to evaluate the complete run, or what a DryRun has found."""
