@@ -84,6 +84,11 @@ def one_checkpoint(args) -> None:
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
     if args.predict:
         predict(args, net_G, data)
+    elif args.export == "safetensors":
+        file = Path(args.save_path) / f"CLAN_{model}.safetensors"
+        run_folder.archive_old_results(file)
+        checkpoint.save_safetensors(file, net_G)
+        print(f"written: {file}")
     elif args.export:
         export(args, net_G, model)
     else:

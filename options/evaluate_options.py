@@ -13,7 +13,7 @@ def build_parser() -> Parser:
         help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate every "
         "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
-        help="auto: read from the checkpoint; a .pth is taken for resnet101")
+        help="auto: that of the checkpoint")
     add("--data-dir", metavar="DIR", default="./data/Cityscapes",
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or images/ and labels/ as of GTA5; for "
         "--adapt-bn with --predict also a plain folder of images (default: ./data/Cityscapes; with --predict "
@@ -46,8 +46,9 @@ def build_parser() -> Parser:
     add("--predict", metavar="PATH",
         help="inference only: predict this image, or every .png, .jpg and .jpeg below this folder, of up "
         "to 67 megapixels")
-    add("--export", choices=("mindir",),
-        help="no evaluation; write the network for images of --input-size as one file")
+    add("--export", choices=("mindir", "safetensors"),
+        help="no evaluation; write one file: mindir, the network for images of --input-size, or safetensors, "
+        "its weights under their PyTorch names")
     add_machine_options(parser)
     return parser
 
