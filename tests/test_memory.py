@@ -90,7 +90,8 @@ def test_sizes_of_images_compile_passes_and_not_their_pairs(compiled):
     y = Tensor(np.ones((1, 48, 64), np.int32))
     for h_s, w_s in ((48, 64), (38, 51), (52, 70)):
         for h_t, w_t in ((48, 64), (38, 51), (52, 70)):
-            step.step([(normal(1, 3, h_s, w_s), y, normal(1, 3, h_t, w_t))], 1.0, 0.4, 40.0, 0.0, 0.0)
+            batch = normal(1, 3, h_s, w_s), y, normal(1, 3, h_t, w_t)
+            step.step([batch], 1.0, 1.0, 0.4, 40.0, 0.0, 0.0)
     assert len(compiled) == 11
 
 
