@@ -127,7 +127,9 @@ def seg(logits, y, focal: bool):
 
 def updates_per_step(name: str) -> int:
     """How often the released code's optimiser lists a weight of G."""
-    return 4 if "downsample" in name else 3 if name.startswith(("layer1", "layer2", "layer3", "layer4")) else 1
+    if "downsample" in name:
+        return 4
+    return 3 if name.startswith(("layer1", "layer2", "layer3", "layer4")) else 1
 
 
 class Trainer:

@@ -1,31 +1,31 @@
-"""Train beside PyTorch on photographs, from CamVid to IDD-Lite, and compare losses and mIoU.
+"""Train beside PyTorch on photographs, CamVid to IDD-Lite; write tests/results/trajectory.md.
 
     python -m tests.trajectory --torch PYTHON --camvid DIR --idd DIR [--seeds 1,2,3,4,5]
 
-Both sides start from the same weights (stage A on CamVid, then a D from the seed) and see the same images in
-the same order, scale and mirroring. This side is the training script, the other one tests/trajectory_torch.py,
+Both sides start from the same weights (stage A on CamVid, a D from the seed) and see the same images in the
+same order, scale and mirroring. This side is the training script; PyTorch's is tests/trajectory_torch.py,
 which is first compared with the reference outputs of the authors' code. All weights are evaluated here. To
-tell chance from error, PyTorch's run is repeated from weights that are changed by their last bit or so.
+tell errors from chaos, PyTorch's run is repeated twice from weights that differ by about their last bit.
 
-Runs are made one after the other, with one thread each, and those that are done are not repeated; the tables
-are written after each. PYTHON is an interpreter with torch, numpy and pillow.
+A run takes one thread. The tables are written after each; a second start does only what has no result yet.
+PYTHON is an interpreter with torch, numpy and pillow.
 """
 
+import importlib.metadata
 import os
+import platform
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of all processes: before mindspore is imported
-
 from utils.system import device, interrupt
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before mindspore is imported; for the processes of the runs, too
 device.prepare_environment()
 if __name__ == "__main__":
-    interrupt.block()  # a run that has begun ends before this program does
+    interrupt.block()  # the process of a run is told to end, then this one ends
 
 import mindspore
 import numpy as np
@@ -38,251 +38,238 @@ from model.CLAN_G import generator
 from options import Parser, number
 from options.train_options import get_arguments
 from tests.scripts import ROOT, losses
-from utils import checkpoint, run_folder
+from utils import checkpoint
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.tables import LOSSES
 from utils.tools import ablation, demo
 
-FOLDER, STEPS = "./checkpoint/trajectory", 800
-COMMON = ["--model", "small", *ablation.PHOTO_SIZE, "--not-val", "--device", "cpu", "--lambda-weight", "0.1"]
-SETTINGS = {
-    "default": ["--recipe", "default", "--lambda-adv", "1", "--detach-weight-map"],
-    "released": ["--recipe", "released", "--lambda-adv", "0.1"],
-}
-LONG = ["--num-steps", str(STEPS), "--preheat-steps", "80", "--learning-rate", "0.005",
-        "--learning-rate-D", "0.001"]
-# So that the steps with pixel weights come before chaos has made the two runs different.
-SHARP = ["--num-steps", "60", "--preheat-steps", "5", "--learning-rate", "0.0005",
-         "--learning-rate-D", "0.0001"]
-SHARP_PARTS = (0, 12, 25, 60)
-SHARP_LIMITS = {"default": 1e-5, "released": 1e-4}  # over 25 steps, and
-SHARP_LIMIT = 1e-3  # over all
-GOLDEN_LIMITS = {"losses, steps 0 to 2": 1e-3, "losses, steps 3 to 7": 3e-2, "changes of weights": 5e-2}
-PERTURBED = {"perturbed 1": 1, "perturbed 2": 2}  # and the seed of the noise
-SIDES = ["ours", "PyTorch", *PERTURBED]
+STEPS, WINDOW, FOLDER = 800, 100, "./checkpoint/trajectory"
+COMMON = ["--model", "small", *ablation.PHOTO_SIZE, "--not-val", "--device", "cpu", "--lambda-weight", "0.1",
+          "--save-pred-every", str(STEPS)]
+RECIPES = {"default": ["--recipe", "default", "--lambda-adv", "1", "--detach-weight-map"],
+           "released": ["--recipe", "released", "--lambda-adv", "0.1"]}
+FORMS = {  # sharp: the steps with pixel weights come before chaos has made two equal runs different
+    "sharp": ["--num-steps", "60", "--preheat-steps", "5", "--learning-rate", "0.0005",
+              "--learning-rate-D", "0.0001"],
+    "long": ["--num-steps", str(STEPS), "--preheat-steps", "80", "--learning-rate", "0.005",
+             "--learning-rate-D", "0.001"]}
+SIDES = ["ours", "PyTorch", "perturbed_1", "perturbed_2"]  # the last two are PyTorch's, too
+SHARP_PARTS = ((0, 12), (12, 25), (25, 60))  # of steps, in the table
+SHARP_LIMITS = {"default": {25: 1e-5, 60: 1e-3}, "released": {25: 1e-4, 60: 1e-3}}  # over so many steps
+GOLDEN_LIMITS = {"losses of steps 0 to 2": 1e-3, "losses of steps 3 to 7": 3e-2, "changes of weights": 5e-2}
 MIOU = {"running": "mIoU_running", "re-estimated": "mIoU"}
 
 
-def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path, Path]:
-    """Return the data, stage A's checkpoint of a seed, and the folder of D.ckpt and weights.npz for PyTorch."""
+def list_of_runs(seeds: list[int]) -> list[tuple[str, str, int, str]]:
+    """Return recipe, form, seed and side of all runs in their order."""
+    runs = [(recipe, "sharp", seeds[0], side) for recipe in RECIPES for side in SIDES[:3]]
+    return runs + [(recipe, "long", seed, side) for recipe in RECIPES for sides in (SIDES[:2], SIDES[2:])
+                   for seed in seeds for side in sides]
+
+
+def do_run(args: Namespace, recipe: str, form: str, seed: int, side: str) -> dict:
+    """Do one run unless it is done; return the content of its result.json, and its losses (steps, 5)."""
+    data, stage_a, weights_D, weights = initial_weights(args, seed)
+    folder = weights.parent / f"{recipe}_{form}" / side
+    words = [*COMMON, *RECIPES[recipe], *FORMS[form], "--random-seed", seed, "--snapshot-dir", folder,
+             "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
+             "--restore-from", stage_a, "--restore-from-D", weights_D]  # fmt: skip
+    command = [str(word) for word in words]
+    if side == "ours":
+        result = ablation.do_run(folder, command, jobs=1)
+    else:
+        result = do_torch_run(args.torch, folder, command, weights, int(side.partition("_")[2] or 0))
+    interrupt.exit_if_pending()
+    return {**result, "losses": losses(folder)}
+
+
+def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path, Path, Path]:
+    """Return the data sets' folder, the checkpoints of stage A and of a D, and the weights of both for PyTorch.
+
+    Stage A is that of utils/tools/ablation.py.
+    """
     settings = Namespace(camvid=args.camvid, idd=args.idd, steps=STEPS, folder=args.folder)
     folder, command = ablation.runs_of_seed(settings, seed, {})["stage_a"]
     ablation.do_run(folder, command, jobs=1)
     interrupt.exit_if_pending()
-    stage_a = get_arguments(command)
-    path, place = folder / f"GTA5_{stage_a.num_steps_stop}.ckpt", folder.parent
-    if not (place / "weights.npz").exists():
+    options = get_arguments(command)
+    path_G = folder / f"GTA5_{options.num_steps_stop}.ckpt"
+    path_D, path = (folder.parent / name for name in ("D.ckpt", "weights.npz"))
+    if not path.exists():
         mindspore.set_seed(seed)
         net_D = discriminator("small")
-        mindspore.save_checkpoint(net_D, str(place / "D.ckpt"))
+        mindspore.save_checkpoint(net_D, str(path_D))
         weights = {f"D.{p.name}": p.asnumpy() for p in net_D.get_parameters()}
-        for name, value in checkpoint.tensors_of(checkpoint.read(str(path)), "net_G").items():
+        for name, value in checkpoint.tensors_of(checkpoint.read(str(path_G)), "net_G").items():
             weights[f"G.{torch_name(name)}"] = value
-        with atomic(place / "weights.npz") as temporary:
+        with atomic(path) as temporary:
             np.savez(temporary, **weights)
-    return Path(stage_a.data_dir).parent, path, place
+    return Path(options.data_dir).parent, path_G, path_D, path
 
 
 def torch_name(name: str) -> str:
     """Return PyTorch's name of a tensor of G."""
     stem, _, leaf = name.rpartition(".")
-    names = {ours: theirs for theirs, ours in checkpoint.BN_NAMES.items()}
-    return f"{stem}.{names.get(leaf, leaf)}"
+    return f"{stem}.{ {ours: theirs for theirs, ours in checkpoint.BN_NAMES.items()}.get(leaf, leaf)}"
 
 
 class Listing(list):
-    """Images whose reading returns their paths and what the sampler has decided."""
+    """Files of images. To read one returns them, and what a sampler has decided."""
 
     def read(self, i: int, scale: float, mirror: bool) -> list:
         return [*self[i], scale, mirror]
 
 
 def images_of_steps(args: Namespace) -> dict[str, list[list]]:
-    """Return what each step of a training with these options reads, one image of each domain.
+    """Return what each step of a training reads.
 
-    "source": image, label, scale, mirror. "target": the same without a label. Paths are absolute.
+    "source": image, label, scale and mirror of each step; "target": the same without a label.
     """
-    source = GTA5DataSet(args.data_dir, None, args.input_size)
-    target = cityscapesDataSet(args.data_dir_target, args.set, None, args.input_size_target)
-    files = {"source": zip(source.images, source.labels), "target": zip(target.images)}
+    source = GTA5DataSet(args.data_dir)
+    target = cityscapesDataSet(args.data_dir_target, "train")
     lists = {}
-    for domain, (name, paths) in enumerate(files.items()):
-        listing = Listing([str(Path(path).resolve()) for path in item] for item in paths)
-        sampler = DomainSampler(listing, 0, args.num_steps_stop, 1, [args.random_seed, domain],
-                                args.random_mirror, args.random_scale)
+    for domain, (name, files) in enumerate({"source": zip(source.images, source.labels),
+                                            "target": zip(target.images)}.items()):
+        listing = Listing([str(Path(path).resolve()) for path in paths] for paths in files)
+        sampler = DomainSampler(listing, 0, args.num_steps, 1, [args.random_seed, domain], args.random_mirror,
+                                args.random_scale)
         lists[name] = [sampler[k] for k in range(len(sampler))]
     return lists
 
 
-def do_run(args: Namespace, seed: int, setting: str, length: list[str], side: str) -> dict:
-    """Do one run unless it is done; return its result.json with "losses", (steps, 5), added."""
-    data, stage_a, place = initial_weights(args, seed)
-    command = [*COMMON, *SETTINGS[setting], *length, "--restore-from", stage_a, "--restore-from-D",
-               place / "D.ckpt", "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
-               "--random-seed", seed]
-    folder = place / (setting if length is LONG else f"{setting}_sharp") / side.replace(" ", "_")
-    command = [str(word) for word in (*command, "--save-pred-every", STEPS, "--snapshot-dir", folder)]
-    if side == "ours":
-        result = ablation.do_run(folder, command, jobs=1)
-    else:
-        result = do_torch_run(args.torch, folder, command, place / "weights.npz", PERTURBED.get(side, 0))
-    interrupt.exit_if_pending()
-    return {**result, "losses": losses(folder)}
-
-
-def do_torch_run(python: str, folder: Path, command: list[str], initial: Path, perturb: int) -> dict | None:
-    """Let PyTorch do a run unless it is done, and evaluate it here; None if a signal has ended it."""
+def do_torch_run(python: str, folder: Path, command: list[str], weights: Path, perturb: int) -> dict | None:
+    """Let PyTorch do a run unless it is done; evaluate its weights. None after a signal."""
     result = read_json(folder / "result.json")
     if result and result["command"] == command:
         return result
     if folder.exists():
         rotate_existing(folder)
-    train_args, started = get_arguments(command), time.time()
-    job = {"command": command, "initial": str(initial), "perturb": perturb, **images_of_steps(train_args)}
-    write_json(folder / "job.json", job)
+    args, started = get_arguments(command), time.time()
+    job = {"command": command, "weights": str(weights.resolve()), "perturb": perturb}
+    write_json(folder / "job.json", {**job, **images_of_steps(args)})
     if not run_torch(python, "train", folder):
         return None
-    seconds, path = round(time.time() - started, 1), folder / f"GTA5_{train_args.num_steps_stop}.pth"
-    scores = demo.evaluate_both_bn(network(), path, train_args.data_dir_target, train_args.input_size_target)
-    result = {**scores, "seconds": seconds, "command": command, "versions": device.versions()}
+    path = folder / f"GTA5_{args.num_steps}.pth"
+    result = demo.evaluate_both_bn(network(), path, Path(args.data_dir_target), args.input_size_target)
+    result |= {"seconds": round(time.time() - started, 1), "command": command}
     write_json(folder / "result.json", result)
     return result
 
 
 @cache
 def network():
-    """Return a small G to evaluate with, compiled once."""
+    """Return the small network, which is compiled once."""
     device.setup(get_arguments(["--device", "cpu"]))
     return generator("small")
 
 
-def run_torch(python: str, *argv: str | Path) -> bool:
-    """Run tests/trajectory_torch.py; return whether it ended well, UserError if it failed."""
-    process = subprocess.Popen([python, "-m", "tests.trajectory_torch", *map(str, argv)], cwd=ROOT)
+def run_torch(python: str, what: str, path: Path) -> bool:
+    """Run tests/trajectory_torch.py. False after a signal, UserError if it fails."""
+    process = subprocess.Popen([python, "-m", "tests.trajectory_torch", what, path.resolve()], cwd=ROOT)
     [code] = demo.wait_for([process])
     if code and not interrupt.pending_signal():
-        raise UserError(f"tests.trajectory_torch failed (exit code {code}); is there torch in {python}?")
+        raise UserError(f"PyTorch's side failed (exit code {code}): has {python} torch, numpy and pillow?")
     return code == 0
 
 
-def relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return abs(a / b - 1)
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)] + [""]
 
 
-def mean_difference(values: list[float]) -> tuple[float, float]:
-    """Return mean and standard error, nan for one value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if values[1:] else np.nan
+def report(golden: dict, runs: dict[tuple, dict], seeds: list[int]) -> str:
+    """Return the content of trajectory.md: tables of what has been run, and the verdict.
+
+    golden: what tests/trajectory_torch.py found. runs: the results, by the keys of `list_of_runs`.
+    """
+    failures = [f"PyTorch's side, {trace}, {what}" for trace, values in golden["differences"].items()
+                for what, limit in GOLDEN_LIMITS.items() if not values[what] <= limit]
+    lines = table(["PyTorch's side against the authors' code", *GOLDEN_LIMITS],
+                  [[trace, *(f"{values[what]:.1e}" for what in GOLDEN_LIMITS)]
+                   for trace, values in golden["differences"].items()])  # fmt: skip
+    lines += sharp_table(runs, seeds[0], failures)
+    for recipe in RECIPES:
+        lines += long_tables(runs, seeds, recipe, failures)
+    left = len(list_of_runs(seeds)) - len(runs)
+    verdict = "; ".join(failures) if failures else f"it holds{f', with {left} runs left' if left else ''}"
+    versions = {"MindSpore": importlib.metadata.version("mindspore"), "PyTorch": golden["torch"],
+                "Python": platform.python_version()}
+    about = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join(["# 800 steps beside PyTorch", "", *lines, f"Verdict: {verdict}.", "", f"{about}.", ""])
 
 
-def sharp_table(runs: dict[tuple, dict], verdict: list[str]) -> list[str]:
-    """Return the table of the sharp form; add to the verdict what is beyond a limit."""
-    parts = list(zip(SHARP_PARTS, SHARP_PARTS[1:]))
-    lines = ["| largest relative difference of a loss | " + " | ".join(
-        f"steps {a} to {b - 1}" for a, b in parts) + " |", "|---" * (len(parts) + 1) + "|"]
-    for setting in SETTINGS:
-        key = next((key for key in runs if key[1:] == (setting, "sharp", "ours")), None)
-        for side in ("ours", "perturbed 1"):
-            of_side = runs.get(key and (*key[:3], side))
-            of_torch = runs.get(key and (*key[:3], "PyTorch"))
-            if of_side and of_torch:
-                difference = relative(of_side["losses"], of_torch["losses"])
-                cells = [f"{difference[a:b].max():.1e}" for a, b in parts]
-                lines.append(f"| {setting}, {side} against PyTorch | " + " | ".join(cells) + " |")
-                if side == "ours":
-                    for steps, limit in ((25, SHARP_LIMITS[setting]), (60, SHARP_LIMIT)):
-                        if not difference[:steps].max() <= limit:
-                            verdict.append(f"sharp form, {setting}, {steps} steps: beyond {limit:.0e}")
+def sharp_table(runs: dict[tuple, dict], seed: int, failures: list[str]) -> list[str]:
+    """Return the table of the sharp form; add what is beyond a limit to `failures`."""
+    header = ["sharp form: losses against PyTorch's", *(f"steps {a} to {b - 1}" for a, b in SHARP_PARTS)]
+    rows = []
+    for recipe, limits in SHARP_LIMITS.items():
+        ours, torch, perturbed = (runs.get((recipe, "sharp", seed, side)) for side in SIDES[:3])
+        for name, run in (("ours", ours), ("perturbed", perturbed)):
+            if run and torch:
+                gap = abs(run["losses"] / torch["losses"] - 1).max(1)
+                rows.append([f"{recipe}, {name}", *(f"{gap[a:b].max():.1e}" for a, b in SHARP_PARTS)])
+                failures += [f"sharp form, {recipe}: beyond {limit:.0e} in {steps} steps" for steps, limit
+                             in limits.items() if run is ours and not gap[:steps].max() <= limit]
+    return table(header, rows)
+
+
+def long_tables(runs: dict[tuple, dict], seeds: list[int], recipe: str, failures: list[str]) -> list[str]:
+    """Return the tables of a recipe; add what does not hold to `failures`."""
+    scores = np.full((len(seeds), len(SIDES), len(MIOU)), np.nan)  # nan: not run
+    means = np.full((len(seeds), len(SIDES), STEPS // WINDOW, len(LOSSES)), np.nan)
+    for n, seed in enumerate(seeds):
+        for m, side in enumerate(SIDES):
+            if run := runs.get((recipe, "long", seed, side)):
+                scores[n, m] = [run[key] for key in MIOU.values()]
+                means[n, m] = run["losses"].reshape(STEPS // WINDOW, WINDOW, -1).mean(1)
+    rows = [[f"seed {seed}", *(" / ".join(f"{v:.2f}" for v in pair) for pair in pairs)]
+            for seed, pairs in zip(seeds, scores)]  # fmt: skip
+    lines = table([f"{recipe}: mIoU, {' / '.join(MIOU)}", *SIDES], rows)
+
+    differences, relative = scores - scores[:, 1:2], abs(means / means[:, 1:2] - 1).max(2)
+    gaps = {f"mIoU, {name}": abs(differences[..., k]) for k, name in enumerate(MIOU)}
+    gaps |= {f"{name}, means of {WINDOW} steps, relative": relative[..., k] for k, name in enumerate(LOSSES)}
+    largest = {what: [np.fmax.reduce(gap[:, part], None) for part in (slice(1), slice(2, None))]
+               for what, gap in gaps.items()}
+    lines += table([f"{recipe}: largest difference from PyTorch", "ours", "perturbed"],
+                   [[what, *(f"{v:.2g}" for v in values)] for what, values in largest.items()])
+    failures += [f"{recipe}, {what}: {ours:.2g} is more than twice {perturbed:.2g}"
+                 for what, (ours, perturbed) in largest.items() if ours > 2 * perturbed]
+
+    known = differences[~np.isnan(differences[:, 0, 0]), 0]
+    if len(known) > 1:
+        mean, error = known.mean(0), known.std(0, ddof=1) / len(known) ** 0.5
+        texts = [f"{name} {m:+.2f} ({e:.2f})" for name, m, e in zip(MIOU, mean, error)]
+        lines += [f"{recipe}: mean over {len(known)} seeds of the difference of mIoU, ours minus PyTorch's, "
+                  f"and its standard error: {', '.join(texts)}.", ""]
+        failures += [f"{recipe}, mIoU, {name}: the mean difference {m:+.2f} is more than two standard errors"
+                     for name, m, e in zip(MIOU, mean, error) if abs(m) > 2 * e]
     return lines
 
 
-def long_tables(runs: dict[tuple, dict], setting: str, verdict: list[str]) -> list[str]:
-    """Return the tables of a setting over the seeds with all four runs; add what does not hold."""
-    of = {seed: {side: runs[seed, setting, "long", side] for side in SIDES}
-          for seed in dict.fromkeys(key[0] for key in runs)
-          if all((seed, setting, "long", side) in runs for side in SIDES)}  # fmt: skip
-    if not of:
-        return []
-    lines = [f"### {setting}: {' '.join(SETTINGS[setting])}", "",
-             f"| mIoU, running / re-estimated | {' | '.join(SIDES)} |", "|---" * (len(SIDES) + 1) + "|"]
-    for seed, sides in of.items():
-        cells = [" / ".join(f"{sides[side][key]:.2f}" for key in MIOU.values()) for side in SIDES]
-        lines.append(f"| seed {seed} | {' | '.join(cells)} |")
-    lines += ["", "| largest difference from PyTorch | ours | perturbed |", "|---|---|---|"]
-    for name, key in MIOU.items():
-        row = [max(abs(sides[side][key] - sides["PyTorch"][key]) for sides in of.values() for side in group)
-               for group in (["ours"], PERTURBED)]
-        lines.append(f"| mIoU, {name}, points | {row[0]:.2f} | {row[1]:.2f} |")
-        check_twice(f"{setting}, mIoU {name}", *row, verdict)
-    for k, loss in enumerate(LOSSES):
-        row = [max(relative(means(sides[side], k), means(sides["PyTorch"], k)).max()
-                   for sides in of.values() for side in group) for group in (["ours"], PERTURBED)]
-        lines.append(f"| {loss}, means of 100 steps, relative | {row[0]:.1e} | {row[1]:.1e} |")
-        check_twice(f"{setting}, {loss}", *row, verdict)
-    lines += ["", f"| mean over {len(of)} seeds of the difference of mIoU, and its standard error | "
-              f"{' | '.join(MIOU)} |", "|---|---|---|"]
-    for side in (side for side in SIDES if side != "PyTorch"):
-        pairs = [mean_difference([sides[side][key] - sides["PyTorch"][key] for sides in of.values()])
-                 for key in MIOU.values()]
-        lines.append(f"| {side} − PyTorch | " + " | ".join(f"{m:+.2f} ({se:.2f})" for m, se in pairs) + " |")
-        for name, (mean, error) in zip(MIOU, pairs):
-            if side == "ours" and abs(mean) > 2 * error:
-                verdict.append(f"{setting}, mIoU {name}: mean {mean:+.2f}, standard error {error:.2f}")
-    return [*lines, ""]
-
-
-def means(run: dict, k: int) -> np.ndarray:
-    """Return the means of loss k over each 100 steps."""
-    return run["losses"][:, k].reshape(-1, 100).mean(1)
-
-
-def check_twice(what: str, ours: float, perturbed: float, verdict: list[str]) -> None:
-    if ours > 2 * perturbed:
-        verdict.append(f"{what}: {ours:.2g}, more than twice {perturbed:.2g}")
-
-
-def report(golden: dict, runs: dict[tuple, dict]) -> str:
-    """Return Markdown: the tables of all that has been run, and what does not hold.
-
-    runs: by seed, setting, "sharp" or "long", and side.
-    """
-    verdict, lines = [], ["| PyTorch side, against the authors' code | " + " | ".join(GOLDEN_LIMITS) + " |",
-                          "|---|---|---|---|"]
-    for trace, differences in golden["differences"].items():
-        lines.append(f"| {trace} | " + " | ".join(f"{v:.1e}" for v in differences.values()) + " |")
-        verdict += [f"PyTorch side, {trace}: {name}" for name, limit in GOLDEN_LIMITS.items()
-                    if not differences[name] <= limit]
-    lines += ["", *sharp_table(runs, verdict), ""]
-    for setting in SETTINGS:
-        lines += long_tables(runs, setting, verdict)
-    return "\n".join([*lines, f"Verdict: {'it does not hold: ' + '; '.join(verdict) if verdict else 'it holds'}."])
-
-
 def main(args: Namespace) -> None:
-    folder = Path(args.folder)
-    path = folder / "golden.json"
-    if not path.exists() and not run_torch(args.torch, "golden", path):
+    path, runs, keys = Path(args.folder) / "golden.json", {}, list_of_runs(args.seeds)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_torch(args.torch, "golden", path)
         interrupt.exit_if_pending()
-    golden, runs, first = read_json(path), {}, args.seeds[0]
-    keys = [(first, setting, "sharp", side) for setting in SETTINGS for side in SIDES[:3]]
-    keys += [(seed, setting, "long", side) for setting in SETTINGS for sides in (SIDES[:2], SIDES[2:])
-             for seed in args.seeds for side in sides]
+    golden = read_json(path)
     for key in keys:
-        seed, setting, length, side = key
-        runs[key] = do_run(args, seed, setting, LONG if length == "long" else SHARP, side)
-        print(f"{len(runs)}/{len(keys)}  seed {seed}, {setting}, {length}, {side}: mIoU {runs[key]['mIoU']:.2f} "
-              f"(running {runs[key]['mIoU_running']:.2f}), {runs[key]['seconds']:.0f} s", flush=True)
+        runs[key] = run = do_run(args, *key)
+        print(f"{len(runs)}/{len(keys)}  {' '.join(map(str, key))}: mIoU {run['mIoU']:.2f} "
+              f"(running {run['mIoU_running']:.2f}), {run['seconds']:.0f} s", flush=True)
         with atomic(args.markdown) as temporary:
-            temporary.write_text(report(golden, runs) + "\n", encoding="utf-8")
+            temporary.write_text(report(golden, runs, args.seeds), encoding="utf-8")
 
 
 def arguments() -> Namespace:
     parser = Parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--torch", metavar="PYTHON", required=True, help="an interpreter with torch, numpy and pillow")
-    add("--camvid", metavar="DIR", required=True, help="CamVid in SegNet's version: {train,val,test} and {...}annot")
-    add("--idd", metavar="DIR", required=True, help="IDD-Lite: leftImg8bit and gtFine")
-    add("--seeds", type=ablation.list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5", help="with commas between")
+    add("--camvid", metavar="DIR", required=True, help="CamVid, as for utils.tools.ablation")
+    add("--idd", metavar="DIR", required=True, help="IDD-Lite, as for utils.tools.ablation")
+    add("--seeds", type=ablation.list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",
+        help="with commas between; the first is that of the sharp form")
     add("--folder", default=FOLDER, help=f"of all runs (default: {FOLDER})")
     add("--markdown", metavar="FILE", default="tests/results/trajectory.md", help="the tables")
     return parser.parse_args()

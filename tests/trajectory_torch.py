@@ -65,7 +65,7 @@ def train_run(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     args = get_arguments(job["command"])
     G, D = Generator(args.model), Discriminator(args.model)
-    with np.load(job["initial"]) as weights:
+    with np.load(job["weights"]) as weights:
         for net, prefix in ((G, "G."), (D, "D.")):
             names = [name for name in weights.files if name.startswith(prefix)]
             load_weights(net, {name.removeprefix(prefix): weights[name] for name in names})
@@ -80,9 +80,9 @@ def train_run(folder: Path) -> None:
 
 
 def compare_golden(trace: str) -> dict[str, float]:
-    """Return the largest relative difference of losses, and of the size of changes, in the 8 steps of a trace.
+    """Return the largest relative differences in the 8 steps of a trace.
 
-    The changes are those of the weights of G and D, by their norms.
+    They are those of the losses, and of the norms by which weights of G and D have changed.
     """
     gold = golden.load(trace)
     setup, nets = gold["setup"], (Generator(), Discriminator())
@@ -97,10 +97,11 @@ def compare_golden(trace: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         data = golden.write_gta5(Path(name) / "GTA5", {"00001": setup["picture_seed_source"]})
         city = golden.write_city(Path(name) / "City", "train", {"000001": setup["picture_seed_target"]})
-        image, label, target = (str(next(folder.rglob("*.png"))) for folder in (
-            data / "images", data / "labels", city / "leftImg8bit"))  # fmt: skip
-        rows = train(Trainer(*nets, get_arguments(argv)), [[image, label, 1.0, False]] * setup["num_steps_stop"],
-                     [[target, 1.0, False]] * setup["num_steps_stop"])
+        folders = data / "images", data / "labels", city / "leftImg8bit"
+        image, label, target = (next(folder.rglob("*.png")) for folder in folders)
+        steps, as_is = setup["num_steps_stop"], [1.0, False]
+        rows = train(Trainer(*nets, get_arguments(argv)), [[image, label, *as_is]] * steps,
+                     [[target, *as_is]] * steps)
     ours, theirs = np.array(rows)[:, 1:], np.array(gold["rows"])[:, 1:]
     assert np.allclose(ours[:, 5:], theirs[:, 5:], rtol=1e-6)  # learning rates
     changes = []
@@ -109,7 +110,7 @@ def compare_golden(trace: str) -> dict[str, float]:
         changes += [golden.norm(state[name].numpy().astype(float) - start[name]) / change - 1
                     for name, change in gold[key].items()]
     differences = abs(ours[:, :5] / theirs[:, :5] - 1)
-    return {"losses, steps 0 to 2": differences[:3].max(), "losses, steps 3 to 7": differences[3:].max(),
+    return {"losses of steps 0 to 2": differences[:3].max(), "losses of steps 3 to 7": differences[3:].max(),
             "changes of weights": max(map(abs, changes))}
 
 
