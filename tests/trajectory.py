@@ -85,7 +85,7 @@ def do_run(args: Namespace, recipe: str, form: str, seed: int, side: str) -> dic
 
 
 def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path, Path, Path]:
-    """Return the data sets' folder, the checkpoints of stage A and of a D, and the weights of both for PyTorch.
+    """Return the data sets' folder, the checkpoints of stage A and of a D, and both as PyTorch reads them.
 
     Stage A is that of utils/tools/ablation.py.
     """
