@@ -96,15 +96,13 @@ def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path, Path, Path]
     options = get_arguments(command)
     path_G = folder / f"GTA5_{options.num_steps_stop}.ckpt"
     path_D, path = (folder.parent / name for name in ("D.ckpt", "weights.npz"))
-    if not path.exists():
-        mindspore.set_seed(seed)
-        net_D = discriminator("small")
-        mindspore.save_checkpoint(net_D, str(path_D))
-        weights = {f"D.{p.name}": p.asnumpy() for p in net_D.get_parameters()}
-        for name, value in checkpoint.tensors_of(checkpoint.read(str(path_G)), "net_G").items():
-            weights[f"G.{torch_name(name)}"] = value
-        with atomic(path) as temporary:
-            np.savez(temporary, **weights)
+    mindspore.set_seed(seed)
+    net_D = discriminator("small")
+    mindspore.save_checkpoint(net_D, str(path_D))
+    weights = {f"D.{p.name}": p.asnumpy() for p in net_D.get_parameters()}
+    for name, value in checkpoint.tensors_of(checkpoint.read(str(path_G)), "net_G").items():
+        weights[f"G.{torch_name(name)}"] = value
+    np.savez(path, **weights)
     return Path(options.data_dir).parent, path_G, path_D, path
 
 
