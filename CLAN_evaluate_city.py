@@ -41,15 +41,16 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, INFO
-from dataset.file_lists import few
-from dataset.image_folder import ImageFolder, plain_folder
+from dataset.file_lists import evenly_spaced_indices, few
+from dataset.images import ImageFolder, names_crc32
 from dataset.labels import check_labels
-from dataset.pipeline import evenly_spaced_indices, names_crc32, read_ahead
+from dataset.layouts import plain_folder
+from dataset.pipeline import read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
 from model.upsample import up
 from utils import checkpoint, run_folder, tables
-from utils.evaluation import Predict, adapt_bn, best_class, evaluate, with_logits
+from utils.evaluation import Predict, adapt_bn, evaluate, predictions
 from utils.loss import alignment_map
 from utils.metrics import iou_table, mean_name, percent, summary, without_label
 from utils.system import parallel
@@ -79,13 +80,11 @@ def one_checkpoint(args) -> None:
     """Evaluate one checkpoint, or predict or export with it."""
     path = checkpoint.find(args.restore_from)
     data, train = set_up(args)
-    if path != args.restore_from:
-        parallel.print_rank0(f"{args.restore_from} is not there; using {path}")
     content = checkpoint.read(path)
     model = checkpoint.model_of(content) if args.model == "auto" else args.model
     net_G = generator(model)
     parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G", complete=True))
-    if train is not None:
+    if train:
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
     if args.predict:
         predict(args, net_G, data)
@@ -104,16 +103,14 @@ def set_up(args) -> tuple[Images | None, Images | None]:
     device.setup(args)
     run_folder.lock_results_dir(args.save_path)
     lines = [environment_note, device.precision_line(device.precision("O0", args.conv_precision))]
-    for images in (data, train):
-        if images is not None:
-            lines += images.reports
-            if not parallel.all_equal(names_crc32(images)):
-                raise UserError("the processes see different images: do all machines have the same data?")
-    if train is not None:
+    for images in filter(None, (data, train)):
+        lines += images.reports
+        if not parallel.all_equal(names_crc32(images)):
+            raise UserError("the processes see different images: do all machines have the same data?")
+    if train:
         count = min(args.adapt_bn, len(train))
         lines.append(f"BN statistics are re-estimated on {count} unlabelled images of {args.data_dir}")
-    for line in filter(None, lines):
-        parallel.print_rank0(line)
+    parallel.print_rank0("\n".join(filter(None, lines)))
     return data, train
 
 
@@ -140,7 +137,7 @@ def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
     """
     names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
     files, crc = [*data.images, *data.labels], zlib.crc32(json.dumps(INFO).encode())
-    if train is not None:
+    if train:
         files += [train.images[i] for i in evenly_spaced_indices(len(train), args.adapt_bn)]
     for path in files:
         status = path.stat()
@@ -160,12 +157,11 @@ def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
 def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet, settings: dict) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
-    kinds = [folder / kind for kind in ("labelIds", "color", "panels")]
     with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()
     if args.save:
         check_names(data)
     # All kinds, so that outputs of two evaluations do not mix.
-    run_folder.archive_old_results(folder / "result.json", *kinds)
+    run_folder.archive_old_results(*(folder / x for x in ("result.json", "labelIds", "color", "panels")))
 
     def save(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
         parallel.exit_if_signalled(i, len(data))
@@ -178,12 +174,10 @@ def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet,
                 panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
 
     confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, save)
-    if parallel.rank() > 0:
-        return
     result = {"checkpoint": path, **settings, **summary(confusion)}
-    write_json(folder / "result.json", result)
-    written = ", ".join(str(path) for path in (folder / "result.json", *kinds) if path.exists())
-    print(f"{iou_table(result, args.classes)}written: {written}")
+    if parallel.rank() == 0:
+        write_json(folder / "result.json", result)
+    parallel.print_rank0(f"{iou_table(result, args.classes)}written: {folder / 'result.json'}")
 
 
 def evaluate_folder(args) -> None:
@@ -201,10 +195,9 @@ def evaluate_folder(args) -> None:
     results = earlier_results(folder, found, settings) if parallel.rank() == 0 else {}
     # A training may write more checkpoints meanwhile: rank 0 decides for all.
     todo = parallel.broadcast_from_rank0(sorted(found.keys() - results.keys()))
-    done = len(found) - len(todo)
+    done, mean = len(found) - len(todo), mean_name(args.classes)
     parallel.print_rank0(f"{len(found)} checkpoints in {source}, {done} of them evaluated already")
-
-    network, mean = cache(generator), mean_name(args.classes)  # compiled once for all checkpoints
+    network = cache(generator)  # compiled once for all checkpoints
     for steps in todo:
         path, problem = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
         try:
@@ -217,7 +210,7 @@ def evaluate_folder(args) -> None:
         if parallel.any_rank(problem):
             parallel.print_rank0(f"skipped {problem or f'{path}: another process could not read it'}")
             continue
-        if train is not None:
+        if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers,
                              lambda i, *_: parallel.exit_if_signalled(i, len(data)))  # fmt: skip
@@ -257,19 +250,15 @@ def version_of(path: Path) -> dict[str, int]:
 
 
 def write_table(path: Path, results: dict[int, dict], classes: int) -> None:
-    """Write results by steps to a table, and print it with the best marked."""
+    """Write results by steps to a table, and print the best of them."""
     mean, rows = mean_name(classes), []
     for steps, result in sorted(results.items()):
         values = result[mean], *result["IoU"].values()
-        rows.append([str(steps), *("nan" if v is None else f"{v:.9g}" for v in values)])
+        rows.append([steps, *("nan" if v is None else f"{v:.9g}" for v in values)])
     tables.write(path, ("step", mean, *CLASS_NAMES), rows)
-    best = max((row for row in rows if row[1] != "nan"), key=lambda row: float(row[1]), default=None)
-    print(f"{'step':>9}{mean:>8}" + "".join(f"{name[:5]:>6}" for name in CLASS_NAMES))
-    for row in rows:
-        steps, score, *ious = row
-        cells = "".join(f"{float(iou):6.1f}" for iou in ious)
-        print(f"{steps:>9}{float(score):8.2f}{cells}" + ("  best" if row == best else ""))
-    print(f"{without_label(result)}written: {path}")  # all of them have the same labels
+    best = max(sorted(results), key=lambda steps: results[steps][mean] or 0)
+    print(f"best: GTA5_{best}, {mean} {percent(results[best][mean])}\n"
+          f"{without_label(results[best])}written: {path}")  # fmt: skip
 
 
 def check_names(data: Images) -> None:
@@ -285,42 +274,30 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     Images that cannot be read are skipped and reported; then UserError at the end.
     """
     folder = Path(args.save_path) / "predict"
-    for source in {path.parent for path in data.images}:
-        if source.resolve().is_relative_to(folder.resolve()):  # it would be renamed
-            raise UserError(f"{source} is where --predict writes its results: choose another --save-path")
     check_names(data)
-    if Path(args.predict).is_file():
-        data[0]  # UserError before earlier results are renamed
     run_folder.archive_old_results(folder)
-    mine, hidden, skipped = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None, []
+    mine, skipped = parallel.indices_of_rank(len(data)), []
 
-    def read(i: int) -> tuple[int, np.ndarray, np.ndarray] | UserError:
+    def read(i: int) -> tuple[int, np.ndarray, np.ndarray] | None:
         try:
             return i, *data.with_image(i)
         except UserError as error:
-            return error
+            tqdm.write(f"skipped {error}")
+            skipped.append(data.names[i])
 
     def readable() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for i, item in zip(mine, read_ahead(read, mine, args.num_workers, args.batch_size)):
             parallel.exit_if_signalled(i, len(data))  # for unreadable images, too: all processes call it
-            if isinstance(item, UserError):
-                tqdm.write(f"skipped {item}")
-                skipped.append(data.names[i])
-            else:
+            if item:
                 yield item
 
-    with tqdm(total=len(mine), desc="predict", unit="image", leave=False, disable=hidden) as bar:
-        for (i, _, rgb), logits in with_logits(net_G, readable(), args.batch_size):
-            trainIds = best_class(logits, rgb.shape[:2], args.classifier).asnumpy()[0]
-            save_prediction(folder, data.names[i], trainIds, rgb)
-            bar.update()
+    for i, rgb, trainIds, _ in predictions(net_G, readable(), len(mine), args.classifier, args.batch_size):
+        save_prediction(folder, data.names[i], trainIds, rgb)
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
-    if count < len(data):
-        kinds = ", ".join(str(folder / kind) for kind in ("labelIds", "color", "overlay"))
-        parallel.print_rank0(f"{len(data) - count} images, written: {kinds}")
+    parallel.print_rank0(f"{len(data) - count} images, written: {folder}")
     parallel.barrier()  # until rank 0 has printed: msrun kills all processes when one exits
     if count:
-        named = f": {few(skipped)}" if skipped else ""  # each process names its own
+        named = f": {few(sorted(skipped))}" if skipped else ""  # each process names its own
         raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}")
 
 

@@ -13,6 +13,7 @@ from options.train_options import get_arguments
 args = get_arguments() if __name__ == "__main__" else None  # before the slow imports: --help answers at once
 
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import repeat
@@ -29,10 +30,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, mint, nn, ops
 
 from dataset.cityscapes_dataset import cityscapesDataSet
-from dataset.classes import IGNORE_LABEL
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.image_folder import plain_folder
 from dataset.labels import check_labels
+from dataset.layouts import plain_folder
 from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from model.CLAN_D import discriminator
@@ -266,16 +266,18 @@ class CLANStep(nn.Cell):
         networks = self.weights_G, self.sums_G, self.weights_D, self.sums_D
         self.update = Update(args, *networks, self.scaler)
 
-    def step(self, step_batches, damp: float, base: float, local: float, lr: float, lr_D: float):
+    def step(self, step_batches, labelled: float, damp: float, base: float, local: float, lr: float,
+             lr_D: float) -> np.ndarray:
         """One update of both networks; returns the five losses of LOSSES as they enter the objectives.
 
         step_batches: --iter-size tuples of x_s (N, 3, H, W) float32, y_s (N, H, W) int32 and x_t like x_s,
-        which --method source ignores.
+        which --method source ignores. labelled: the mean number of labelled pixels in a batch of the step,
+        over its batches and processes: divided by it, L_seg is a mean over the pixels of the step.
         damp = 1 - step / num_steps; a pixel has the adversarial weight base + local M; lr, lr_D: learning
         rates of G's backbone and of D.
         """
-        damp, base, local, lr, lr_D = (Tensor(v, mindspore.float32) for v in (damp, base, local, lr, lr_D))
-        labelled = self.labelled_per_batch(step_batches)
+        scalars = (labelled, damp, base, local, lr, lr_D)
+        labelled, damp, base, local, lr, lr_D = (Tensor(v, mindspore.float32) for v in scalars)
         losses = []
         for x_s, y_s, x_t in step_batches:
             loss_seg, p = self.source_pass(x_s, y_s, labelled)
@@ -289,15 +291,6 @@ class CLANStep(nn.Cell):
         self.update(lr, lr_D)
         means = dict(zip(values, np.mean(losses, 0)))
         return np.array([means.get(name, 0.0) for name in LOSSES])
-
-    def labelled_per_batch(self, step_batches: list) -> Tensor:
-        """Return the mean number of labelled pixels in a batch of a step, over its batches and processes.
-
-        Divided by it, L_seg is a mean over the pixels of the step, and 0 if none is labelled.
-        """
-        count = sum(np.count_nonzero(y.asnumpy() != IGNORE_LABEL) for _, y, _ in step_batches)
-        batch_count = self.iter_size * parallel.processes()
-        return Tensor(max(parallel.all_reduce_sum(np.array(count)), 1) / batch_count, mindspore.float32)
 
     def clear_overflow(self) -> None:
         """Clear the 910A's overflow flag, which is global to the device.
@@ -367,6 +360,42 @@ def loss_factors(i: int, args) -> tuple[float, float, float]:
     return 1 - i / args.num_steps, base, local
 
 
+def check_update(args) -> None:
+    """Compare two updates of each optimiser operator with NumPy; UserError if they differ.
+
+    They run as in training: in a compiled graph, on a weight of four dimensions, with moments that are not
+    zero. Losses would not show a moment that the device does not keep.
+    """
+    args = Namespace(**{**vars(args), "iter_size": 1, "repeat_backbone_updates": False})
+    rng, lr, lr_D = np.random.default_rng(0), 0.01, 0.02
+    w, w_D, g, g_D, v, m, s = (rng.normal(size=(16, 16, 3, 3)).astype(np.float32) for _ in range(7))
+    s = np.square(s)
+    G, sum_G, D, sum_D = (
+        ParameterTuple([Parameter(Tensor(values), name=name)])
+        for name, values in (("net_G.check", w), ("sum.G", g), ("net_D.check", w_D), ("sum.D", g_D))
+    )
+    update = Update(args, G, sum_G, D, sum_D, None)
+    for [moment], values in zip((update.moments, update.moments1, update.moments2), (v, m, s)):
+        device.assign(moment, values)
+    for t in (1, 2):
+        update(Tensor(lr), Tensor(lr_D))
+        v = args.momentum * v + (g + args.weight_decay * w)
+        w = w - lr * v
+        m, s = 0.9 * m + 0.1 * g_D, 0.99 * s + 0.01 * g_D**2
+        w_D = w_D - lr_D * np.sqrt(1 - 0.99**t) / (1 - 0.9**t) * m / (np.sqrt(s) + 1e-8)
+    SGD = (G, w), (update.moments, v)
+    Adam = (D, w_D), (update.moments1, m), (update.moments2, s)
+    for name, pairs in (("SGD", SGD), ("Adam", Adam)):
+        difference = np.max([np.abs(computed.asnumpy() - expected).max() for [computed], expected in pairs])
+        if not difference < 1e-4:
+            versions = ", ".join(f"{package} {version}" for package, version in device.versions().items())
+            raise UserError(
+                f"after two updates of ops.{name} on this device, a weight or moment differs from NumPy's by "
+                f"{difference:.2g}, so training would go wrong without a sign: use another MindSpore or CANN "
+                f'(README, "Environment"); here are {versions}'
+            )
+
+
 def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     # ------------------------------------------------------------------------ the run to resume, if any
@@ -396,14 +425,14 @@ def train(args) -> Path:
     targets = targets[0] if target else repeat((Tensor(0.0),))  # --method source uses no target images
 
     # ---------------------------------------------------------------------------------------- the loop
-    run.begin()
-    for i in range(run.done, stop):
-        step_batches, error = next_batches(sources, targets, args.iter_size)
-        run.end_if_failed(error)
+    run.begin(samplers)
+    for i in device.profiled(range(run.done, stop), args.profile, run.folder / "profile"):
+        step_batches, count, error = next_batches(sources, targets, args.iter_size)
+        labelled = run.exchange(count, error)
         damp, base, local = loss_factors(i, args)
         lr, lr_D = (learning_rate(base_lr, i, args) for base_lr in (args.learning_rate, args.learning_rate_D))
-        losses = step_cell.step(step_batches, damp, base, local, lr, lr_D)
-        run.record(losses, lr, lr_D, step_batches[-1], samplers)
+        losses = step_cell.step(step_batches, labelled, damp, base, local, lr, lr_D)
+        run.record(losses, lr, lr_D, step_batches[-1])
         if run.done % args.save_pred_every == 0 or run.done == stop:
             run.save_and_validate()
     run.close()
@@ -448,15 +477,21 @@ def load_initial_weights(args, net_G, net_D) -> list[str]:
     return reports
 
 
-def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list, UserError | None]:
-    """Return the (x_s, y_s, x_t) of this process's next step, and the error if an image cannot be read.
+def next_batches(sources: Iterator, targets: Iterator, count: int) -> tuple[list, int, UserError | None]:
+    """Return the (x_s, y_s, x_t) of this process's next step, the number of their labelled pixels, and the
+    error if an image cannot be read.
 
-    The error is not raised here, so that all processes can end together in Run.end_if_failed.
+    The error is not raised here, so that all processes can end together in Run.exchange.
     """
+    step_batches, labelled = [], 0
     try:
-        return [(*next(sources), *next(targets)) for _ in range(count)], None
+        for _ in range(count):
+            x_s, y_s, counts = next(sources)
+            step_batches.append((x_s, y_s, *next(targets)))
+            labelled += int(counts.asnumpy().sum())
     except UserError as error:
-        return [], error
+        return [], 0, error
+    return step_batches, labelled, None
 
 
 def default_initial_weights(args) -> str:
@@ -480,6 +515,8 @@ def main(args) -> None:
 
         demo(args)
         return
+    if device.on_npu() and not device.simulated():
+        check_update(args)
     existed = Path(args.snapshot_dir).is_dir()
     lock = run_folder.lock_run_dir(Path(args.snapshot_dir))
     try:

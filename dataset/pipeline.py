@@ -1,23 +1,24 @@
 """Reading of images in parallel: endless and shuffled for training, one pass for evaluation."""
 
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 from mindspore import Tensor
 
-T = TypeVar("T")
+from dataset.classes import IGNORE_LABEL
+
 ORDER, SCALE, MIRROR = range(3)  # uses of random numbers, each with a generator of its own
 
 
 class DomainSampler:
     """The shuffled images of steps start to stop - 1, with their augmentation; epochs follow one another.
+
+    An item is (input,), or (input, label, number of labelled pixels): the threads that read also count.
 
     Each process reads an equal part of the `per_step` images of a step. Order and augmentation depend on the
     seed and the position alone: a resumed run reads the same images. The scale is that of the whole step.
@@ -43,7 +44,8 @@ class DomainSampler:
             r = self._rng(SCALE, step).random()
             scale = 1.1 if r > 0.7 else 0.8 if r < 0.3 else 1.0
         mirror = self.random_mirror and self._rng(MIRROR, position).random() < 0.5
-        return self.data.read(self.index(position), scale, mirror)
+        item = self.data.read(self.index(position), scale, mirror)
+        return (*item, *(np.array(np.count_nonzero(label != IGNORE_LABEL)) for label in item[1:]))
 
     def index(self, position: int) -> int:
         """Return the index in the data set of the image at a position, counted from step 0."""
@@ -59,14 +61,7 @@ class DomainSampler:
         return np.random.default_rng([*self.seed, use, number])
 
 
-def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
-    """Return `count` indices, or as many as there are, evenly spaced over `total`."""
-    return np.linspace(0, total - 1, min(count, total)).astype(int)
-
-
-def read_ahead(
-    read: Callable[[int], T], indices: Iterable[int], workers: int, batch_size: int
-) -> Iterator[T]:
+def read_ahead(read: Callable, indices: Iterable[int], workers: int, batch_size: int) -> Iterator:
     """Yield read(i) for every index, in order; up to `workers` threads, one per processor, read ahead.
 
     At most workers + max(workers, batch_size) items are held: a full-size pair of GTA5 takes 15 MB, and
@@ -99,8 +94,3 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
 def batch_of(arrays: Sequence[np.ndarray]) -> Tensor:
     """Return arrays of one shape as a Tensor (N, ...); a single array, the usual case, is not copied."""
     return Tensor.from_numpy(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
-
-
-def names_crc32(data) -> int:
-    """Return a checksum of the names of a data set's images, in order."""
-    return zlib.crc32("\n".join(data.names).encode(errors="surrogateescape"))  # names of any encoding

@@ -1,5 +1,7 @@
 """Discriminator D of CLAN, which tells from which domain a map of class probabilities comes."""
 
+from itertools import pairwise
+
 from mindspore import Tensor, mint, nn, ops
 
 from dataset.classes import NUM_CLASSES
@@ -25,16 +27,11 @@ class FCDiscriminator(nn.Cell):
 
     def __init__(self, num_classes: int = NUM_CLASSES, ndf: int = 64):
         super().__init__()
-        self.conv1 = self._conv(num_classes, ndf)
-        self.conv2 = self._conv(ndf, 2 * ndf)
-        self.conv3 = self._conv(2 * ndf, 4 * ndf)
-        self.conv4 = self._conv(4 * ndf, 8 * ndf)
-        self.classifier = self._conv(8 * ndf, 1)
+        channels = (num_classes, ndf, 2 * ndf, 4 * ndf, 8 * ndf, 1)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.classifier = (
+            nn.Conv2d(c_in, c_out, 4, 2, pad_mode="pad", padding=1, has_bias=True)
+            for c_in, c_out in pairwise(channels))
         self.leaky_relu = leaky_relu_npu if on_npu() else leaky_relu
-
-    @staticmethod
-    def _conv(c_in, c_out):
-        return nn.Conv2d(c_in, c_out, 4, 2, pad_mode="pad", padding=1, has_bias=True)
 
     def construct(self, x: Tensor) -> Tensor:
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):

@@ -11,7 +11,6 @@ from mindspore.common.initializer import HeNormal, Initializer, Normal
 from dataset.classes import NUM_CLASSES
 from model.convolution import Convolution
 from utils.system.device import on_npu
-from utils.system.errors import UserError
 
 CLASSIFIERS = ("layer5.", "layer6.")  # the parameters of C1 and of C2 begin so
 
@@ -125,8 +124,6 @@ class Res_Deeplab(nn.Cell):
 
 def generator(model: str) -> Res_Deeplab:
     """Return `resnet101`, the paper's network, 45.3 M parameters, or `small`, one block per layer, 0.9 M."""
-    if model not in ("resnet101", "small"):  # a checkpoint may say so
-        raise UserError(f"no network is called {model!r}; there are resnet101 and small")
     if model == "small":
         return Res_Deeplab(layers=(1, 1, 1, 1), width=16, dilations=(2, 6),
                            init=HeNormal(mode="fan_out", nonlinearity="relu"))
@@ -135,10 +132,9 @@ def generator(model: str) -> Res_Deeplab:
 
 def freeze_bn_affine(G: Res_Deeplab) -> None:
     """Exclude gamma and beta of every batch norm from training; BN statistics are still updated."""
-    for _, cell in G.cells_and_names():
-        if isinstance(cell, nn.BatchNorm2d):
-            cell.gamma.requires_grad = False
-            cell.beta.requires_grad = False
+    for parameter in G.get_parameters():
+        if parameter.name.endswith((".gamma", ".beta")):
+            parameter.requires_grad = False
 
 
 def to_mixed_precision(net: nn.Cell) -> None:

@@ -4,8 +4,14 @@ import argparse
 import difflib
 import re
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from os.path import expanduser
+
+# Options that people type because other programs have them: a message suggests ours, nothing accepts theirs.
+OURS = {"lr": ("--learning-rate",), "seed": ("--random-seed",), "bs": ("--batch-size",),
+        "workers": ("--num-workers",), "gpu": ("--device-id",), "epochs": ("--num-steps",),
+        "checkpoint": ("--restore-from", "--resume"), "resume-from": ("--resume",)}
 
 
 def size(text: str) -> tuple[int, int]:
@@ -45,12 +51,8 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> dict[str, argparse.Action]:
-        """Return the options by the names of their values, without --help; the first of two for one value."""
-        found = {}
-        for option in self._actions:
-            if option.dest != "help":
-                found.setdefault(option.dest, option)
-        return found
+        """Return the options by the names of their values, without --help; the last of two for one value."""
+        return {option.dest: option for option in self._actions if option.dest != "help"}
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
@@ -67,8 +69,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             if unknown[0][:1] not in "-–—":  # what a shell makes of *.jpg; long dashes come from web pages
                 self.error(f"unexpected {unknown[0]}: it belongs to no option; quote what has spaces or *")
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
-            self.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
+            typed, known = unknown[0].split("=")[0], self._option_string_actions
+            near = [option for option in OURS.get(typed.strip("-").lower(), ()) if option in known]
+            near = " or ".join(near or difflib.get_close_matches(typed, known, 1))
+            self.error(f"unknown option {unknown[0]}" + (f", did you mean {near}?" if near else ""))
         return args
 
     def error(self, message: str):
@@ -117,5 +121,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--conv-precision", choices=("default", "float32"), default="default", resume="mutable", demo=True,
         help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has only float16 "
         "(default: default, the device's own)")
+    add("--deterministic", action=BooleanOptionalAction, default=False, resume="mutable",
+        help="repeat results to the bit on an NPU, slower (default: off)")
     add("--num-workers", type=number(int, 1), default=4, resume="mutable", demo=True,
         help="threads that read images, for each domain, up to the number of processors")

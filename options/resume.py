@@ -18,8 +18,7 @@ def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None
     without it this is {}. Exit with one line if an option contradicts it.
     """
     given = follow_link(Path(args.continue_train))
-    folder = given if given.is_dir() else given.parent
-    path = folder / "options.json"
+    path = (given if given.is_dir() else given.parent) / "options.json"
     if not path.is_file():
         if not args.snapshot_dir:
             parser.error(f"{path} is missing: check --resume, or give the run's options and --snapshot-dir")
@@ -29,7 +28,7 @@ def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None
         return args
     saved = read_saved_options(parser, path)
     # Replay saved options as argv so that they pass the same checks; the user's own come last and win.
-    replayed = ["--snapshot-dir", str(folder)]
+    replayed = ["--snapshot-dir", str(path.parent)]
     for name, option in parser.options.items():
         value = saved.get(name, option.default)
         unused = name == "jit_level" and args.mode == "pynative"

@@ -23,7 +23,7 @@ NO_D = {"no_effect_with": ("source",)}
 NO_MAP = {"no_effect_with": ("source", "tan")}
 
 
-def add_data_options(parser: Parser) -> None:
+def add_method_options(parser: Parser) -> None:
     add = group_adder(parser, "data")
     add("--source", choices=tuple(SOURCES), default="gta5",
         help="labelled images; sets --data-dir, --input-size and --lambda-local")
@@ -43,14 +43,12 @@ def add_data_options(parser: Parser) -> None:
     add("--set", default="train", metavar="NAME", help="split of Cityscapes to adapt to")
     add("--input-size", type=size, metavar="W,H", help="source images, pixels (default: 1280,720; "
         "of SYNTHIA 1280,760)")
-    add("--input-size-target", type=size, metavar="W,H", help="target images, pixels (default: 1024,512)")
+    add("--input-size-target", type=size, metavar="W,H", default=(1024, 512), help="target images, pixels")
     add("--random-mirror", action=BooleanOptionalAction,
         help="mirror half of the images (default: by recipe)")
     add("--random-scale", action=BooleanOptionalAction,
         help="scale images, not labels, by 1.1 or 0.8, probability 0.3 each (default: by recipe)")
 
-
-def add_method_options(parser: Parser) -> None:
     add = group_adder(parser, "method")
     add("--method", choices=("clan", "tan", "source"), default="clan",
         help="clan; tan: vanilla adversarial training; source: no adaptation")
@@ -73,7 +71,7 @@ def add_method_options(parser: Parser) -> None:
         help="no gradient through the alignment map (default: off)")
 
 
-def add_optimisation_options(parser: Parser) -> None:
+def add_run_options(parser: Parser) -> None:
     add = group_adder(parser, "optimisation")
     add("--learning-rate", type=POSITIVE, default=2.5e-4, help="learning rate of G's backbone")
     add("--classifier-lr-mult", type=POSITIVE, default=10.0,
@@ -93,8 +91,6 @@ def add_optimisation_options(parser: Parser) -> None:
     add("--random-seed", type=number(int, 0, 2**31 - 1), default=1234, demo=True,
         help="seed of initial weights, order and augmentation")
 
-
-def add_checkpoint_options(parser: Parser) -> None:
     add = group_adder(parser, "network and checkpoints")
     add("--model", choices=("resnet101", "small"), default="resnet101",
         help="resnet101: the paper's; small: 0.9 M parameters")
@@ -105,36 +101,33 @@ def add_checkpoint_options(parser: Parser) -> None:
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
     add("--resume", "--continue-train", dest="continue_train", metavar="PATH", resume="new", path=True,
         help="resume from this checkpoint, or from the newest in this folder; options that are not given "
-        "keep the run's values, except --device and --device-id")
+        "keep the run's values, except --device, --device-id and --profile")
     add("--snapshot-dir", metavar="DIR", resume="mutable", path=True, demo=True, help="files of the run "
         "(default: ./checkpoint; with --demo ./checkpoint/demo; with --resume that run's)")
-    add("--save-pred-every", type=number(int, 1), resume="mutable",
-        help="steps between checkpoints (default: 2000)")
+    add("--save-pred-every", type=number(int, 1), default=2000, resume="mutable",
+        help="steps between checkpoints")
     add("--keep-checkpoints", type=number(int, 1), metavar="K", resume="mutable",
         help="delete all but the K newest GTA5_<steps>.ckpt, never GTA5_best.ckpt (default: keep all)")
-    add("--not-val", action="store_true", resume="mutable", help="no validation at checkpoints")
     add("--val", dest="not_val", action="store_false", default=False, resume="mutable",
         help="validate at every checkpoint (default); to re-enable validation on resuming")
+    add("--not-val", action="store_true", resume="mutable", help="no validation at checkpoints")
 
-
-def add_memory_options(parser: Parser) -> None:
-    add = group_adder(parser, "precision and memory")
+    add = group_adder(parser, "precision, memory, time")
     add("--amp-level", choices=("O0", "O2", "O3"), default="O0",
         help="mixed precision. O2: G in float16, O3: G and D, except BN statistics and losses")
     add("--recompute", action=BooleanOptionalAction, default=False, resume="mutable", help="less memory, "
         "more time: compute activations again for their gradients; in graph mode (default: off)")
     add("--save-memory", action=BooleanOptionalAction, resume="mutable",
         help="memory-efficient gradients of convolutions (default: for resnet101 in float32 on the CPU)")
+    add("--profile", type=number(int, 0), default=0, resume="new", help="record N steps, after the first 10 "
+        "of this process, with MindSpore's profiler, in SNAPSHOT_DIR/profile (default: 0, none)")
 
 
 def build_parser() -> Parser:
     """Return the parser of all options of the training script."""
     parser = Parser("CLAN: adapt a segmentation network from GTA5 or SYNTHIA (labelled) to Cityscapes.")
-    add_data_options(parser)
     add_method_options(parser)
-    add_optimisation_options(parser)
-    add_checkpoint_options(parser)
-    add_memory_options(parser)
+    add_run_options(parser)
     add_machine_options(parser)
     group_adder(parser, "demo")("--demo", action="store_true", demo=True, help="self-contained demonstration "
         "on generated images; takes also --num-steps, --random-seed, --snapshot-dir, the machine's options")
@@ -154,15 +147,16 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
     """Return the options with all defaults filled in; exit with one line if they contradict each other."""
     if args.continue_train:
         args = merge_resume_options(parser, args, argv)
-    for name, option in parser.options.items():
-        if args.demo and not option.demo and getattr(args, name) != option.default:
-            parser.error(f"--demo sets {option.option_strings[0]} itself; run without --demo to choose it")
-    fill = {**RECIPES[args.recipe], **SOURCES[args.source], "input_size_target": (1024, 512),
-            "num_steps": 500 if args.demo else 100_000, "save_pred_every": 2000,
+    fill = {**RECIPES[args.recipe], **SOURCES[args.source], "num_steps": 500 if args.demo else 100_000,
             "snapshot_dir": "./checkpoint/demo" if args.demo else "./checkpoint"}
-    for name, value in fill.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    for name, option in parser.options.items():
+        value, flag = getattr(args, name), option.option_strings[0]
+        if args.demo and not option.demo and value != option.default:
+            parser.error(f"--demo sets {flag} itself; run without --demo to choose it")
+        if args.method in option.no_effect_with and value not in (option.default, fill.get(name)):
+            parser.error(f"{flag} has no effect with --method {args.method}")
+        if value is None:
+            setattr(args, name, fill.get(name))
     if args.num_steps_stop is None:
         args.num_steps_stop = args.num_steps
     if args.preheat_steps is None:
@@ -171,9 +165,6 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
         if getattr(args, name) > args.num_steps:
             option = parser.options[name].option_strings[0]
             parser.error(f"{option} {getattr(args, name)} is more than --num-steps {args.num_steps}")
-    for name, option in parser.options.items():
-        if args.method in option.no_effect_with and getattr(args, name) != fill.get(name, option.default):
-            parser.error(f"{option.option_strings[0]} has no effect with --method {args.method}")
     split, subset = args.gta5_split, args.gta5_subset != "all"
     for wrong, message in (
         (args.amp_level != "O0" and args.save_memory, "--save-memory is for float32: leave out --amp-level"),
@@ -197,7 +188,7 @@ def absolute_paths(args: argparse.Namespace) -> dict[str, str]:
 
 
 def shared_options(args: argparse.Namespace) -> dict[str, object]:
-    """Return the options that have to be the same in all processes of a run."""
-    own = {"device_id", "num_workers"}
-    names = [name for name, option in build_parser().options.items() if not option.path and name not in own]
-    return {name: getattr(args, name) for name in names}
+    """Return the options that are the same in all processes: those that resuming restores, without paths."""
+    options = build_parser().options.values()
+    shared = [option.dest for option in options if option.resume != "new" and not option.path]
+    return {name: getattr(args, name) for name in shared}

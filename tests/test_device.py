@@ -1,5 +1,6 @@
 """Choice of the device, and reports on its precision and software. Evidence of an NPU is simulated."""
 
+import importlib.metadata
 import json
 import os
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 
 import CLAN_train_gta5_2_city as script
 from options.train_options import get_arguments
-from tests.scripts import EAGER, ROOT, TRAIN, python, run, train_words
+from tests.scripts import EAGER, ROOT, TRAIN, fails, python, run, train_words
 from utils.system import device
 from utils.system.errors import UserError
 
@@ -24,6 +25,12 @@ def test_an_npu_that_cannot_be_used_is_an_error_with_the_reason(tmp_path, name):
     assert "libmindspore_ops_ascend.so failed" in message  # and its second
     assert "source /usr/local/Ascend/" in message and "set_env.sh" in message and "--device cpu" in message
     assert ("this machine has an NPU (ASCEND_HOME_PATH)" in message) == (name == "auto")
+
+
+def test_a_gpu_that_cannot_be_used_is_one_line(tmp_path):
+    """MindSpore's own check would log errors about libcuda.so and libcudnn.so before it."""
+    message = fails(TRAIN, "--device", "gpu", "--restore-from", "none", cwd=tmp_path)
+    assert "--device gpu cannot be used: MindSpore finds no CUDA 11" in message
 
 
 @pytest.mark.skipif(device.npu_evidence() is not None, reason="there is an NPU")
@@ -44,13 +51,29 @@ def test_warnings_are_shown_where_there_is_an_npu(monkeypatch):
         assert os.environ["GLOG_v"] == level
 
 
+@pytest.mark.parametrize("version, newer", [("2.10.0", False), ("2.11.0rc1", True), ("3.0.0", True)])
+def test_a_newer_mindspore_is_a_line_at_the_start(monkeypatch, version, newer):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(importlib.metadata, "version", {"mindspore": version}.get)
+    note = device.prepare_environment()
+    assert (note is not None) == newer and (not newer or f"MindSpore {version} is newer than" in note)
+
+
 @pytest.fixture
 def npu(monkeypatch):
-    """Return a function that makes MindSpore report a chip."""
+    """Return a function that fakes an NPU of a chip and returns the list of what is set in MindSpore."""
 
-    def make(chip: str) -> None:
+    def make(chip: str) -> list:
+        calls, supported = [], lambda _: True
+        context = SimpleNamespace(get_ascend_soc_version=lambda: chip, is_pkg_support_device=supported)
+        monkeypatch.setattr(device, "ascend", lambda: context)
+        monkeypatch.setattr(device, "init_communication", lambda: None)
         monkeypatch.setattr(mindspore, "get_context", {"device_target": "Ascend"}.get)
-        monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(get_ascend_soc_version=lambda: chip))
+        monkeypatch.setattr(mindspore, "set_context", lambda **settings: calls.append(settings))
+        monkeypatch.setattr(mindspore, "set_device", lambda *chosen: calls.append(chosen))
+        monkeypatch.setattr(mindspore, "set_deterministic", lambda value: calls.append(value))
+        monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
+        return calls
 
     return make
 
@@ -70,12 +93,6 @@ def test_precision_is_that_of_the_chip(npu, chip, amp_level, conv_precision, val
     assert tuple(device.precision(amp_level, conv_precision).values()) == (chip, *values)
 
 
-def test_a_chip_without_float32_convolutions_is_named(npu):
-    npu("ascend910")
-    with pytest.raises(UserError, match="float32 is not for this device .ascend910."):
-        device.float32_convolutions("Ascend")
-
-
 def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     monkeypatch.setattr(device, "DRIVER", tmp_path / "driver" / "version.info")
@@ -91,51 +108,62 @@ def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "environment, count, several",
+    "environment, count, several, number",
     [
-        ({"RANK_SIZE": "1", "RANK_ID": "0"}, 1, False),  # containers set it
-        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1, True),
-        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4"}, 4, True),
-        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "RANK_ID": "3"}, 8, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "RANK_SIZE": "1"}, 2, True),
+        ({"RANK_SIZE": "1", "RANK_ID": "0"}, 1, False, 1),  # containers set it
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1, True, None),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4", "DEVICE_ID": "3"}, 4, True, None),
+        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"}, 8, True, 3),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "RANK_SIZE": "1"}, 2, True, None),
     ],
 )
-def test_a_job_of_several_processes_is_known_by_any_launcher(monkeypatch, environment, count, several):
+def test_each_process_of_a_job_has_an_npu(npu, monkeypatch, environment, count, several, number):
+    """MindSpore numbers the processes of a machine itself if it is given no number; not all may get NPU 0."""
+    calls, args = npu("ascend910"), get_arguments(["--device-id", "0" if several else "1"])
     monkeypatch.setattr(os, "environ", environment)
+    device.setup(args)
     assert (device.process_count(), device.launched()) == (count, several)
+    assert calls[0] == ("Ascend", number)
+    assert {"jit_config": {"jit_level": "O0"}} in calls  # not O2, the default of MindSpore 2.7 on a 910A
 
 
 @pytest.mark.parametrize(
-    "environment, chosen",
+    "argv, named",
     [
-        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "DEVICE_ID": "3"}, None),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, None),
-        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"}, 3),
-        ({}, 1),
+        (["--jit-level", "O1", "--mode", "pynative"], "--jit-level has no effect with --mode pynative"),
+        (["--device", "cpu", "--device-id", "1"], "--device-id 1 names an NPU, but the device is the CPU"),
+        (["--conv-precision", "float32"], "--conv-precision float32 is not for ascend910: leave it out"),
     ],
 )
-def test_each_process_has_the_npu_of_its_number(monkeypatch, environment, chosen):
-    """MindSpore numbers the processes of a machine itself if it is given no number; not all may get NPU 0."""
-    devices, contexts, auto = [], {}, get_arguments(["--device-id", "0" if environment else "1"])
-    monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(device, "ascend", lambda: SimpleNamespace(is_pkg_support_device=lambda name: True))
-    monkeypatch.setattr(device, "init_communication", lambda: None)
-    monkeypatch.setattr(mindspore, "set_device", lambda *chosen: devices.append(chosen))
-    monkeypatch.setattr(mindspore.runtime, "synchronize", lambda: None)
-    monkeypatch.setattr(mindspore, "set_context", lambda **settings: contexts.update(settings))
-    device.setup(auto)
-    assert devices == [("Ascend", chosen)]
-    assert contexts["jit_config"] == {"jit_level": "O0"}  # not O2, the default of MindSpore 2.7 on a 910A
+def test_options_that_contradict_the_device_are_refused(npu, argv, named):
+    npu("ascend910")
+    with pytest.raises(UserError, match=named):
+        device.setup(get_arguments(argv))
+
+
+def test_deterministic_is_set_once_per_process_and_first(npu):
+    """MindSpore refuses a second call, and wants it before the communication starts."""
+    calls = npu("ascend910b")
+    for _ in range(2):
+        device.setup(get_arguments(["--deterministic"]))
+    assert calls[0] is True and calls.count(True) == 1
+    device.compute_deterministically.cache_clear()
+
+
+def test_the_profiler_records_the_steps_after_the_first_ten(data, tmp_path):
+    argv = train_words(data, tmp_path / "run", "--num-steps", 13, "--not-val", "--method", "source", *EAGER)
+    run(TRAIN, *argv, "--profile", 2)
+    [trace] = (tmp_path / "run" / "profile").rglob("trace_view.json")
+    losses = [event for event in json.loads(trace.read_text()) if "LogSoftmax" in event["name"]]
+    assert len(losses) == 2, sorted({event["name"] for event in json.loads(trace.read_text())})
+    argv = ["--resume", tmp_path / "run", "--num-steps-stop", 13]
+    assert get_arguments(list(map(str, argv))).profile == 0  # a resumed run does not record again
+    assert "--profile skips 10 steps" in fails(TRAIN, *argv, "--profile", 2)
 
 
 def test_processes_that_cannot_join_say_why(tmp_path):
     message = python([ROOT / TRAIN, "--device", "cpu"], tmp_path, 2, RANK_SIZE="2").stderr
     assert "2 processes cannot join: for a single one, unset RANK_SIZE" in message
-
-
-def test_jit_level_is_no_option_of_pynative():
-    with pytest.raises(UserError, match="--jit-level has no effect with --mode pynative"):
-        device.setup(get_arguments(["--device", "cpu", "--mode", "pynative", "--jit-level", "O1"]))
 
 
 def test_a_dryrun_trains_to_its_end_and_writes_no_checkpoint(data, tmp_path, monkeypatch):
@@ -151,4 +179,5 @@ def test_a_dryrun_trains_to_its_end_and_writes_no_checkpoint(data, tmp_path, mon
     script.train(get_arguments(argv))
     assert not list(tmp_path.rglob("*.ckpt"))
     log = (tmp_path / "run" / "Train_log.log").read_text("utf-8")
+    assert "first steps compile for the NPU" in log
     assert "all values are simulated" in log and "7,665 MiB, 9,216 MiB with fragments" in log

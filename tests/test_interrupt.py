@@ -29,9 +29,9 @@ while True:
 """
 
 
-def start(prefix: str) -> subprocess.Popen:
+def start(prefix: str, program: str = PROGRAM) -> subprocess.Popen:
     """Start the program by a shell, in a process group of its own; return once it is ready."""
-    command = f"{prefix} {shlex.join([sys.executable, '-c', PROGRAM])}"
+    command = f"{prefix} {shlex.join([sys.executable, '-c', program])}"
     process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
     assert process.stdout.readline() == "ready\n"
@@ -44,7 +44,18 @@ def test_a_signal_is_seen_although_others_unblock_it(name):
     process.send_signal(signal.Signals[name])
     output = process.communicate(timeout=20)[0]
     assert process.returncode == 128 + signal.Signals[name], output
-    assert output == f"stopped by {name}\n"
+    assert output.splitlines()[-1] == f"stopped by {name}"
+
+
+def test_ctrl_c_is_acknowledged_at_once_and_the_second_one_ends():
+    """Although the main thread is busy, as it is for minutes in a graph that compiles."""
+    busy = "import time; from utils.system import interrupt; interrupt.block(); print('ready', flush=True); "
+    process = start("exec", busy + "time.sleep(60)")
+    process.send_signal(signal.SIGINT)
+    lines = process.stdout.readline(), process.stdout.readline()
+    assert lines == ("\n", "finishing the step or image; once more ends at once\n")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
 
 
 @pytest.mark.parametrize(
@@ -63,29 +74,27 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(prefix, ignored):
 RUNS = """
 import os, signal
 from utils.system import interrupt
-from utils.system.errors import UserError, run_script
+from utils.system.errors import run_script
 def state():
     return signal.pthread_sigmask(signal.SIG_BLOCK, ()), list(map(signal.getsignal, signal.Signals))
-def fail(_):
-    raise UserError("a mistake")
 def stop(_):
     os.kill(os.getpid(), signal.SIGUSR1)
-    interrupt.exit_if_pending()
+    while True:
+        interrupt.exit_if_pending()
 before = state()
-for main, code in ((stop, 138), (fail, 2), (print, 0)):
+for main in (stop, print):
     interrupt.block()
     try:
-        run_script(main, None)
-        assert code == 0
+        run_script(main, "printed")
     except SystemExit as error:
-        assert error.code == code
+        print(error.code)
     assert state() == before and interrupt.pending_signal() is None, main
 """
 
 
 def test_a_run_gives_mask_and_handlers_back():
     """To a notebook, where the next run, and Ctrl-C, need them."""
-    python(["-c", RUNS], ROOT, 0)
+    assert python(["-c", RUNS], ROOT, 0).stdout == "stopped by SIGUSR1\n138\nprinted\n"
 
 
 PRINTS = """
@@ -151,42 +160,16 @@ def test_processes_end_with_an_msrun_that_waits_for_them(tmp_path, join):
     assert done.stdout == ("15\n" if join == "--join=True" else "0\n")
 
 
-# The training script, with SIGINT and SIGTERM unblocked before MindSpore starts its threads.
-UNBLOCKED = """
-import multiprocessing, runpy, sys
-from utils.system import device
-setup = device.setup
-def setup_and_unblock(args):
-    setup(args)
-    multiprocessing.get_context("forkserver").Queue()
-device.setup = setup_and_unblock
-sys.argv[:] = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize(
-    "number, codes",
-    [
-        (signal.SIGHUP, (129,)),
-        pytest.param(signal.SIGINT, (130, 143), marks=pytest.mark.slow),  # MindSpore may turn it into SIGTERM
-        pytest.param(signal.SIGTERM, (143,), marks=pytest.mark.slow),
-    ],
-)
-def test_a_signal_ends_a_training_with_a_checkpoint(data, tmp_path, number, codes):
+def test_a_signal_ends_a_training_with_a_checkpoint(data, tmp_path):
     """SIGHUP comes with the loss of the terminal: writing to it fails before the checkpoint is saved."""
     more = ["--num-steps", 100_000, "--not-val", "--num-workers", 1, "--method", "source"]
-    argv = [sys.executable, "-c", UNBLOCKED, TRAIN, *train_words(data, tmp_path, *more)]
+    argv = [sys.executable, ROOT / TRAIN, *train_words(data, tmp_path, *more)]
     pid, terminal = pty.fork()
     if not pid:
-        os.chdir(ROOT)
         os.execv(sys.executable, argv)
     wait_until(lambda: (tmp_path / "loss.csv").exists() and len(rows_of(tmp_path / "loss.csv")) > 4)
-    if number == signal.SIGHUP:
-        os.close(terminal)
-    else:
-        os.kill(pid, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in codes
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
     done = len(rows_of(tmp_path / "loss.csv"))
     assert [path.name for path in tmp_path.glob("*.ckpt")] == [f"GTA5_{done}.ckpt"]
     assert f"{done} steps are done; resume with" in (tmp_path / "Train_log.log").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from CLAN_train_gta5_2_city import CLANStep
 from model import convolution
@@ -28,52 +28,37 @@ def normal(*shape):
     return Tensor(RNG.normal(0, 1, shape).astype(np.float32))
 
 
-def gradients(conv, x, weight, dout):
-    """Return the result of a convolution, and the gradients of x and weight for `dout`, the result's."""
-
-    def product(x, weight):
-        out = conv(x, weight)
-        return (out * dout).sum(), out
-
-    (_, out), (dx, dw) = mindspore.value_and_grad(product, (0, 1), has_aux=True)(x, weight)
-    return out, dx, dw
+def gradients(cell, dout, *inputs):
+    """Return the gradients of a cell's inputs for `dout`, that of its result, as arrays."""
+    gradient = ops.GradOperation(get_all=True, sens_param=True)(cell)
+    return [tensor.asnumpy() for tensor in gradient(*inputs, dout)]
 
 
-@pytest.mark.parametrize("mode", [mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE])
-@pytest.mark.parametrize(
-    "batch, c, k, size, kind",  # kind: kernel, stride, padding, dilation
-    [
-        (1, 5, 7, (9, 11), (3, 1, 2, 2)),
-        (2, 6, 3, (13, 8), (3, 1, 6, 6)),  # taps that see nothing but padding
-        (2, 3, 4, (14, 17), (7, 2, 3, 1)),
-        (2, 3, 5, (11, 12), (4, 2, 1, 1)),  # the last row takes part in nothing
-    ],
-)
+@pytest.fixture(params=[mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE])
+def mode(request):
+    mindspore.set_context(mode=request.param)
+
+
+@pytest.mark.parametrize("batch, c, k, size, kind", [  # kind: kernel, stride, padding, dilation
+    (1, 5, 7, (9, 11), (3, 1, 2, 2)),
+    (2, 6, 3, (13, 8), (3, 1, 6, 6)),  # taps that see nothing but padding
+    (2, 3, 4, (14, 17), (7, 2, 3, 1)),
+    (2, 3, 5, (11, 12), (4, 2, 1, 1)),  # the last row takes part in nothing
+])
 def test_gradients_of_a_convolution(mode, batch, c, k, size, kind):
-    mindspore.set_context(mode=mode)
-    kernel, stride, padding, dilation = kind
-    height, width = ((v + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for v in size)
-    x, weight, dout = normal(batch, c, *size), normal(k, c, kernel, kernel), normal(batch, k, height, width)
-    ours = gradients(convolution.low_memory_convolution(*kind), x, weight, dout)
-    usual = gradients(convolution.Convolution(*kind), x, weight, dout)
-    for a, b in zip(ours, usual):
-        assert np.allclose(a.asnumpy(), b.asnumpy(), rtol=1e-5, atol=3e-5)
+    x, weight = normal(batch, c, *size), normal(k, c, kind[0], kind[0])
+    usual, ours = convolution.Convolution(*kind), convolution.low_memory_convolution(*kind)
+    dout = normal(*usual(x, weight).shape)
+    for a, b in zip(gradients(ours, dout, x, weight), gradients(usual, dout, x, weight)):
+        assert np.allclose(a, b, rtol=1e-5, atol=3e-5)
 
 
-def test_gradient_of_up_sampling():
-    def gradient(up, x, dout):
-        def product(x):
-            return (up(x) * dout).sum()
-
-        return mindspore.grad(product)(x).asnumpy()
-
-    for mode in (mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE):
-        mindspore.set_context(mode=mode)
-        for n, (h, w), size in ((1, (5, 7), (33, 50)), (3, (1, 4), (9, 16)), (2, (6, 1), (6, 5))):
-            for dtype, tolerance in ((mindspore.float32, 1e-5), (mindspore.float16, 1e-2)):
-                x, dout = normal(n, 4, h, w).astype(dtype), normal(n, 4, *size)
-                a, b = gradient(CPUUpsample(size), x, dout), gradient(Up(size), x, dout)
-                assert a.dtype == b.dtype and np.allclose(a, b, rtol=tolerance, atol=tolerance)
+def test_gradient_of_up_sampling(mode):
+    for n, (h, w), size in ((1, (5, 7), (33, 50)), (3, (1, 4), (9, 16)), (2, (6, 1), (6, 5))):
+        for dtype, tolerance in ((mindspore.float32, 1e-5), (mindspore.float16, 1e-2)):
+            x, dout = normal(n, 4, h, w).astype(dtype), normal(n, 4, *size)
+            [a], [b] = gradients(CPUUpsample(size), dout, x), gradients(Up(size), dout, x)
+            assert a.dtype == b.dtype and np.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_operations_of_a_step():
@@ -105,7 +90,8 @@ def test_sizes_of_images_compile_passes_and_not_their_pairs(compiled):
     y = Tensor(np.ones((1, 48, 64), np.int32))
     for h_s, w_s in ((48, 64), (38, 51), (52, 70)):
         for h_t, w_t in ((48, 64), (38, 51), (52, 70)):
-            step.step([(normal(1, 3, h_s, w_s), y, normal(1, 3, h_t, w_t))], 1.0, 0.4, 40.0, 0.0, 0.0)
+            batch = normal(1, 3, h_s, w_s), y, normal(1, 3, h_t, w_t)
+            step.step([batch], 1.0, 1.0, 0.4, 40.0, 0.0, 0.0)
     assert len(compiled) == 11
 
 

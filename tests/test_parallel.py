@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from CLAN_train_gta5_2_city import train
+from CLAN_train_gta5_2_city import CLANStep, train
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
 from tests import scripts
-from tests.golden import write_city
 from tests.scripts import EVALUATE, RUN, TRAIN, losses, refused, rows_of, run, run_parallel, train_words
 from utils import checkpoint
 from utils.run import Run
@@ -171,12 +170,38 @@ def test_processes_that_differ_in_options_or_images_do_not_start(data, tmp_path,
     monkeypatch.setattr(parallel, "all_equal", numbers.append)  # None: they are not
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "list.txt").write_text("00001.png\n00002.png\n")
-    other = ["--data-dir", tmp_path / "data" / "GTA5", "--num-workers", 8]
+    other = ["--data-dir", tmp_path / "data" / "GTA5"]
     for more in ([], other, ["--learning-rate", 1e-4], ["--data-list", tmp_path / "list.txt"]):
         monkeypatch.setattr(parallel, "processes", processes)
         with pytest.raises(UserError, match="start from different values, options or images"):
             train(get_arguments(train_words(data, tmp_path / "run", *more)))
     assert numbers[0] == numbers[1] and len(set(numbers)) == 3
+
+
+def test_a_step_takes_one_exchange_of_processes(data, tmp_path, monkeypatch):
+    """Two more steps, two more; with a checkpoint, whose losses have to be finite, one for that."""
+    exchanges, reduce = [], parallel.all_reduce_sum
+    monkeypatch.setattr(parallel, "all_reduce_sum", lambda values: exchanges.append(values) or reduce(values))
+    monkeypatch.setattr(CLANStep, "step", lambda *_: np.ones(5))
+    counts = []
+    for steps in (2, 4):
+        argv = train_words(data, tmp_path / str(steps), "--not-val", "--mode", "pynative")
+        train(get_arguments([*argv, "--num-steps", "9", "--num-steps-stop", str(steps)]))
+        counts.append(len(exchanges))
+        exchanges.clear()
+    assert counts[1] == counts[0] + 2
+    assert [row["loss_seg"] for row in rows_of(tmp_path / "4" / "loss.csv")] == ["1"] * 4
+
+
+def test_no_checkpoint_of_a_step_whose_losses_are_not_finite(data, tmp_path, monkeypatch):
+    """Those of a step are looked at before the next one, a checkpoint and the end."""
+    monkeypatch.setattr(CLANStep, "step", lambda *_: np.array([1, 1, 1, 1, np.nan]))
+    for every, stop in ((1, 2), (2, 2), (9, 1)):
+        folder = tmp_path / f"{every}-{stop}"
+        argv = train_words(data, folder, "--num-steps", stop, "--save-pred-every", every, "--not-val")
+        with pytest.raises(UserError, match="step 0: a loss is not finite: .*loss_D_t nan"):
+            train(get_arguments([*argv, "--mode", "pynative"]))
+        assert not list(folder.glob("*.ckpt")) and not rows_of(folder / "loss.csv")
 
 
 @pytest.mark.slow
@@ -199,26 +224,6 @@ def test_a_broken_image_costs_no_step_of_two_processes(data, tmp_path):
     output = run_parallel(tmp_path / "logs", 2, TRAIN, *argv, ends_well=False)
     assert f"{broken}: not a readable image" in "".join(output)
     assert [path.name for path in tmp_path.glob("run/*.ckpt")] == ["GTA5_1.ckpt"]
-
-
-@pytest.mark.slow
-def test_labels_of_several_sizes_are_evaluated_in_batches(reference, tmp_path):
-    """The result is that of single images, although a batch has labels of several sizes."""
-    write_city(tmp_path / "City", "val", {"000000": 1, "000001": 2}, (204, 102))
-    write_city(tmp_path / "City", "val", {"000002": 3}, (202, 104))
-    write_city(tmp_path / "City", "val", {"000003": 4, "000004": 5, "000005": 6}, (204, 102))
-    argv = ["--restore-from", reference / "GTA5_1.ckpt", "--data-dir", tmp_path / "City"]
-    argv += ["--input-size", "64,48"]
-    for n in (1, 2):
-        run(EVALUATE, *argv, "--batch-size", n, "--save-path", tmp_path / str(n), "--save")
-    results = [json.loads((tmp_path / str(n) / "result.json").read_text()) for n in (1, 2)]
-    assert results[0] == results[1] and results[0]["images"] == 6
-    panels = sorted((tmp_path / "1" / "panels").iterdir())
-    assert len(panels) == 6
-    for path in panels:
-        one, two = (np.asarray(Image.open(tmp_path / n / "panels" / path.name), int) for n in "12")
-        assert abs(one - two).max() <= 2
-    assert Image.open(next((tmp_path / "2" / "labelIds").glob("*000002*"))).size == (202, 104)
 
 
 @pytest.mark.slow

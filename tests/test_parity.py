@@ -4,29 +4,21 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dataset.transform import LABEL_TO_TRAIN
 from tests import golden
 from tests.scripts import TRAIN, losses, module, run, train_words
 from utils import checkpoint
-from utils.metrics import class_iou, confusion_matrix, mean_iou
-from utils.visual import save_prediction
-
-
-def check(rows):
-    assert rows and not [row for row in rows if not row[1] <= row[2]]
 
 
 @pytest.mark.slow
 def test_evaluation_gives_the_golden_predictions(tmp_path):
-    check(golden.compare_evaluation(tmp_path))
+    assert not golden.report(golden.compare_evaluation(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["default", "released"])
 def test_first_step(recipe):
-    check(golden.compare_first_step(recipe))
+    assert not golden.report(golden.compare_first_step(recipe))
 
 
 @pytest.mark.slow
@@ -35,7 +27,7 @@ def test_eight_steps_of_the_training_script(tmp_path):
 
     The default recipe is in test_a_device_gets_a_verdict; python -m tests.golden compares all four traces.
     """
-    check(golden.compare_train("released_decay", tmp_path))
+    assert not golden.report(golden.compare_train("released_decay", tmp_path))
 
 
 @pytest.mark.slow
@@ -46,28 +38,6 @@ def test_a_device_gets_a_verdict(tmp_path):
     assert "verdict: as expected of float32" in lines
     speed = r"[\d.]+ s per step at 96,64 \+ 64,48 \(median of 2\), \d+% of it waiting for data"
     assert re.fullmatch(speed, lines[-1])
-
-
-def test_official_evaluator_agrees_to_every_digit(tmp_path):
-    """IoUs of label maps equal those of the package cityscapesscripts, also if classes are absent."""
-    city = golden.write_city(tmp_path / "City", "val", {"000001": 5, "000002": 6}, (256, 128))
-    rng, confusion, absent = np.random.default_rng(3), 0, (9, 14, 16)
-    allowed = np.setdiff1d(np.arange(19), absent).astype(np.uint8)
-    for path in sorted((city / "gtFine" / "val" / "aachen").glob("*.png")):
-        ids = np.asarray(Image.open(path))
-        ids = np.where(np.isin(LABEL_TO_TRAIN[ids], absent), 0, ids).astype(np.uint8)
-        Image.fromarray(ids).save(path)
-        truth = LABEL_TO_TRAIN[ids]
-        right = (rng.random(truth.shape) < 0.6) & (truth != 255)
-        prediction = np.where(right, truth, rng.choice(allowed, truth.shape))
-        confusion = confusion + confusion_matrix(truth, prediction)
-        name = path.name.replace("gtFine_labelIds.png", "leftImg8bit")
-        save_prediction(tmp_path / "result", name, prediction)
-
-    theirs, mean = golden.official_iou(city, tmp_path / "result")
-    assert np.array_equal(np.isnan(theirs), np.isin(np.arange(19), absent))
-    assert np.allclose(class_iou(confusion), theirs, rtol=1e-12, equal_nan=True)
-    assert mean_iou(confusion) == pytest.approx(mean, rel=1e-12)
 
 
 @pytest.mark.slow

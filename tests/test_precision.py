@@ -6,12 +6,11 @@ import pytest
 from mindspore import Tensor, amp, nn, ops
 
 from CLAN_train_gta5_2_city import CLANStep
-from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
 from model import CLAN_G
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
-from tests.golden import synthetic_image
+from tests import golden
 from tests.scripts import TRAIN, losses, rows_of, run, train_words
 from utils import checkpoint
 from utils.system import device
@@ -19,47 +18,33 @@ from utils.system import device
 FACTORS = {"preheating": (1.0, 1.0, 0.0), "weighted": (0.9, 0.4, 40.0)}  # damp, base, local
 
 
-def image(seed: int, width: int = 1024, height: int = 512) -> tuple[Tensor, Tensor]:
-    rgb, ids = synthetic_image(seed, width, height)
-    x = (rgb[None, :, :, ::-1].astype(np.float32) - IMG_MEAN).transpose(0, 3, 1, 2)
-    return Tensor(np.ascontiguousarray(x)), Tensor(LABEL_TO_TRAIN[ids][None].astype(np.int32))
-
-
-def make_step(level: str, size: str = "1024,512", mode: str = "pynative") -> CLANStep:
+def make_step(level: str, size: str = "1024,512", mode: str = "pynative", *more: str) -> CLANStep:
     """Small network, the paper's settings, source and target of one size.
 
     As graphs, many steps take half the time, but gradients at this size 12 GB instead of 5.
     """
-    modes = {"graph": mindspore.GRAPH_MODE, "pynative": mindspore.PYNATIVE_MODE}
-    mindspore.set_context(mode=modes[mode], jit_config={"jit_level": "O0"})
+    args = get_arguments(["--model", "small", "--device", "cpu", "--mode", mode, "--amp-level", level,
+                          "--input-size", size, "--input-size-target", size, *more])  # fmt: skip
+    device.setup(args)
     mindspore.set_seed(5)
-    argv = ["--model", "small", "--device", "cpu", "--mode", mode]
-    argv += ["--input-size", size, "--input-size-target", size]
-    args = get_arguments([*argv, "--amp-level", level])
     return CLANStep(args, generator("small"), discriminator("small")).set_train()
 
 
-def gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, dict[str, np.ndarray]]:
-    """Gradients by the layers of the source, the target and D's pass, each for itself."""
-    (x_s, y_s), (x_t, _) = image(1), image(2)
-    out = {}
+def images(width: int, height: int):
+    """x_s, y_s and x_t."""
+    (x_s, y_s), (x_t, _) = (golden.batch(seed, (width, height), (width, height)) for seed in (1, 2))
+    return x_s, y_s, x_t
 
-    def take(name, weights, sums):
-        groups = {}
-        for w, g in zip(weights, sums):
-            groups.setdefault(".".join(w.name.split(".")[:2]), []).append(g.asnumpy().ravel().astype(float))
-            ops.assign(g, ops.zeros_like(g))
-        assert all(g.any() for gs in groups.values() for g in gs), name
-        out[name] = {layer: np.concatenate(gs) for layer, gs in groups.items()}
 
-    _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
-    take("source", step.weights_G, step.sums_G)
-    _, _, t, weight = step.target_pass(x_t, *(Tensor(v, mindspore.float32) for v in factors))
-    take("target", step.weights_G, step.sums_G)
-    step.D_source_pass(p)
-    step.D_target_pass(t, weight)
-    take("D", step.weights_D, step.sums_D)
-    return out
+def layer_gradients(step: CLANStep, factors: tuple[float, float, float]) -> dict[str, np.ndarray]:
+    """Gradients by pass and layer, such as "target net_G.layer4"."""
+    layers = {}
+    for name, grads in golden.gradients(step, *images(1024, 512), factors).items():
+        for weight, g in grads.items():
+            assert g.any(), (name, weight)
+            layer = f"{name} {'.'.join(weight.split('.')[:2])}"
+            layers.setdefault(layer, []).append(g.ravel().astype(float))
+    return {layer: np.concatenate(grads) for layer, grads in layers.items()}
 
 
 class RoundedBatchNorm(nn.BatchNorm2d):
@@ -76,28 +61,22 @@ def test_gradients_survive_float16(monkeypatch):
     monkeypatch.setattr(CLAN_G, "batch_norm", lambda channels: RoundedBatchNorm(channels, momentum=0.9))
     mixed.append(make_step("O3"))
     for when, factors in FACTORS.items():
-        expected = gradients(full, factors)
+        expected = layer_gradients(full, factors)
         for step in mixed:
-            for name, layers in gradients(step, factors).items():
-                for layer, g in layers.items():
-                    other = expected[name][layer]
-                    cosine = g @ other / np.linalg.norm(g) / np.linalg.norm(other)
-                    assert cosine >= 0.98, (when, step is mixed[1], name, layer, cosine)
+            for layer, g in layer_gradients(step, factors).items():
+                cosine = g @ expected[layer] / np.linalg.norm(g) / np.linalg.norm(expected[layer])
+                assert cosine >= 0.98, (when, step is mixed[1], layer, cosine)
 
 
 def test_batch_norm_is_float16_only_in_graphs_for_an_npu(monkeypatch):
     """Without a type of its own: to_float(float16) would make its running variance float16 in validation."""
-    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
-    for on_npu, mode in ((False, mindspore.GRAPH_MODE), (True, mindspore.PYNATIVE_MODE)):
+    graph, pynative = mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE
+    for on_npu, mode, is_float32 in ((False, graph, True), (True, pynative, True), (True, graph, False)):
         monkeypatch.setattr(CLAN_G, "on_npu", lambda on_npu=on_npu: on_npu)
         mindspore.set_context(mode=mode)
         net_G = generator("small")
         CLAN_G.to_mixed_precision(net_G)
-        assert net_G.bn1.fp32 and not net_G.bn1.fp16 and net_G.conv1.fp16
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    net_G = generator("small")
-    CLAN_G.to_mixed_precision(net_G)
-    assert not net_G.bn1.fp32 and not net_G.bn1.fp16 and net_G.conv1.fp16
+        assert bool(net_G.bn1.fp32) == is_float32 and not net_G.bn1.fp16 and net_G.conv1.fp16
 
 
 def test_loss_scaling_follows_the_precision_and_not_the_option(monkeypatch):
@@ -120,9 +99,9 @@ def test_a_910A_forgets_what_overflowed_before(monkeypatch):
 def test_few_of_the_first_steps_are_skipped():
     """At a quarter of the pixels, where the first step overflows from the same loss scale on: 2^13."""
     step = make_step("O3", "512,256", "graph")
-    (x_s, y_s), (x_t, _) = image(1, 512, 256), image(2, 512, 256)
+    batch = images(512, 256)
     for i in range(20):
-        step.step([(x_s, y_s, x_t)], *FACTORS["weighted"], lr=2.5e-4 * i / 20, lr_D=1e-4)
+        step.step([batch], golden.labelled(batch[1]), *FACTORS["weighted"], lr=2.5e-4 * i / 20, lr_D=1e-4)
     assert step.update.skipped.asnumpy() <= 2
 
 
@@ -144,18 +123,11 @@ def test_mixed_precision_stays_close(data, tmp_path, levels, more):
 
 @pytest.mark.slow
 def test_a_step_that_overflows_in_mixed_precision_is_skipped():
-    args = get_arguments(["--model", "small", "--device", "cpu", "--amp-level", "O2", "--recipe", "released",
-                          "--input-size", "64,64", "--input-size-target", "64,48"])
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    net_G, net_D = generator("small"), discriminator("small")
-    step = CLANStep(args, net_G, net_D).set_train()
-    rng = np.random.default_rng(0)
-    x_s, x_t = (Tensor(rng.normal(0, 60, (1, 3, h, 64)).astype(np.float32)) for h in (64, 48))
-    y_s = Tensor(rng.integers(0, 19, (1, 64, 64)).astype(np.int32))
+    step, batch = make_step("O2", "64,64", "graph", "--recipe", "released"), images(64, 64)
 
     def moved() -> bool:
         before = [w.asnumpy().copy() for w in (*step.weights_G, *step.weights_D)]
-        assert np.isfinite(step.step([(x_s, y_s, x_t)], 1.0, 0.4, 40.0, 2.5e-4, 1e-4)).all()
+        assert np.isfinite(step.step([batch], golden.labelled(batch[1]), 1.0, 0.4, 40.0, 2.5e-4, 1e-4)).all()
         return any((w.asnumpy() != b).any() for w, b in zip((*step.weights_G, *step.weights_D), before))
 
     assert moved() and step.update.skipped.asnumpy() == 0

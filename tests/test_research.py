@@ -15,33 +15,22 @@ from dataset.gta5_dataset import GTA5DataSet
 from model.CLAN_G import generator
 from tests.scripts import ROOT, module, python
 from utils import checkpoint
-from utils.evaluation import adapt_bn
 from utils.system.errors import UserError
 from utils.tools import ablation
-from utils.tools.ccd import distances, downsample_labels
+from utils.tools.ccd import distances
 from utils.tools.demo_scenes import write_demo_data
 
 
-@pytest.mark.parametrize(
-    "argv, named",
-    [
-        (["--rows", "source,clam"], "--rows clam: no such row"),
-        (["--seeds", "one"], "--seeds: 'one' is not a whole number"),
-        (["--seeds", "101"], "--seeds: lambda_adv is chosen on 101, 102"),
-        (["--chart", "chart.svg"], "--chart chart.svg: the name has to end in .png"),
-    ],
-)
+@pytest.mark.parametrize("argv, named", [
+    (["--rows", "source,clam"], "--rows clam: no such row"),
+    (["--seeds", "one"], "--seeds: 'one' is not a whole number"),
+    (["--seeds", "101"], "--seeds: lambda_adv is chosen on 101, 102"),
+])
 def test_ablation_names_mistakes_in_one_line(argv, named, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["ablation", *argv])
     with pytest.raises(SystemExit, match="2"):
         ablation.get_arguments()
     assert named in (message := capsys.readouterr().err) and message.count("\n") == 1
-
-
-def test_ablation_runs_each_seed_once(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["ablation", "--seeds", "3,1,3", "--rows", "clan,source,clan"])
-    args = ablation.get_arguments()
-    assert args.seeds == [3, 1] and args.rows == ["clan", "source"]
 
 
 @pytest.mark.parametrize("tool", ["ablation", "ccd", "curves"])
@@ -52,14 +41,14 @@ def test_tools_start_as_files_too(tool, tmp_path):
 @pytest.mark.slow
 def test_ablation_at_its_smallest_resumes_and_keeps_what_is_done(tmp_path):
     write_demo_data(tmp_path / "data" / "demo", 1, source=8, target=8, val=4)
-    argv = ["--steps", 4, "--seeds", 1, "--rows", "source,clan", "--markdown", "t.md", "--chart", "c.png"]
+    argv = ["--steps", 4, "--seeds", "1,1", "--rows", "source,clan", "--markdown", "t.md"]
     done = module("utils.tools.ablation", *argv, cwd=tmp_path)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1"
     results = {row: json.loads((folder / row / "result.json").read_text()) for row in ("source", "clan")}
     gain = results["clan"]["mIoU"] - results["source"]["mIoU"]
     line = next(line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("| CLAN"))
     assert line.split(" | ")[1:5] == ["1", f"{results['clan']['mIoU']:.2f}", f"{gain:+.2f}", "–"]
-    assert line in done.stdout and Image.open(tmp_path / "c.png").width > 800
+    assert line in done.stdout
 
     (folder / "clan" / "result.json").unlink()  # as after a kill
     module("utils.tools.ablation", *argv, cwd=tmp_path)
@@ -104,10 +93,9 @@ def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 2])
-def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tmp_path, count):
+def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tmp_path):
     argv = ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--device", "cpu"]
-    argv += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2, "--adapt-bn", count]
+    argv += ["--input-size", "96,64", "--input-size-target", "64,48", "--count", 2]
     both = [reference / "GTA5_2.ckpt", reference / "GTA5_4.ckpt"]
     folder = tmp_path / "result" / "ccd"
     folder.mkdir(parents=True)
@@ -115,13 +103,9 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
     done = module("utils.tools.ccd", "--restore-from", *both, *argv, cwd=tmp_path)
     assert (folder / "ccd_1.json").read_text() == "an earlier one" and "ccd_1.json" in done.stdout
     result = json.loads((folder / "ccd.json").read_text())
-    assert result["images"] == {"source": 2, "target": 2} and Image.open(folder / "ccd.png").width > 1600
     for when, path in zip(("before", "after"), both):
-        features = dict(zip(("source", "target"), class_features(path, data, count)))
-        for domain, of_classes in features.items():
-            assert result["points"][domain] == {name: len(x) for name, x in zip(CLASS_NAMES, of_classes)}
-        centre = {name: (s.mean(0), t.mean(0)) for name, s, t in zip(CLASS_NAMES, *features.values())
-                  if len(s) and len(t)}
+        centre = {name: (np.mean(s, 0), np.mean(t, 0))
+                  for name, s, t in zip(CLASS_NAMES, *class_features(path, data)) if s and t}
         assert 2 < len(centre) < 19  # so that some class has a dash
         scale = np.mean([np.linalg.norm(a - b) for one in centre for other in centre if one != other
                          for a in centre[one] for b in centre[other]])
@@ -134,27 +118,19 @@ def test_ccd_is_the_distance_of_the_centres_that_numpy_finds(reference, data, tm
                 assert found == pytest.approx((expected[name], expected[name] / scale), rel=1e-4)
             else:
                 assert found == (None, None) and re.search(rf"^{name}( +–){{6}}$", done.stdout, re.M)
-    for name in expected:  # the printed table has the same values
-        cells = ""
-        for pair in (result["distance"][name], result["relative"][name]):
-            a, b = pair["before"], pair["after"]
-            cells += f"{a:10.3f}{b:10.3f}{b - a:+10.3f}"
-        assert f"{name:<14}{cells}\n" in done.stdout and a != b
+    cells = ""  # the printed table has the same values
+    for values in (result["distance"]["mean"], result["relative"]["mean"]):
+        a, b = values["before"], values["after"]
+        cells += f"{a:10.3f}{b:10.3f}{b - a:+10.3f}"
+    assert f"mean          {cells}\n" in done.stdout and a != b
 
 
-def class_features(path, data, count):
-    """Yield, for source and target, each class's features (points, C) float64 in the first and last image.
-
-    With a `count`, BN statistics are re-estimated on so many images.
-    """
-    net_G = generator("small")
+def class_features(path, data):
+    """Yield, for source and target, a list of each class's features in the first and last image."""
+    net_G = generator("small").set_train(False)
     checkpoint.load(net_G, checkpoint.read(path), path, "net_G")
-    games = GTA5DataSet(data / "GTA5", size=(96, 64))
-    val = cityscapesDataSet(data / "City", "val", size=(64, 48), labels=True)
-    for domain, own in ((games, games), (val, cityscapesDataSet(data / "City", "train", size=(64, 48)))):
-        if count:
-            adapt_bn(net_G, own, count)
-        net_G.set_train(False)
+    for domain in (GTA5DataSet(data / "GTA5", size=(96, 64)),
+                   cityscapesDataSet(data / "City", "val", size=(64, 48), labels=True)):
         classes = [[] for _ in CLASS_NAMES]
         for image, label in (domain[0], domain[len(domain) - 1]):
             f = net_G.features(Tensor(image[None])).asnumpy()[0].astype(float)
@@ -163,7 +139,7 @@ def class_features(path, data, count):
                 i = label[round(y * (H - 1) / (h - 1)), round(x * (W - 1) / (w - 1))]
                 if i < 19:
                     classes[i].append(f[:, y, x])
-        yield [np.array(points) for points in classes]
+        yield classes
 
 
 def test_ccd_needs_two_classes_that_occur_in_both_domains():
@@ -175,5 +151,3 @@ def test_ccd_needs_two_classes_that_occur_in_both_domains():
     distance, scale = distances(source, target)
     assert distance[1] == 0 and distance[2] == pytest.approx(3**0.5) and np.isnan(distance[[0, 5]]).all()
     assert scale == pytest.approx(3**0.5 / 2)  # of s1-s2, s1-t2, t1-s2, t1-t2
-    labels = np.arange(35).reshape(5, 7)
-    assert downsample_labels(labels, 3, 4).tolist() == [[0, 2, 4, 6], [14, 16, 18, 20], [28, 30, 32, 34]]

@@ -45,7 +45,6 @@ def test_arrows_point_down(tmp_path):
         "options/resume.py": "from utils.run_folder import snapshots",
         "utils/visual.py": "from utils import tools",
         "utils/run.py": "from .tables import LOSSES",
-        "utils/loss.py": "from tests.scripts import ROOT",
         "CLAN_train_gta5_2_city.py": "from utils.tools.demo import demo",  # on top, not in a function
     }
     for place, line in up.items():

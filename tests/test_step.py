@@ -5,32 +5,30 @@ updates are written out again from the paper and the released code, so that a ch
 test. The weights of the losses are large: every term has to be visible.
 """
 
+import os
+from functools import partial
 from types import SimpleNamespace
 
 import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
+from scipy.ndimage import zoom
 from scipy.special import log_softmax
 from scipy.special import softmax as scipy_softmax
 
-from CLAN_train_gta5_2_city import CLANStep, learning_rate, loss_factors
+import CLAN_train_gta5_2_city as script
+from CLAN_train_gta5_2_city import CLANStep, Update, learning_rate, loss_factors
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from options.train_options import get_arguments
+from tests.golden import gradients, labelled
+from utils import run_folder
+from utils.system import device
+from utils.system.errors import UserError
 
 SOURCE_SIZE, TARGET_SIZE = (56, 48), (48, 40)  # width, height
-WARM_UP, LATER = 3, 20  # two steps of 40, with 10 of warm-up
-LRS_D = 0.002, 0.003  # learning rates of D of these two
-
-
-def get_args(*more: str):
-    return get_arguments([
-        "--model", "small", "--device", "cpu", "--mode", "pynative", "--num-steps", "40",
-        "--preheat-steps", "10", "--input-size", "56,48", "--input-size-target", "48,40",
-        "--learning-rate", "0.004", "--weight-decay", "0.5", "--lambda-adv", "0.7", "--lambda-weight", "0.3",
-        "--lambda-local", "5", "--epsilon", "0.2", *more,
-    ])  # fmt: skip
+WARM_UP, LATER = 3, 11  # of 40 steps, with 10 of warm-up: pixels are weighted from 11 on
 
 
 def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,12 +44,16 @@ def make_step(*more: str) -> CLANStep:
     """A step of networks with random weights, biases and classifiers that disagree."""
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)  # nothing to compile: seconds instead of a minute
     mindspore.set_seed(5)
-    args = get_args(*more)
+    args = get_arguments([
+        "--model", "small", "--device", "cpu", "--mode", "pynative", "--num-steps", "40",
+        "--preheat-steps", "10", "--input-size", "56,48", "--input-size-target", "48,40",
+        "--weight-decay", "0.5", "--lambda-adv", "0.7", "--lambda-weight", "0.3",
+        "--lambda-local", "5", "--epsilon", "0.2", *more,
+    ])  # fmt: skip
     step = CLANStep(args, generator("small"), discriminator("small")).set_train()
     rng = np.random.default_rng(1)
-    for w in step.weights_G:
-        if w.name.startswith(("net_G.layer5", "net_G.layer6")):
-            w.set_data(Tensor(rng.normal(0, 0.05, w.shape).astype(np.float32)))
+    for w in (*step.target_pass.w5, *step.target_pass.w6):
+        w.set_data(Tensor(rng.normal(0, 0.05, w.shape).astype(np.float32)))
     step.args = args
     return step
 
@@ -63,13 +65,7 @@ def steps():
 
 def up(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear, aligned corners, (N, C, h, w) -> (N, C, H, W) for size (W, H)."""
-    for axis, n in ((3, size[0]), (2, size[1])):
-        at = np.linspace(0, x.shape[axis] - 1, n)
-        low = np.minimum(at.astype(int), x.shape[axis] - 2)
-        shape = [n if i == axis else 1 for i in range(4)]
-        share = (at - low).reshape(shape)
-        x = np.take(x, low, axis) * (1 - share) + np.take(x, low + 1, axis) * share
-    return x
+    return zoom(x, (1, 1, size[1] / x.shape[2], size[0] / x.shape[3]), order=1, mode="nearest")
 
 
 def bce(logits: np.ndarray, target: int) -> np.ndarray:
@@ -110,7 +106,7 @@ def expected_losses(step: CLANStep, i: int, x_s, y_s, x_t) -> list[float]:
     ]
 
 
-def plain_objectives(step: CLANStep, i: int, x_s, y_s, x_t):
+def objectives(step: CLANStep, i: int, x_s, y_s, x_t):
     """The objectives of G and of D by MindSpore's own operators, to take gradients of."""
     args, damp = step.args, 1 - i / 40
 
@@ -125,46 +121,27 @@ def plain_objectives(step: CLANStep, i: int, x_s, y_s, x_t):
         p = ops.clamp(p, 1e-9, 1 - 1e-9)
         return -((1 - p) ** 2 * ops.log(p) * labelled).sum() / labelled.sum()
 
-    def weighted_bce(logits, target, weight):
-        labels = ops.fill(mindspore.float32, logits.shape, target)
-        return (weight * ops.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean()
+    def adv(logits, size, target, weight):
+        o = upsampled(step.net_D(ops.softmax(logits, 1)), size)
+        labels = ops.fill(mindspore.float32, o.shape, target)
+        return (weight * ops.binary_cross_entropy_with_logits(o, labels, reduction="none")).mean()
 
-    def predictions():
-        p1, p2 = (upsampled(c, SOURCE_SIZE) for c in step.net_G(x_s))
-        t1, t2 = (upsampled(c, TARGET_SIZE) for c in step.net_G(x_t))
-        M = 1 - ops.cosine_similarity(ops.softmax(t1, 1), ops.softmax(t2, 1), dim=1).expand_dims(1)
-        M = ops.stop_gradient(M) if args.detach_weight_map else M
-        return p1, p2, t1, t2, args.epsilon + args.lambda_local * M if i > 10 else ops.ones_like(M)
-
-    def objective_G():
-        p1, p2, t1, t2, weight = predictions()
-        o = upsampled(step.net_D(ops.softmax(t1 + t2, 1)), TARGET_SIZE)
-        w5, w6 = (ops.concat([w.reshape(-1) for w in c]) for c in (step.target_pass.w5, step.target_pass.w6))
-        L_weight = ops.cosine_similarity(w5, w6, dim=0) + 1
-        L_adv = weighted_bce(o, 0, weight)
-        return seg(p1) + seg(p2) + damp * (args.lambda_adv * L_adv + 2 * args.lambda_weight * L_weight)
-
-    p1, p2, t1, t2, weight = predictions()
-    q_s, q_t = ops.softmax(p1 + p2, 1), ops.softmax(t1 + t2, 1)
-
-    def objective_D():
-        o_s, o_t = upsampled(step.net_D(q_s), SOURCE_SIZE), upsampled(step.net_D(q_t), TARGET_SIZE)
-        return weighted_bce(o_s, 0, Tensor(1.0)) + weighted_bce(o_t, 1, weight)
-
-    return objective_G, objective_D
+    p1, p2 = (upsampled(c, SOURCE_SIZE) for c in step.net_G(x_s))
+    t1, t2 = (upsampled(c, TARGET_SIZE) for c in step.net_G(x_t))
+    M = 1 - ops.cosine_similarity(ops.softmax(t1, 1), ops.softmax(t2, 1), dim=1).expand_dims(1)
+    M = ops.stop_gradient(M) if args.detach_weight_map else M
+    weight = args.epsilon + args.lambda_local * M if i > 10 else ops.ones_like(M)
+    w5, w6 = (ops.concat([w.reshape(-1) for w in c]) for c in (step.target_pass.w5, step.target_pass.w6))
+    L_weight = ops.cosine_similarity(w5, w6, dim=0) + 1
+    L_adv = adv(t1 + t2, TARGET_SIZE, 0, weight)
+    L_D = adv(p1 + p2, SOURCE_SIZE, 0, Tensor(1.0)) + adv(t1 + t2, TARGET_SIZE, 1, weight)
+    return seg(p1) + seg(p2) + damp * (args.lambda_adv * L_adv + 2 * args.lambda_weight * L_weight), L_D
 
 
-def gradients(step: CLANStep, i: int, x_s, y_s, x_t) -> list[list[np.ndarray]]:
-    """Of G and of D, as the step's own passes have them."""
-    damp, base, local = (Tensor(v, mindspore.float32) for v in loss_factors(i, step.args))
-    _, p = step.source_pass(x_s, y_s, step.labelled_per_batch([(x_s, y_s, x_t)]))
-    _, _, t, weight = step.target_pass(x_t, damp, base, local)
-    step.D_source_pass(p)
-    step.D_target_pass(t, weight)
-    grads = [[g.asnumpy().copy() for g in gs] for gs in (step.sums_G, step.sums_D)]
-    for g in (*step.sums_G, *step.sums_D):
-        g.set_data(ops.zeros_like(g))
-    return grads
+def total_gradients(step: CLANStep, i: int, batch) -> dict[str, np.ndarray]:
+    """Of every tensor of G and D, as the step's own passes have them."""
+    grads = gradients(step, *batch, loss_factors(i, step.args))
+    return {name: g + grads["target"][name] for name, g in grads["source"].items()} | grads["D"]
 
 
 @pytest.mark.parametrize("i", [WARM_UP, 10, LATER])
@@ -173,7 +150,7 @@ def test_losses_are_those_of_the_networks_logits(steps, recipe, i):
     step = steps[recipe]
     expected = expected_losses(step, i, *inputs())
     weights = [w.asnumpy().copy() for w in step.weights_G]
-    measured = step.step([inputs()], *loss_factors(i, step.args), lr=0.0, lr_D=0.0)
+    measured = step.step([inputs()], labelled(inputs()[1]), *loss_factors(i, step.args), lr=0.0, lr_D=0.0)
     for w, before in zip(step.weights_G, weights):
         w.set_data(Tensor(before))
     assert measured == pytest.approx(expected, rel=2e-5)
@@ -184,14 +161,14 @@ def test_losses_are_those_of_the_networks_logits(steps, recipe, i):
 def test_gradients_are_those_of_the_objectives(steps, i, options):
     """Of every tensor of G and D; with and without a gradient through the alignment map."""
     step = make_step(*options) if len(options) == 1 else steps[options[1]]
-    ours = gradients(step, i, *inputs())
-    objectives = plain_objectives(step, i, *inputs())
-    for objective, weights, grads in zip(objectives, (step.weights_G, step.weights_D), ours):
-        expected = [g.asnumpy() for g in mindspore.grad(objective, None, weights)()]
-        for w, a, b in zip(weights, grads, expected):
+    ours = total_gradients(step, i, inputs())
+    for k, weights in enumerate((step.weights_G, step.weights_D)):
+        grads = mindspore.grad(lambda k=k: objectives(step, i, *inputs())[k], None, weights)()
+        for w, expected in zip(weights, (g.asnumpy() for g in grads)):
             # Both domains nearly cancel here, and MindSpore's own upsampling gradient is off by 1e-5.
             slack = 1e-5 if w.name == "net_D.classifier.bias" else 0
-            assert np.linalg.norm(a - b) <= 2e-4 * np.linalg.norm(b) + slack, w.name
+            difference = np.linalg.norm(ours[w.name] - expected)
+            assert difference <= 2e-4 * np.linalg.norm(expected) + slack, w.name
 
 
 def updates_of(name: str, recipe: str) -> int:
@@ -205,33 +182,27 @@ def updates_of(name: str, recipe: str) -> int:
 def test_two_updates(recipe):
     """Momentum and Adam as PyTorch 1.0 has them, in warm-up and after it, for every weight."""
     step = make_step("--recipe", recipe)
-    args = step.args
-    lr = {i: learning_rate(args.learning_rate, i, args) for i in (WARM_UP, LATER)}
+    assert not [p.name for p in step.weights_G if p.name.endswith((".gamma", ".beta"))]
     w = {p.name: p.asnumpy().astype(float) for p in (*step.weights_G, *step.weights_D)}
     v, m, s = ({name: np.zeros_like(value) for name, value in w.items()} for _ in range(3))
-    statistics = {p.name: p.asnumpy() for p in step.net_G.get_parameters() if p.name not in w}
     for t, i in enumerate((WARM_UP, LATER), 1):
-        grads_G, grads_D = gradients(step, i, *inputs(t))
-        step.step([inputs(t)], *loss_factors(i, args), lr=lr[i], lr_D=LRS_D[t - 1])
-        for p, g in zip(step.weights_G, grads_G):
-            n, g = p.name, g.astype(float)
-            rate = lr[i] * (10 if n.startswith(("net_G.layer5", "net_G.layer6")) else 1)
+        lr, lr_D = (learning_rate(rate, i, step.args) for rate in (0.004, 0.003))
+        grads = total_gradients(step, i, inputs(t))
+        step.step([inputs(t)], labelled(inputs(t)[1]), *loss_factors(i, step.args), lr=lr, lr_D=lr_D)
+        for n, g in grads.items():
+            g = g.astype(float)
+            if n.startswith("net_D."):
+                m[n] = 0.9 * m[n] + 0.1 * g
+                s[n] = 0.99 * s[n] + 0.01 * g**2
+                rate = lr_D * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+                w[n] = w[n] - rate * m[n] / (np.sqrt(s[n]) + 1e-8)
+                continue
             for _ in range(updates_of(n, recipe)):
                 g = g + 0.5 * w[n]
                 v[n] = 0.9 * v[n] + g
-                w[n] = w[n] - rate * v[n]
-        for p, g in zip(step.weights_D, grads_D):
-            n, g = p.name, g.astype(float)
-            m[n] = 0.9 * m[n] + 0.1 * g
-            s[n] = 0.99 * s[n] + 0.01 * g**2
-            rate = LRS_D[t - 1] * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-            w[n] = w[n] - rate * m[n] / (np.sqrt(s[n]) + 1e-8)
+                w[n] = w[n] - lr * (10 if "layer5" in n or "layer6" in n else 1) * v[n]
         for p in (*step.weights_G, *step.weights_D):
             assert np.linalg.norm(p.asnumpy() - w[p.name]) <= 1e-6 * np.linalg.norm(w[p.name]), (p.name, i)
-    affine = [n for n in statistics if n.endswith((".gamma", ".beta"))]
-    assert affine and not [p.name for p in step.weights_G if p.name in affine]
-    for p in step.net_G.get_parameters():
-        assert p.name not in affine or np.array_equal(p.asnumpy(), statistics[p.name])
 
 
 def test_both_images_move_the_running_statistics():
@@ -242,18 +213,41 @@ def test_both_images_move_the_running_statistics():
         features = step.net_G.conv1(x).asnumpy()
         mean = 0.9 * mean + 0.1 * features.mean((0, 2, 3))
         var = 0.9 * var + 0.1 * features.var((0, 2, 3), ddof=1)
-    step.step([inputs()], *loss_factors(LATER, step.args), lr=0.0, lr_D=0.0)
+    step.step([inputs()], labelled(inputs()[1]), *loss_factors(LATER, step.args), lr=0.0, lr_D=0.0)
     assert np.allclose(bn.moving_mean.asnumpy(), mean, rtol=1e-4, atol=1e-3)
     assert np.allclose(bn.moving_variance.asnumpy(), var, rtol=1e-3)
 
 
-def test_factors_of_the_losses():
-    """Unweighted up to and including preheat_steps; then epsilon + lambda_local M for CLAN alone."""
-    args = SimpleNamespace(num_steps=40, preheat_steps=10, epsilon=0.2, lambda_local=5.0, method="clan")
-    assert loss_factors(0, args) == (1, 1, 0) and loss_factors(10, args) == (0.75, 1, 0)
-    assert loss_factors(11, args) == (1 - 11 / 40, 0.2, 5)
-    args.method = "tan"
-    assert loss_factors(11, args) == (1 - 11 / 40, 1, 0)
+@pytest.mark.parametrize("operator, broken", [
+    ("SGD", {"sgd": lambda self, w, g, lr, v, *_: ops.assign_sub(w, lr * (g + 0.5 * w + 0.9 * v))}),
+    ("Adam", {"adam": lambda self, w, *_: ops.assign_sub(w, 0.02 * ops.sign(w))}), (None, {})])
+def test_an_update_that_differs_from_numpys_ends_the_program(monkeypatch, operator, broken):
+    """At the start on an NPU; here an SGD that does not keep its moment, and an Adam without its moments."""
+    args = get_arguments(["--device", "cpu", "--weight-decay", "0.5"])
+    trained, make = [], Update.__init__
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE if operator else mindspore.GRAPH_MODE)
+
+    def make_broken(self, *parts):
+        make(self, *parts)
+        for name, update in broken.items():
+            setattr(self, name, partial(update, self))
+
+    monkeypatch.setattr(Update, "__init__", make_broken)
+    monkeypatch.setattr(script, "train", trained.append)
+    monkeypatch.setattr(device, "setup", lambda args: None)
+    monkeypatch.setattr(device, "on_npu", lambda: True)
+    monkeypatch.setattr(run_folder, "lock_run_dir", lambda folder: os.open(os.devnull, os.O_RDONLY))
+    if operator:
+        with pytest.raises(UserError, match=rf"ops\.{operator} on this device.* mindspore \d"):
+            script.main(args)
+    else:
+        script.main(args)
+    assert trained == ([] if operator else [args])
+
+
+def test_tan_weighs_all_pixels_alike():
+    args = SimpleNamespace(num_steps=40, preheat_steps=10, method="tan")
+    assert loss_factors(LATER, args) == (1 - LATER / 40, 1, 0)
 
 
 def test_the_defaults_are_the_papers():

@@ -21,6 +21,7 @@ from PIL import Image
 from CLAN_train_gta5_2_city import main
 from dataset.pipeline import DomainSampler
 from options.train_options import get_arguments
+from tests import scripts
 from tests.scripts import EAGER, EVALUATE, ROOT, RUN, STEPS, TRAIN, fails, refused, rows_of, run, train_words
 from utils import checkpoint, run_folder
 from utils.run_folder import ResumePoint
@@ -66,13 +67,8 @@ def start(*argv, script: str = TRAIN, cwd: Path = ROOT) -> subprocess.Popen:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    """Until the condition holds; a process that ends before, or a wait without end, is an error."""
-    end = time.time() + 300
-    while not condition():
-        if process.poll() is not None or time.time() > end:
-            process.kill()
-            raise AssertionError(process.communicate()[0])
-        time.sleep(0.02)
+    """Until the condition holds or the process has ended, which `ended` then finds."""
+    scripts.wait_until(lambda: condition() or process.poll() is not None)
 
 
 def ended(process: subprocess.Popen, number: signal.Signals) -> str:
@@ -141,21 +137,19 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(reference, data,
     run(TRAIN, *hint[2:])
     a, b = (checkpoint.read(str(path / "GTA5_6.ckpt")) for path in (reference, folder))
     assert all(np.array_equal(a[key], b[key]) for key in a if key != "best_mIoU")
-    rows = [[row["loss_seg"] for row in rows_of(path / "loss.csv")] for path in (reference, folder)]
-    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("left, damaged", [
     ("GTA5_4", "56"), pytest.param("GTA5_best", "123456", marks=slow),
     pytest.param("scratch", [*"123456", "best"], marks=slow)])  # fmt: skip
 def test_damaged_checkpoints_are_skipped(reference, tmp_path, left, damaged):
-    """From one that was named, or in a folder; all that goes is kept aside."""
+    """In a folder, where all that goes is kept aside."""
     folder = shutil.copytree(reference, tmp_path / "run")
     for path in (folder / f"GTA5_{name}.ckpt" for name in damaged):
         raw = bytearray(path.read_bytes())
         raw[len(raw) // 3] ^= 4
         path.write_bytes(raw)
-    output = run(TRAIN, "--resume", folder / "GTA5_6.ckpt" if left == "GTA5_4" else folder).stdout
+    output = run(TRAIN, "--resume", folder).stdout
     assert "skipped" in output and "GTA5_6.ckpt: not a readable" in output
     assert ("starting from scratch" if left == "scratch" else f"resuming from {folder / left}.ckpt") in output
     same_end(reference, folder)
@@ -164,28 +158,12 @@ def test_damaged_checkpoints_are_skipped(reference, tmp_path, left, damaged):
     assert all(rows_of(aside / name) == rows_of(reference / name) for name in ("loss.csv", "miou.csv"))
 
 
-def test_a_checkpoint_that_was_named_is_the_newest_to_resume_from(reference, tmp_path):
-    """A damaged one is replaced by one before it, never by a later one."""
-    folder = shutil.copytree(reference, tmp_path / "run")
-    (folder / "GTA5_2.ckpt").write_bytes(b"damaged")
-    assert run_folder.find_resumable(str(folder / "GTA5_2.ckpt")).checkpoint == folder / "GTA5_1.ckpt"
-    (folder / "GTA5_1.ckpt").unlink()
-    shutil.copy(reference / "GTA5_1.ckpt", folder / "GTA5_best.ckpt")
-    assert run_folder.find_resumable(str(folder / "GTA5_2.ckpt")).checkpoint == folder / "GTA5_best.ckpt"
-    (folder / "GTA5_best.ckpt").write_bytes(b"damaged")
-    for name in ("GTA5_2.ckpt", "GTA5_best.ckpt"):
-        with pytest.raises(UserError, match=f"{name}: not a readable MindSpore checkpoint"):
-            run_folder.find_resumable(str(folder / name))
-
-
-def test_a_checkpoint_that_cannot_be_resumed_from_is_damaged(reference, tmp_path):
-    """With values that are not finite, or of G alone; GTA5_best.ckpt is taken if it is the newest left."""
-    for name in ("GTA5_3.ckpt", "GTA5_4.ckpt"):
-        shutil.copy(reference / name, tmp_path)
+def test_a_checkpoint_that_cannot_be_resumed_from(reference, tmp_path):
+    """With values that are not finite, or of G alone: skipped in a folder, an error where it was named."""
+    shutil.copy(reference / "GTA5_4.ckpt", tmp_path)
     content = checkpoint.read(str(reference / "GTA5_6.ckpt"))
     weights = {name: v for name, v in content.items() if name.startswith("net_G.")}
-    whole = {name: v for name, v in content.items() if not isinstance(v, str)}
-    name = next(iter(weights))
+    name, whole = next(iter(weights)), {name: v for name, v in content.items() if not isinstance(v, str)}
     for file, tensors in (("GTA5_5", weights), ("GTA5_6", {**whole, name: weights[name] * np.nan})):
         entries = [{"name": n, "data": mindspore.Tensor(v)} for n, v in tensors.items()]
         mindspore.save_checkpoint(entries, str(tmp_path / f"{file}.ckpt"), crc_check=True)
@@ -193,6 +171,9 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_damaged(reference, tmp_path
     assert point.checkpoint == tmp_path / "GTA5_4.ckpt" and point.steps == 4 and len(point.damaged) == 2
     (tmp_path / "GTA5_4.ckpt").rename(tmp_path / "GTA5_best.ckpt")
     assert run_folder.find_resumable(str(tmp_path)).checkpoint == tmp_path / "GTA5_best.ckpt"
+    for file, told in (("GTA5_5", "not a checkpoint of this project"), ("GTA5_6", f"{name} has nan or inf")):
+        with pytest.raises(UserError, match=f"{file}.ckpt: {told}.*: --resume {tmp_path}$"):
+            run_folder.find_resumable(str(tmp_path / f"{file}.ckpt"))
 
 
 def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tmp_path):
@@ -294,37 +275,30 @@ def test_killed_at_random_moments(reference, data, tmp_path):
     same_end(reference, folder)
 
 
-@pytest.fixture(scope="module")
-def many(data, tmp_path_factory):
-    """3,000 images to validate on."""
-    city, val = tmp_path_factory.mktemp("many") / "City", Path("val", "aachen")
-    shutil.copytree(data / "City", city)
-    for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+@slow
+def test_a_signal_ends_a_validation_at_once(data, tmp_path):
+    """Of 3,000 images."""
+    folder, city = tmp_path / "run", shutil.copytree(data / "City", tmp_path / "City")
+    for path in city.glob("*/val/aachen/aachen_000000_*"):
         for n in range(3, 3000):
-            name = f"aachen_{{:06d}}_000019_{end}.png"
-            os.link(city / kind / val / name.format(0), city / kind / val / name.format(n))
-    return city
-
-
-@slow
-def test_a_signal_ends_an_evaluation_at_once(many, reference, tmp_path):
-    argv = ["--data-dir", many, "--save", "--save-path", tmp_path / "result", "--input-size", "64,48"]
-    process = start("--restore-from", reference / "GTA5_6.ckpt", *argv, script=EVALUATE)
-    wait_for(lambda: (tmp_path / "result" / "color").exists(), process)
-    ended(process, signal.SIGTERM)
-    assert not (tmp_path / "result" / "result.json").exists()
-    for path in (tmp_path / "result").glob("*/*.png"):
-        Image.open(path).load()
-
-
-@slow
-def test_a_signal_ends_a_validation_at_once(data, many, tmp_path):
-    folder = tmp_path / "run"
-    process = start(*train_words(data, folder, *RUN, "--data-dir-target", many))
+            os.link(path, path.with_name(path.name.replace("000000", f"{n:06d}", 1)))
+    process = start(*train_words(data, folder, *RUN, "--data-dir-target", city))
     wait_for((folder / "GTA5_1.ckpt").exists, process)
     time.sleep(2)  # of half a minute
     assert "1 steps are done" in ended(process, signal.SIGTERM)
     assert rows_of(folder / "miou.csv") == []
+
+
+@pytest.mark.parametrize("script, options", [
+    (EVALUATE, "--restore-from {run}/GTA5_6.ckpt --data-dir {data}/City --save"),
+    ("utils.tools.ccd", "--restore-from {run}/GTA5_1.ckpt {run}/GTA5_6.ckpt --data-dir {data}/GTA5 "
+     "--data-dir-target {data}/City --device cpu")])  # fmt: skip
+def test_a_signal_ends_other_programs_without_a_result(reference, data, tmp_path, script, options):
+    argv = [*options.format(run=reference, data=data).split(), "--input-size", "64,48"]
+    process = start(*argv, script=script, cwd=tmp_path)
+    wait_for(lambda: "tensors matched" in process.stdout.readline(), process)  # the images are still to come
+    assert ended(process, signal.SIGTERM).splitlines()[-1] == "stopped by SIGTERM"
+    assert not [path for path in (tmp_path / "result").rglob("*") if path.is_file()]
 
 
 def test_a_signal_ends_the_rendering_of_the_demo(tmp_path):
@@ -344,22 +318,11 @@ def test_a_signal_ends_the_demo_and_its_trainings(tmp_path):
     assert len(list(tmp_path.rglob("GTA5_*.ckpt"))) == 1
 
 
-def test_a_training_of_the_demo_that_fails_ends_those_beside_it(data, tmp_path, capfd):
-    argv = train_words(data, tmp_path / "good", *RUN)
-    argv[argv.index("--num-steps") + 1] = "100000"
-    bad = train_words(data, tmp_path / "bad", "--data-dir", tmp_path / "nowhere", *RUN)
+def test_a_training_of_the_demo_that_fails_says_why(data, tmp_path, capfd):
+    argv = train_words(data, tmp_path / "bad", "--data-dir", tmp_path / "nowhere", *RUN)
     with pytest.raises(UserError, match="bad ended with exit code 2"):
-        demo.train({"good": argv, "bad": bad})
+        demo.train("bad", argv, 1)
     assert re.search(r"^bad     \| .*nowhere", capfd.readouterr().out, re.MULTILINE)
-
-
-def test_a_signal_ends_the_distances_of_centres(reference, data, tmp_path):
-    argv = ["--restore-from", reference / "GTA5_1.ckpt", reference / "GTA5_6.ckpt", "--device", "cpu"]
-    argv += ["--data-dir", data / "GTA5", "--data-dir-target", data / "City", "--input-size", "96,64"]
-    process = start(*argv, script="utils.tools.ccd", cwd=tmp_path)
-    assert "tensors matched" in process.stdout.readline()  # all images are still to come
-    assert ended(process, signal.SIGTERM) == "stopped by SIGTERM\n"
-    assert not [path for path in (tmp_path / "result").rglob("*") if path.is_file()]
 
 
 @slow
@@ -370,10 +333,9 @@ def test_a_signal_ends_the_ablation_and_its_runs(tmp_path):
     process = start(*argv, script="utils.tools.ablation", cwd=tmp_path)
     folder = tmp_path / "checkpoint" / "ablation" / "seed1" / "stage_a"
     wait_for(lambda: steps_in(folder), process)
-    assert ended(process, signal.SIGTERM) == "stopped by SIGTERM\n"
-    log = (folder / "output.log").read_text()
-    assert "stopped by SIGTERM" in log and "Traceback" not in log
-    assert not (folder / "result.json").exists()
+    output = ended(process, signal.SIGTERM)
+    assert re.search(r"^seed1/stage_a \| stopped by SIGTERM$", output, re.MULTILINE)
+    assert output.endswith("\nstopped by SIGTERM\n") and not (folder / "result.json").exists()
     os.close(run_folder.lock_run_dir(folder))  # nobody is in it
 
 
@@ -445,7 +407,7 @@ def test_a_broken_image_ends_the_run_and_costs_no_step(data, tmp_path):
     assert steps_in(folder) == 4
 
 
-def test_options_are_checked_against_data_and_run(reference, data, tmp_path, monkeypatch):
+def test_options_are_checked_against_data_and_run(reference, data, tmp_path):
     message = fails(TRAIN, *train_words(data, tmp_path / "run", "--batch-size", 4))
     assert "--batch-size 4 x --iter-size 1 x 1 processes), more than the 3 of the target" in message
     message = fails(TRAIN, "--device", "cpu", "--device-id", 3)
@@ -457,15 +419,11 @@ def test_options_are_checked_against_data_and_run(reference, data, tmp_path, mon
     path.write_text('{"batch_size": 2, ')
     assert "options.json is damaged" in refused("--resume", tmp_path)
     options = json.loads((reference / "options.json").read_text())
-    path.write_text(json.dumps({**options, "batch_size": -3}))
-    assert "argument --batch-size: -3 is out of range" in refused("--resume", tmp_path)
     path.write_text(json.dumps({**options, "device_id": 3, "not_val": True}))  # of another machine
     args = get_arguments(["--resume", str(tmp_path), "--val"])
     assert args.device_id == 0 and not args.not_val
     path.write_text(json.dumps({**options, "jit_level": "O1"}))
     assert get_arguments(["--resume", str(tmp_path), "--mode", "pynative"]).jit_level is None
-    monkeypatch.setenv("RANK_SIZE", "eight")
-    assert "RANK_SIZE is 'eight', not a number" in refused("--resume", tmp_path)
 
 
 def test_classes_without_a_label_are_named_once_per_run(data, tmp_path):

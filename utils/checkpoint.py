@@ -18,6 +18,7 @@ from mindspore import Parameter, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from dataset.classes import CLASS_NAMES, INFO_PATH, NUM_CLASSES
+from dataset.file_lists import few
 from model.CLAN_G import CLASSIFIERS
 from utils import torch_file
 from utils.system.device import assign, simulated
@@ -27,9 +28,8 @@ from utils.system.files import atomic
 BN_NAMES = dict(weight="gamma", bias="beta", running_mean="moving_mean", running_var="moving_variance")
 # A tensor that every file of the network has: what precedes its name precedes all names of the network.
 ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
-LOSS_SCALING = ("scale_value", "counter", "skipped")
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
-NO_CHECKSUM = "no checksum"  # an entry of what `read_ckpt` returns, for a file without one
+NO_CHECKSUM = "no checksum"  # an entry of the content of a file without one
 OTHER_CLASSES = "take the info.json that it was trained with, or another checkpoint"
 # How files that are no checkpoints begin, what they are and what to do.
 OTHER_KINDS = {
@@ -62,10 +62,10 @@ def read(path: str) -> dict[str, np.ndarray | str]:
         head = file.read(512)
     if torch_file.recognizes(head):
         return tensors_in(torch_file.load(path), path)
+    for beginning, kind in OTHER_KINDS.items():
+        if re.match(beginning, head, re.DOTALL):
+            raise UserError(f"{path}: not a readable checkpoint, but {kind}")
     try:
-        for beginning, kind in OTHER_KINDS.items():
-            if re.match(beginning, head, re.DOTALL):
-                raise ValueError(f"nor one of PyTorch, but {kind}")
         return read_ckpt(Path(path).read_bytes())
     except (ValueError, DecodeError) as error:
         raise UserError(f"{path}: not a readable MindSpore checkpoint ({error})") from None
@@ -78,9 +78,8 @@ def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for key, value in content.items() if isinstance(content, dict) else ():
-        state_dict = value if isinstance(value, dict) else {"": value}
-        for name, tensor in state_dict.items():
-            if isinstance(tensor, np.ndarray) and isinstance(key, str) and isinstance(name, str):
+        for name, tensor in (value if isinstance(value, dict) else {"": value}).items():
+            if isinstance(tensor, np.ndarray) and isinstance(key, str):
                 tensors[f"{key}.{name}" if name else key] = tensor
     if not tensors:
         raise UserError(f"{path}: has no state dict (names and tensors); {torch_file.RESAVE}")
@@ -115,11 +114,21 @@ def read_ckpt(raw: bytes) -> dict[str, np.ndarray | str]:
     return content
 
 
+def read_training(path: Path) -> dict:
+    """Return the content of a training's checkpoint; UserError if it cannot be resumed from."""
+    content = read(str(path))
+    step = content.get("step")
+    if not isinstance(step, np.ndarray) or step.size != 1:
+        raise UserError(f"{path}: not a checkpoint of this project's training")
+    check_finite(content, path)
+    return content
+
+
 def step_of(path: Path) -> int | None:
-    """Return the number of steps in a checkpoint that `save` wrote; None if it is missing or damaged."""
+    """Return the number of steps of a training's checkpoint; None if it is missing or damaged."""
     try:
-        return int(read(str(path))["step"])
-    except (UserError, OSError, KeyError, ValueError):
+        return int(read_training(path)["step"])
+    except (UserError, OSError):
         return None
 
 
@@ -143,12 +152,12 @@ def tensors_of(content: dict, net: str, path: str = "") -> dict[str, np.ndarray]
     What precedes the names is removed: "net_G." of this project, "Scale." of the DeepLab init, "module." of
     DataParallel, "_orig_mod." of torch.compile, … UserError if the file has the network more than once.
     """
-    anchor = ANCHOR[net]
+    anchor, prefix = ANCHOR[net], f"{net}."
     prefixes = [name.removesuffix(anchor) for name in content if name.endswith(anchor)] or [""]
-    own = f"{net}."
-    if len(prefixes) > 1 and own not in prefixes:
-        raise UserError(f"{path}: holds {net} twice, below {prefixes[:2]}; save one of them alone")
-    prefix = own if own in prefixes else prefixes[0]
+    if prefix not in prefixes:
+        if len(prefixes) > 1:
+            raise UserError(f"{path}: holds {net} twice, below {prefixes[:2]}; save one of them alone")
+        [prefix] = prefixes
     tensors = {}
     for name, value in content.items():
         if name.startswith(prefix) and not isinstance(value, str):
@@ -158,10 +167,11 @@ def tensors_of(content: dict, net: str, path: str = "") -> dict[str, np.ndarray]
     return tensors
 
 
-def check_finite(name: str, value: np.ndarray, path: str | Path) -> None:
+def check_finite(content: dict, path: str | Path) -> None:
     """Raise UserError if a tensor of a checkpoint has nan or inf. In a DryRun no values mean anything."""
-    if not np.isfinite(value).all() and not simulated():
-        raise UserError(f"{path}: {name} has values that are not finite (nan, inf); take another checkpoint")
+    for name, value in content.items():
+        if not isinstance(value, str) and not np.isfinite(value).all() and not simulated():
+            raise UserError(f"{path}: {name} has nan or inf; take another checkpoint")
 
 
 def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = False) -> str:
@@ -189,14 +199,12 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     if needed:
         raise UserError(f"{path}: {len(needed)} of {len(parameters)} tensors of {prefix} are not in it or "
                         f"differ in shape, such as {', '.join(needed[:3])}; is it of another network?")
-    for name, value in matched.items():
-        check_finite(name, value, path)
+    check_finite(matched, path)
     for name, value in matched.items():
         assign(parameters[name], value)
     skipped = [name for name in tensors if name not in matched]
-    names = ", ".join(skipped[:2]) + (", …" if len(skipped) > 2 else "")
     return (f"{path} -> {prefix[-1]}: {len(matched)} tensors matched, {len(skipped)} skipped"
-            f"{f' ({names})' if skipped else ''}, {len(left)} left at their initial value"
+            f"{f' ({few(skipped)})' if skipped else ''}, {len(left)} left at their initial value"
             f"{'; the file has no checksum' if NO_CHECKSUM in content else ''}")
 
 
@@ -218,10 +226,10 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
 
     UserError if a value is not finite; nothing is written then.
     """
-    entries = [{"name": p.name, "data": p} for p in state(step_cell)]
     for p in state(step_cell):
         if not np.isfinite(p.asnumpy()).all() and not simulated():
             raise UserError(f"{path} is not written: after {step} steps {p.name} is not finite")
+    entries = [{"name": p.name, "data": p} for p in state(step_cell)]
     about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
     with atomic(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs the error that it raises as well
@@ -233,17 +241,16 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
 
 
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> float:
-    """Copy the values that `save` wrote into a training step; return the best mIoU.
+    """Copy the values that `save` wrote into a training step; return the best mIoU of earlier validations.
 
     UserError if the checkpoint is of another kind of run.
     """
     check_classes(content, path)
     for p in state(step_cell):
-        if p.name in LOSS_SCALING and p.name not in content:
+        if p.name in ("scale_value", "counter", "skipped") and p.name not in content:
             continue  # saved on a device that computes in float32: loss scaling starts here
         if p.name not in content or content[p.name].shape != p.shape:
             raise UserError(f"{path}: {p.name} is missing or of another shape; --resume needs a checkpoint "
                             "of this project with the same --method, --model and --amp-level")
-        check_finite(p.name, content[p.name], path)
         assign(p, content[p.name])
     return float(content["best_mIoU"])

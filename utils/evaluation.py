@@ -6,11 +6,11 @@ from itertools import islice
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
-from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import NUM_CLASSES
-from dataset.pipeline import batch_of, batches, evenly_spaced_indices, read_ahead
+from dataset.file_lists import evenly_spaced_indices
+from dataset.pipeline import batch_of, batches, read_ahead
 from model.CLAN_G import Res_Deeplab
 from model.upsample import up
 from utils.metrics import confusion_matrix
@@ -42,34 +42,37 @@ def evaluate(
 ) -> np.ndarray:  # fmt: skip
     """Return the confusion matrix (C, C) int64 of net_G over `data`: rows ground truth, columns prediction.
 
-    `each(index, label (H, W), trainIds (H, W), logits of C1 and C2)` is called for every image. Several
-    processes share the images; all get the complete matrix.
+    `each` is called with what `predictions` yields for every image. Several processes share the images; all
+    get the complete matrix.
     """
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    mine, hidden = parallel.indices_of_rank(len(data)), parallel.rank() > 0 or None
+    mine = parallel.indices_of_rank(len(data))
     items = ((i, *item) for i, item in zip(mine, read_ahead(data.__getitem__, mine, workers, batch_size)))
-    with tqdm(total=len(mine), desc="evaluate", unit="image", leave=False, disable=hidden) as bar:
-        for (i, _, label), logits in with_logits(net_G, items, batch_size):
-            trainIds = best_class(logits, label.shape, classifier).asnumpy()[0]
-            confusion += confusion_matrix(label, trainIds)
-            if each:
-                each(i, label, trainIds, logits)
-            bar.update()
+    for i, label, trainIds, logits in predictions(net_G, items, len(mine), classifier, batch_size):
+        confusion += confusion_matrix(label, trainIds)
+        if each:
+            each(i, label, trainIds, logits)
     return parallel.all_reduce_sum(confusion)
 
 
-def with_logits(net_G: Res_Deeplab, items: Iterator[tuple], batch_size: int) -> Iterator[tuple[tuple, tuple]]:
-    """Yield each item, (index, input (3, H, W), ...), and its logits of C1 and C2, (1, classes, h, w) each.
+def predictions(
+    net_G: Res_Deeplab, items: Iterator[tuple], count: int, classifier: str, batch_size: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, tuple[Tensor, Tensor]]]:
+    """Yield index, label or image, trainIds (H, W) at its size and logits of C1 and C2, (1, C, h, w) each.
 
+    items: index, input (3, h, w) and label (H, W) or image (H, W, 3); `count` of them, for the progress bar.
     They are computed in batches and in evaluation mode, which ends with the iteration. Only the upsampling,
     outside the network's graph, depends on the size of an image or label: the graph is compiled once.
     """
     training = net_G.training
     net_G.set_train(False)
-    while group := list(islice(items, batch_size)):
-        C1, C2 = net_G(batch_of([x for _, x, *_ in group]))
-        for k, item in enumerate(group):
-            yield item, (C1[k : k + 1], C2[k : k + 1])
+    with parallel.progress(total=count, desc="predict", unit="image", leave=False) as bar:
+        while group := list(islice(items, batch_size)):
+            C1, C2 = net_G(batch_of([x for _, x, _ in group]))
+            for k, (i, _, shown) in enumerate(group):
+                logits = C1[k : k + 1], C2[k : k + 1]
+                yield i, shown, best_class(logits, shown.shape[:2], classifier).asnumpy()[0], logits
+                bar.update()
     net_G.set_train(training)
 
 

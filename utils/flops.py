@@ -4,22 +4,18 @@ from mindspore import nn
 
 
 def generator_flop(net_G: nn.Cell, size: tuple[int, int]) -> int:
-    """Return the operations of G's convolutions in a forward pass of one image of size (W, H).
-
-    A multiply-add counts as two operations.
-    """
+    """Return the operations of G's convolutions for one image of size (W, H), two per multiply-add."""
     w, h = ((n + 1) // 2 for n in size)  # after a stride of two
     flop = conv_weights(net_G.conv1) * h * w
     w, h = w // 2 + 1, h // 2 + 1  # after the pooling, which has ceil_mode
-    for layer in (net_G.layer1, net_G.layer2, net_G.layer3, net_G.layer4, net_G.layer5, net_G.layer6):
-        if layer is net_G.layer2:
-            w, h = (w + 1) // 2, (h + 1) // 2
-        flop += conv_weights(layer) * h * w  # only a layer's first convolution has a stride
-    return 2 * flop
+    flop += conv_weights(net_G.layer1) * h * w
+    w, h = (w + 1) // 2, (h + 1) // 2  # only a layer's first convolution has a stride
+    layers = net_G.layer2, net_G.layer3, net_G.layer4, net_G.layer5, net_G.layer6
+    return 2 * (flop + sum(map(conv_weights, layers)) * h * w)
 
 
 def discriminator_flop(net_D: nn.Cell, size: tuple[int, int]) -> int:
-    """Return the operations of D's convolutions in a forward pass of probabilities of size (W, H)."""
+    """Return the operations of D's convolutions for probabilities of size (W, H)."""
     flop, (w, h) = 0, size
     for layer in (net_D.conv1, net_D.conv2, net_D.conv3, net_D.conv4, net_D.classifier):
         w, h = w // 2, h // 2

@@ -4,6 +4,8 @@ import os
 import shlex
 import time
 from argparse import Namespace
+from collections.abc import Sequence
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from mindspore import nn
 from tqdm import tqdm
 
 from dataset.classes import NUM_CLASSES
-from dataset.image_folder import is_cityscapes
-from dataset.pipeline import names_crc32
+from dataset.images import names_crc32
+from dataset.layouts import is_cityscapes
 from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
@@ -34,9 +36,9 @@ def images_per_step(args: Namespace) -> int:
 class Run:
     """The state of a training run, `done` steps and best mIoU, and all that it writes to --snapshot-dir.
 
-    Per step `end_if_failed` and `record` are called, and `save_and_validate` every --save-pred-every steps;
-    `begin` before the first step and `close` after the last. Several processes make the same calls, in which
-    they wait for each other; rank 0 writes.
+    `exchange` is called before each step, `record` after it, and `save_and_validate` every --save-pred-every
+    steps; `begin` before the first step and `close` after the last. Several processes make the same calls, in
+    which they wait for each other; rank 0 writes.
     """
 
     def __init__(self, args: Namespace, resume: ResumePoint, step_cell: nn.Cell, source, target, val):
@@ -54,8 +56,8 @@ class Run:
         if self.last:
             self.best = checkpoint.restore(resume.content, self.last, step_cell)
             resume.content.clear()  # 400 MB, which would be held until the end
-        domains = {"source": source, "target": target}
-        checksums = {name: names_crc32(data) for name, data in domains.items() if data is not None}
+        domains = {"source": source} | ({"target": target} if target else {})
+        checksums = {name: names_crc32(data) for name, data in domains.items()}
         if parallel.processes() > 1:
             about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
             if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
@@ -64,13 +66,17 @@ class Run:
                     "command, and see the same files in --snapshot-dir, ./model and the data sets?"
                 )
         notes = [f"skipped {error}" for error in resume.damaged.values()]
-        if resume.folder:
-            scratch = f"{resume.folder}: no readable checkpoint, starting from scratch"
-            notes.append(f"resuming from {self.last}" if self.last else scratch)
+        if self.last:
+            notes.append(f"resuming from {self.last}")
+        elif resume.folder:
+            notes.append(f"{resume.folder}: no readable checkpoint, starting from scratch")
         notes += run_folder.check_images(resume, args, checksums)
         self.means = tables.class_counts(args.source)  # the first decides on the best
         self.loss_csv, self.miou_csv = (self.folder / name for name in run_folder.TABLES)
         self.validated: list[str] = []  # after how many steps
+        # Of the last step: its losses in this process, and what else its row needs until that is written.
+        self.losses, self.unsettled = np.zeros(len(LOSSES)), {}
+        self.logged, self.waited, self.elapsed = 0, 0.0, 0.0  # steps and seconds at the last line of the log
         if self.is_main:
             notes += self._prepare_folder(resume, checksums)
         if val is None and not args.not_val:
@@ -85,8 +91,7 @@ class Run:
         )
         for line in (device.precision_line(self.precision), *notes):
             self.log(line)
-        hidden = parallel.rank() > 0 or None
-        self.bar = tqdm(total=stop, initial=self.done, desc=args.method, unit="step", disable=hidden)
+        self.bar = parallel.progress(total=stop, initial=self.done, desc=args.method, unit="step")
         nets = step_cell.net_G, step_cell.net_D
         self.flop_of = cache(lambda *sizes: step_flop(*nets, *sizes, args.method, self.per_step))
 
@@ -103,28 +108,33 @@ class Run:
         run_folder.write_options(folder, options, resume.options, self.done)
         for name, columns in tables.columns(args.source).items():
             tables.write(folder / name, columns, resume.rows.get(name, []))
-        scores = resume.rows.get("miou.csv", [])
-        self.validated = [row[0] for row in scores]
-        if known := [row for row in scores if row[1] != "nan"]:
-            step, mean, *_ = max(known, key=lambda row: float(row[1]))
-            run_folder.restore_best(resume, folder, step)
-            self.best = float(mean)  # the checkpoint has the best from before its own validation
+        rows = resume.rows.get("miou.csv", [])
+        self.validated = [row[0] for row in rows]
+        scores = {row[0]: float(row[1]) for row in rows if row[1] != "nan"}
+        if scores:
+            run_folder.restore_best(resume, folder, max(scores, key=scores.get))
+            self.best = max(scores.values())  # with that of the checkpoint's own validation
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes
 
     def log(self, text: str) -> None:
         """Write a line to the screen and, with the time, to Train_log.log."""
-        if not self.is_main:
-            return
-        log = self.folder / "Train_log.log"
-        with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths of any encoding
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        tqdm.write(text)
+        if self.is_main:
+            log = self.folder / "Train_log.log"
+            with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths of any encoding
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            tqdm.write(text)
 
-    def begin(self) -> None:
-        """Make up for a validation that was pending when the run stopped, and start to time the steps."""
+    def begin(self, samplers: list) -> None:
+        """Make up for a validation that was pending when the run stopped, and start to time the steps.
+
+        samplers: the DomainSampler of each domain, to name the images of a failed step.
+        """
+        self.samplers = samplers
         self.end_if_signalled()
+        if device.on_npu():
+            self.log("first steps compile for the NPU: some minutes, perhaps ten; again for every new size")
         self.step_cell.set_train()
         self.step_cell.clear_overflow()
         at_checkpoint = self.done % self.args.save_pred_every == 0 or self.done == self.args.num_steps_stop
@@ -133,37 +143,78 @@ class Run:
             self.validate()
         self.started = time.perf_counter()
 
-    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple, samplers: list) -> None:
-        """Count one step and write its row of loss.csv; UserError if a loss is not finite.
+    def exchange(self, labelled: int, error: UserError | None) -> float:
+        """Settle the step before; end all processes if one could not read its images or has a signal pending.
+
+        Several processes need one AllReduce for it. Steps since the last checkpoint are saved before the run
+        ends; `error` is raised in the process that has one.
+        labelled: the number of labelled pixels of this process's next step. Returns their mean number in a
+        batch, over the batches and processes of the step.
+        """
+        self.waited += time.perf_counter() - self.started
+        high, low = divmod(labelled, 2**16)  # float32 sums them exactly, for up to 256 processes
+        shared = [bool(error), bool(interrupt.pending_signal()), high, low, *self.losses]
+        failed, signalled, high, low, *losses = parallel.all_reduce_sum(np.array(shared, float))
+        self.settle(losses)
+        if failed or signalled:
+            if self.done % self.args.save_pred_every:
+                self.save()
+            parallel.barrier()  # until the checkpoint is written
+            if failed:
+                raise error or UserError("another process could not read an image")
+            self.end_if_signalled()
+        interrupt.task = f"finishing step {self.done}, then saving; once more ends without a checkpoint"
+        # None labelled: L_seg is 0, too.
+        return max(int(high) * 2**16 + int(low), 1) / (self.args.iter_size * parallel.processes())
+
+    def record(self, losses: np.ndarray, lr: float, lr_D: float, batch: tuple) -> None:
+        """Count one step; its losses are looked at before the next step or checkpoint.
 
         losses: those of LOSSES, the mean of this process. batch: the last (x_s, y_s, x_t) of the step.
-        samplers: the DomainSampler of each domain, to name the images of a failed step.
         """
-        i, values = self.done, list(parallel.all_reduce_sum(losses) / parallel.processes())
+        self.done += 1
+        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        flop = self.flop_of(*(x.shape[:1:-1] for x in (batch[0], batch[2])))
+        self.losses = losses
+        self.unsettled = {"lr": lr, "lr_D": lr_D, "s/step": seconds, "TFLOP/s": flop / seconds / 1e12}
+        self.elapsed += seconds
+
+    def settle(self, sums: Sequence[float]) -> None:
+        """Write the last step's row of loss.csv and its line of the log, if that has not been done.
+
+        sums: the losses, summed over the processes. UserError if one is not finite.
+        """
+        if not self.unsettled:
+            return
+        i, values = self.done - 1, np.array(sums) / parallel.processes()
         shown = {name: f"{value:.3g}" for name, value in zip(LOSSES, values)}
         if not np.isfinite(values).all() and not device.simulated():
             named = ", ".join(f"{name} {value}" for name, value in shown.items())
-            images = ", ".join(name for sampler in samplers for name in sampler.names(i))
+            images = ", ".join(name for sampler in self.samplers for name in sampler.names(i))
             raise UserError(f"step {i}: a loss is not finite: {named}; its images: {images}; look at these, "
                             "lower --learning-rate, or use --amp-level O0")  # fmt: skip
-        self.done += 1
-        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        lr, lr_D, seconds, _ = self.unsettled.values()
         if self.is_main:
             tables.append(self.loss_csv, [i, *(f"{v:.9g}" for v in (*values, lr, lr_D, seconds))])
-        flop = self.flop_of(*(x.shape[:1:-1] for x in (batch[0], batch[2])))
-        more = {"lr": lr, "lr_D": lr_D, "s/step": seconds, "TFLOP/s": flop / seconds / 1e12}
-        shown |= {name: f"{value:.3g}" for name, value in more.items()}
-        if self.step_cell.scaler is not None:
-            shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
+        shown |= {name: f"{value:.3g}" for name, value in self.unsettled.items()}
+        self.unsettled = {}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if i % max(1, min(100, self.args.num_steps_stop // 10)) == 0:
+            shown["waiting for data"] = f"{100 * self.waited / self.elapsed:.0f} %"
+            if self.logged:  # the first step is no measure: its graphs are compiled
+                rest = self.elapsed / (self.done - self.logged) * (self.args.num_steps_stop - self.done)
+                shown["left"] = str(timedelta(seconds=round(rest)))
+            if self.step_cell.scaler is not None:
+                shown["skipped steps"] = str(self.step_cell.update.skipped.asnumpy())
             # A loss that the method does not have is 0; loss_seg 0 means that nothing is labelled.
             terms = [f"{k} {v}" for k, v in shown.items() if v != "0" or k == "loss_seg"]
             self.log(f"step {i}: {', '.join(terms)}")
+            self.logged, self.waited, self.elapsed = self.done, 0.0, 0.0
 
     def save(self) -> None:
-        """Write GTA5_<steps>.ckpt; it becomes `last`."""
+        """Write GTA5_<steps>.ckpt; it becomes `last`. UserError if a loss of its last step is not finite."""
+        self.settle(parallel.all_reduce_sum(np.array(self.losses, float)))
         if device.simulated():
             return
         self.last = self.folder / f"GTA5_{self.done}.ckpt"
@@ -222,33 +273,19 @@ class Run:
         number = self.args.device_id
         return ["--device", device.target(), *(["--device-id", str(number)] if number else [])]
 
-    def end_if_failed(self, error: UserError | None) -> None:
-        """Before a step, end all processes if one of them could not read its images or has a signal pending.
-
-        Steps since the last checkpoint are saved first. `error` is raised in the process that has one.
-        """
-        if not parallel.any_rank(error or interrupt.pending_signal()):
-            return
-        if self.done % self.args.save_pred_every:
-            self.save()
-        if parallel.any_rank(error):  # here all processes wait until the checkpoint is written
-            raise error or UserError("another process could not read an image")
-        self.end_if_signalled()
-
     def close(self) -> None:
         """Log how to evaluate the complete run, or what a DryRun has found."""
         self.bar.close()
         if device.simulated():
             self.log(device.simulation_report())
-        elif self.is_main:
-            # Absolute paths: the command works from any folder.
-            target = os.path.abspath(self.args.data_dir_target)
-            plain = Path(target).is_dir() and not is_cityscapes(target)
-            option = "--predict" if plain else "--data-dir"
-            argv = ["--restore-from", os.path.abspath(self.last), option, target]
-            argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
-            if self.means[0] != NUM_CLASSES and not plain:
-                argv += ["--classes", str(self.means[0])]
-            script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
-            command = shlex.join(["python", str(script), *argv, *self.device_options()])
-            self.log(f"all {self.done} steps are done; evaluate with: {command}")
+            return
+        script, target = Path(__file__).parents[1] / "CLAN_evaluate_city.py", Path(self.args.data_dir_target)
+        plain = target.is_dir() and not is_cityscapes(target)
+        # Absolute paths: the command works from any folder.
+        argv = ["python", str(script), "--restore-from", os.path.abspath(self.last)]
+        argv += ["--predict" if plain else "--data-dir", os.path.abspath(target)]
+        argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
+        if self.means[0] != NUM_CLASSES and not plain:
+            argv += ["--classes", str(self.means[0])]
+        command = shlex.join([*argv, *self.device_options()])
+        self.log(f"all {self.done} steps are done; evaluate with: {command}")

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from argparse import Namespace
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
@@ -69,15 +68,12 @@ def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot
 
 
 def lock_results_dir(folder: str | Path) -> None:
-    """Keep other evaluations, and trainings, out of the folder of the results.
-
-    To be called once; `release_results_dir` gives the folder back, as a notebook's process goes on.
-    """
+    """Keep other evaluations, and trainings, out of the folder of the results until `release_results_dir`."""
     results_locks.append(lock_run_dir(Path(folder), "evaluating or training", "--save-path"))
 
 
 def release_results_dir() -> None:
-    """Give back the folder of the results, if it is locked."""
+    """Give back the folder of the results, if it is locked: a notebook's process goes on."""
     while results_locks:
         os.close(results_locks.pop())
 
@@ -113,58 +109,44 @@ def find_resume_point(args: Namespace) -> ResumePoint:
     if not point.folder:
         return point
     point.options = args._saved_options
-    for name, columns in tables.columns(args.source).items():
+    # loss.csv counts steps from 0, miou.csv those that are done.
+    for (name, columns), last in zip(tables.columns(args.source).items(), (point.steps - 1, point.steps)):
         path = point.folder / name
         header, rows = tables.read(path)
         if header and header != list(columns):  # its rows would no longer be read
             raise UserError(f"{path}: has other columns than this version writes; choose a new folder")
-        # loss.csv counts steps from 0, miou.csv those that are done.
-        last = point.steps - 1 if name == "loss.csv" else point.steps
         point.rows[name] = [row for row in rows if int(row[0]) <= last]
     return point
 
 
 def find_resumable(given: str) -> ResumePoint:
-    """Return a run's folder, the checkpoint to resume from and its content, and the damaged ones.
+    """Return a run's folder, the checkpoint to resume from, its content and steps, and the damaged ones.
 
-    `given` is a checkpoint, or a folder for the newest in it. Instead of a damaged one the newest readable
-    one before it is taken. UserError if there is no run, or none before a damaged checkpoint that was named.
+    `given` is a checkpoint, or a folder: of this, the newest one that can be read, at last GTA5_best.ckpt.
+    UserError if a checkpoint that was named cannot be read, or there is no run.
     """
     path = follow_link(Path(given if Path(given).is_dir() else checkpoint.find(given)))
-    point = ResumePoint((path if path.is_dir() else path.parent).resolve())
-    numbered = {other: steps for steps, other in snapshots(point.folder)}
-    named, best = point.folder / path.name, point.folder / BEST
-    # The age of a file without a number is unknown, so nothing may replace it.
-    newest = 10**9 if path.is_dir() else numbered.get(named, -1)
-    older = [other for other, steps in numbered.items() if steps <= newest]
-    for candidate in older or [named] * path.is_file():
+    if path.is_file():
+        point = ResumePoint(path.parent.resolve())
+        candidates = [point.folder / path.name]
+    else:
+        point = ResumePoint(path.resolve())
+        candidates = [*(numbered for _, numbered in snapshots(path.resolve())), point.folder / BEST]
+    for candidate in filter(Path.exists, candidates):
         try:
-            point.content, point.checkpoint = read_training(candidate), candidate
-            point.steps = int(point.content["step"])
-            break
+            point.content = checkpoint.read_training(candidate)
         except (UserError, OSError) as error:
             point.damaged[candidate] = str(error)
-    if (point.damaged or not point.checkpoint) and best.exists():  # it may be newer than what is left
-        with suppress(UserError, OSError):
-            content = read_training(best)
-            if point.steps < int(content["step"]) <= newest:
-                point.content, point.checkpoint, point.steps = content, best, int(content["step"])
-    if not point.checkpoint and not (path.is_dir() and (path / "options.json").is_file()):
-        hint = f"{point.folder}: no run in it to resume; start one without --resume"
+            continue
+        point.checkpoint, point.steps = candidate, int(point.content["step"])
+        return point
+    if path.is_file():
+        raise UserError(f"{point.damaged[candidates[0]]}; to resume from the newest that can be read: "
+                        f"--resume {quote(str(point.folder))}")
+    if not (path / "options.json").is_file():
+        hint = f"{path}: no run in it to resume; start one without --resume"
         raise UserError(next(iter(point.damaged.values()), hint))
     return point
-
-
-def read_training(path: Path) -> dict:
-    """Return the content of a training's checkpoint; UserError if it cannot be resumed from."""
-    content = checkpoint.read(str(path))
-    step = content.get("step")
-    if not isinstance(step, np.ndarray) or step.size != 1:
-        raise UserError(f"{path}: not a checkpoint of this project's training")
-    for name, value in content.items():
-        if not isinstance(value, str):
-            checkpoint.check_finite(name, value, path)
-    return content
 
 
 def check_images(point: ResumePoint, args: Namespace, names_crc32: dict[str, int]) -> list[str]:
@@ -173,17 +155,14 @@ def check_images(point: ResumePoint, args: Namespace, names_crc32: dict[str, int
     names_crc32: checksums of the names of "source" and "target". Without options.json there is nothing to
     compare. Returns a line for the log for data without a list that changed.
     """
-    before, notes = point.options.get("names_crc32", names_crc32), []
-    lists = {"source": ("data_list", "gta5_split"), "target": ("data_list_target",)}
-    for data in (data for data, crc in names_crc32.items() if before.get(data) != crc):
-        for name in lists[data]:
-            if path := getattr(args, name):
-                raise UserError(
-                    f"--{name.replace('_', '-')} {path}: chooses other images, or another order, than in the "
-                    f"run of {point.folder}; give the list that it had"
-                )
-        notes.append(f"the {data} images are not those of the run before: their order differs from here on")
-    return notes
+    before = point.options.get("names_crc32", names_crc32)
+    changed = [data for data, crc in names_crc32.items() if before.get(data) != crc]
+    for name, data in (("data_list", "source"), ("gta5_split", "source"), ("data_list_target", "target")):
+        if data in changed and (path := getattr(args, name)):
+            raise UserError(f"--{name.replace('_', '-')} {path}: chooses other images, or another order, "
+                            f"than in the run of {point.folder}; give the list that it had")
+    note = "images are not those of the run before: their order differs from here on"
+    return [f"the {data} {note}" for data in changed]
 
 
 def copy(path: Path, to: Path) -> None:
@@ -197,27 +176,24 @@ def truncate_run(point: ResumePoint) -> list[str]:
 
     If any moves, or the tables lose lines, options and tables are copied there. Returns lines for the log.
     """
-    folder, place, going = point.folder, point.folder / f"after_{point.steps}", []
+    folder, place, best = point.folder, point.folder / f"after_{point.steps}", point.folder / BEST
     for path in folder.glob(".GTA5_*.tmp*"):  # of a process that was killed while writing
         path.unlink()
     moved = [path for steps, path in snapshots(folder) if steps > point.steps or path in point.damaged]
-    best = folder / BEST
     if best.exists() and ((steps := checkpoint.step_of(best)) is None or steps > point.steps):
         moved.append(best)
-    for name, rows in point.rows.items():
-        path = folder / name
-        if path.exists() and len(path.read_bytes().splitlines()) > 1 + len(rows):
-            going.append(f"rows of {name}")
-    if not moved and not going:
+    kept = [folder / name for name in ("options.json", *TABLES) if (folder / name).exists()]
+    lost = [f"rows of {path.name}" for path in kept if path.name in point.rows
+            and len(path.read_bytes().splitlines()) > 1 + len(point.rows[path.name])]  # fmt: skip
+    if not moved and not lost:
         return []
     rotate_existing(place)
     place.mkdir()
-    for name in ("options.json", *TABLES):
-        if (folder / name).exists():
-            shutil.copy2(folder / name, place)
+    for path in kept:
+        shutil.copy2(path, place)
     for path in moved:
         path.replace(place / path.name)
-    return [f"moved to {place}: {', '.join([*(path.name for path in moved), *going])}"]
+    return [f"moved to {place}: {', '.join([*(path.name for path in moved), *lost])}"]
 
 
 def restore_best(point: ResumePoint, folder: Path, step: str) -> None:

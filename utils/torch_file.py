@@ -1,7 +1,7 @@
 """Read PyTorch checkpoints as NumPy arrays, without PyTorch and without running code from the file.
 
 Both formats of `torch.save` are read: the zip of PyTorch 1.6 and later, and the legacy stream (for both see
-`torch/serialization.py` and `torch/_utils.py`). The unpickler accepts only the globals of the table below.
+`torch/serialization.py` and `torch/_utils.py`). The unpickler accepts only the names in GLOBALS.
 """
 
 import io
@@ -23,7 +23,7 @@ MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy format
 RESAVE = "re-save it in PyTorch as a plain state dict: torch.save(model.state_dict(), path)"
 DAMAGED = "damaged, or not written by torch.save; download it again or re-save it"
 CODES = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
-         "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?", "ComplexFloat": "c8", "ComplexDouble": "c16"}
+         "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
 STORAGES = {f"torch.{name}Storage": np.dtype(f"<{code}") for name, code in CODES.items()}
 Place = Callable[[str, int], tuple[bytes, int] | None]  # (key, bytes per item) -> bytes, where it begins
 
@@ -36,12 +36,9 @@ def recognizes(head: bytes) -> bool:
 def load(path: str | os.PathLike) -> object:
     """Return what `torch.load(path)` returns, with NumPy arrays for tensors and parameters.
 
-    An array has its tensor's dtype (integers, bool, floats, complex); only bfloat16 becomes float32, exactly.
-    Arrays may be read-only or not contiguous. `torch.Size` becomes a tuple, `torch.device` and `torch.dtype`
-    become text, other plain values stay.
-
-    UserError, one line that begins with the path, if the file is damaged, not of torch.save, or holds any
-    other object (which the line names).
+    An array has its tensor's dtype (integers, bool, floats), but bfloat16 becomes float32, exactly. It may be
+    read-only or not contiguous. `torch.Size` becomes a tuple, `torch.device` and `torch.dtype` become text.
+    UserError if the file is damaged, not of torch.save, or holds any other object, which the line names.
     """
     try:
         with open(path, "rb") as file:
@@ -60,8 +57,6 @@ def _read_zip(file: BinaryIO) -> object:
     roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(roots) != 1 or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
         raise UserError(f"a zip, but not one of torch.save; unpack it and give a file in it, or {RESAVE}")
-    if f"{roots[0]}byteorder" in archive.namelist() and archive.read(f"{roots[0]}byteorder") != b"little":
-        raise UserError(f"saved on a big-endian machine; on another one, {RESAVE}")
     stream = io.BytesIO(archive.read(f"{roots[0]}data.pkl"))
     return _Unpickler(stream, lambda key, _: (archive.read(f"{roots[0]}data/{key}"), 0)).load()
 
@@ -101,11 +96,8 @@ class _Unpickler(pickle._Unpickler):
         return GLOBALS[full]
 
     def load_build(self) -> None:
-        """Set the one attribute that state dicts have, `_metadata`; others could shadow methods."""
-        target, attributes = self.stack[-2:]
-        if type(target) is not OrderedDict or type(attributes) is not dict or set(attributes) - {"_metadata"}:
-            raise UserError(DAMAGED)
-        super().load_build()
+        """Leave out attributes, which could shadow methods; state dicts have one, `_metadata`."""
+        self.stack.pop()
 
     dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
@@ -130,7 +122,7 @@ def _tensor(storage: np.ndarray | None, offset: int, size: tuple, stride: tuple,
     """Return a strided view into a storage. Bounds are checked here because NumPy's check can overflow."""
     if storage is None:
         return None
-    if any(flags[2:]):  # after requires_grad and the hooks
+    if len(flags) > 2:  # after requires_grad and the hooks
         raise UserError(f"a tensor is conjugated or negated; {RESAVE}")
     if 0 in size:
         return np.empty(size, storage.dtype)
@@ -147,6 +139,5 @@ GLOBALS = {
     "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
-    **{name: name for name in ("torch.bfloat16", *STORAGES)},
-    **{name: name for name in (f"torch.{dtype.name}" for dtype in STORAGES.values())},
+    **{name: name for name in (*STORAGES, "torch.bfloat16", *(f"torch.{d.name}" for d in STORAGES.values()))},
 }  # fmt: skip

@@ -9,6 +9,8 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from utils.system.errors import UserError
@@ -28,8 +30,7 @@ def npu_evidence() -> str | None:
 def prepare_environment() -> str | None:
     """Set environment variables that MindSpore reads when it is imported; exit if it is not installed.
 
-    MindSpore 2.9 and 2.10 hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3
-    convolutions run 100 to 300 times slower. This limits oneDNN to AVX2 and returns a line for the log.
+    Return a line for the log if its version calls for one.
     """
     # MindSpore's warnings matter only with an NPU, for example about a CANN of another version.
     os.environ.setdefault("GLOG_v", "2" if npu_evidence() else "3")
@@ -40,19 +41,21 @@ def prepare_environment() -> str | None:
         sys.exit(2)
     cpuinfo = Path("/proc/cpuinfo")
     avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text(encoding="utf-8")
+    # These hand plain NCHW weights to a oneDNN that has no fast AVX-512 kernel for them: 3x3 convolutions run
+    # 100 to 300 times slower.
     if version.startswith(("2.9.", "2.10.")) and avx512 and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
         return f"MindSpore {version}: set ONEDNN_MAX_CPU_ISA=AVX2, as its AVX-512 convolutions are slow"
+    if tuple(map(int, version.split(".")[:2])) > (2, 10):
+        return (f"MindSpore {version} is newer than the tested 2.7.0 to 2.10.0; from 2.11 on, the momentum "
+                "of batch norm was announced to change its meaning")  # fmt: skip
     return None
 
 
 def process_count() -> int:
     """Return how many processes the launcher started: msrun, mpirun, a rank table, or a DryRun of several."""
     names = ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_SIZE")  # last: Ascend containers preset it to 1
-    name = next((name for name in names if os.environ.get(name)), None)
-    if name and not os.environ[name].isdecimal():
-        raise UserError(f"the environment variable {name} is {os.environ[name]!r}, not a number of processes")
-    return int(os.environ[name]) if name else 1
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
 
 
 def launched() -> bool:
@@ -68,10 +71,12 @@ def setup(args: argparse.Namespace) -> None:
     """
     import mindspore
 
-    device, device_id = args.device, args.device_id
-    name = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}.get(device)
-    if name is None:  # auto: an NPU that cannot be used is an error, not a reason to train on the CPU
-        name = "Ascend" if ascend().is_pkg_support_device("Ascend") or npu_evidence() else "CPU"
+    name, device_id, found = {"cpu": "CPU", "gpu": "GPU"}.get(args.device, "Ascend"), args.device_id, ""
+    if args.device == "auto":  # an NPU that cannot be used is an error, not a reason to train on the CPU
+        if evidence := npu_evidence():
+            found = f": this machine has an NPU ({evidence}), which"
+        elif not ascend().is_pkg_support_device("Ascend"):
+            name = "CPU"
     if args.jit_level and args.mode == "pynative":
         raise UserError("--jit-level has no effect with --mode pynative")
     if device_id and launched():
@@ -81,21 +86,39 @@ def setup(args: argparse.Namespace) -> None:
     if launched():  # None: MindSpore takes the process's number on its machine; a rank table says which
         table = "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ
         device_id = int(os.environ.get("DEVICE_ID", 0)) if table else None
+    if args.deterministic:
+        compute_deterministically()
     try:
-        if name == "Ascend" and not ascend().is_pkg_support_device(name):
-            raise RuntimeError(ascend().load_plugin_error() or "this MindSpore was built without it")
+        if not ascend().is_pkg_support_device(name):  # MindSpore's own check of a GPU logs errors of its own
+            reason = ascend().load_plugin_error() if name == "Ascend" else "MindSpore finds no CUDA 11"
+            raise RuntimeError(reason or "this MindSpore was built without it")
         mindspore.set_device(name, None if name == "CPU" else device_id)
-        if args.conv_precision == "float32":
-            float32_convolutions(name)
+        if args.conv_precision == "float32" and (name == "GPU" or chip() in FLOAT16_CHIPS):
+            raise UserError(f"--conv-precision float32 is not for {chip() or name}: leave it out")
+        if args.conv_precision == "float32" and name == "Ascend":
+            # device_context.ascend.op_precision.conv_allow_hf32 is the newer interface, but in MindSpore 2.7
+            # to 2.10 it affects only aclnn operators; nn.Conv2d and its gradients are aclop operators.
+            mindspore.set_context(ascend_config={"conv_allow_hf32": False})
         if name == "Ascend" and not launched():
             mindspore.runtime.synchronize()  # starts the NPU, so that its errors are raised here
     except (RuntimeError, ValueError) as error:
-        raise UserError(unusable(device, str(error))) from None
+        raise UserError(
+            f"--device {args.device}{found} cannot be used: {one_line(error)}; with an NPU, first: source "
+            "/usr/local/Ascend/*/set_env.sh (README, \"Environment\"); --device cpu needs none"
+        ) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if args.mode == "graph" else mindspore.PYNATIVE_MODE)
     # Without a level, MindSpore 2.7 uses the deprecated GE backend (O2) on a 910A.
     mindspore.set_context(jit_config={"jit_level": args.jit_level or "O0"})
     if launched():
         init_communication()
+
+
+@cache
+def compute_deterministically() -> None:
+    """Choose operators that repeat their results to the bit; once, as MindSpore refuses a second call."""
+    import mindspore
+
+    mindspore.set_deterministic(True)
 
 
 def init_communication() -> None:
@@ -105,12 +128,13 @@ def init_communication() -> None:
     try:
         mindspore.communication.init()
     except RuntimeError as error:
-        role, message = os.environ.get("MS_ROLE"), 'a process ended early: see "error:" in worker_*.log'
+        role = os.environ.get("MS_ROLE")
         if role == "MS_WORKER":
             raise
-        if not role:  # otherwise this is msrun's scheduler, which stays in `init` until the processes end
-            message = f"{process_count()} processes cannot join: for a single one, unset RANK_SIZE"
-        raise UserError(f"{message} ({one_line(str(error))})") from None
+        message = f"{process_count()} processes cannot join: for a single one, unset RANK_SIZE"
+        if role:  # msrun's scheduler, which stays in `init` until the processes end
+            message = 'a process ended early: see "error:" in worker_*.log'
+        raise UserError(f"{message} ({one_line(error)})") from None
 
 
 def ascend():
@@ -120,35 +144,15 @@ def ascend():
     return MSContext.get_instance()
 
 
-def unusable(device: str, reason: str) -> str:
-    """Return the error message for a device that cannot be used: MindSpore's reason, and what to do."""
-    evidence = npu_evidence() if device == "auto" else None
-    found = f": this machine has an NPU ({evidence}), which" if evidence else ""
-    return (f"--device {device}{found} cannot be used: {one_line(reason)}; with an NPU, first: source "
-            "/usr/local/Ascend/*/set_env.sh (README, \"Environment\"); --device cpu needs none")  # fmt: skip
-
-
-def one_line(text: str) -> str:
+def one_line(error: Exception) -> str:
     """Return an error message of MindSpore as one line, without its C++ call stack and horizontal rules."""
-    text = re.sub(r"-+\n- C\+\+ Call Stack.*", "", text, flags=re.DOTALL)
+    text = re.sub(r"-+\n- C\+\+ Call Stack.*", "", str(error), flags=re.DOTALL)
     return " ".join(line.strip() for line in text.splitlines() if line.strip("- ")).rstrip(".")
 
 
 def chip() -> str:
     """Return MindSpore's name of the NPU, as ascend910 (a 910A); "" elsewhere, and in DryRuns since 2.8."""
     return ascend().get_ascend_soc_version() if on_npu() else ""
-
-
-def float32_convolutions(name: str) -> None:
-    """Make convolutions compute in float32 on the device `name`; UserError if it cannot."""
-    import mindspore
-
-    if name == "GPU" or chip() in FLOAT16_CHIPS:
-        raise UserError(f"--conv-precision float32 is not for this device ({chip() or name}): leave it out")
-    if name == "Ascend":
-        # device_context.ascend.op_precision.conv_allow_hf32 is the newer interface, but in MindSpore 2.7 to
-        # 2.10 it affects only aclnn operators; nn.Conv2d and its gradients are aclop operators.
-        mindspore.set_context(ascend_config={"conv_allow_hf32": False})
 
 
 def precision(amp_level: str, conv_precision: str) -> dict[str, str]:
@@ -202,6 +206,27 @@ def assign(parameter, values) -> None:
     from mindspore import Tensor, ops
 
     ops.assign(parameter, Tensor(values, parameter.dtype))
+
+
+def profiled(steps: range, count: int, folder: Path) -> Iterator[int]:
+    """Yield `steps` to a training loop; record `count` of them with MindSpore's profiler, from the 11th on.
+
+    MindSpore writes to a new folder below `folder`, whose name has the process and the time. UserError if
+    there are no more than ten steps, which compile and warm up.
+    """
+    if not count:
+        yield from steps
+        return
+    if len(steps) <= 10:
+        raise UserError(f"--profile skips 10 steps and this process has only {len(steps)}: give it more")
+    from mindspore import profiler
+
+    window = profiler.schedule(wait=9, warmup=1, active=count, repeat=1)
+    write = profiler.tensorboard_trace_handler(str(folder))
+    with profiler.profile(schedule=window, on_trace_ready=write) as recorder:
+        for i in steps:
+            yield i
+            recorder.step()
 
 
 def simulated() -> bool:

@@ -26,8 +26,5 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         hint = "; free disk space; files written so far are complete, a training resumes with --resume"
         print(f"{Path(sys.argv[0]).name}: error: {error}{hint if full else ''}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
     finally:
         interrupt.release()

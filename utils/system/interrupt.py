@@ -1,9 +1,10 @@
 """Endings from outside: signals, polled between two steps or images, and output that nobody reads any more.
 
-MindSpore installs handlers that kill the process, so the signals are blocked before it starts threads, and
-polled. CANN unblocks SIGINT and SIGTERM again, so every poll blocks them again and reinstalls handlers that
-only remember. Threads that were started in between keep them unblocked: there MindSpore turns SIGINT into
-SIGTERM, which is remembered too, but ends a process of msrun (see `watch`).
+MindSpore installs handlers that kill the process, so the signals are blocked before it starts threads; a
+thread takes them, as the main one may be in a graph for minutes. CANN unblocks SIGINT and SIGTERM again, so
+every poll blocks them again and reinstalls handlers that only remember. Threads that were started in between
+keep them unblocked: there MindSpore turns SIGINT into SIGTERM, which is remembered too, but ends a process of
+msrun (see `watch`).
 """
 
 import ctypes
@@ -20,7 +21,9 @@ from pathlib import Path
 # Ctrl-C, the loss of the terminal, and what batch systems (Slurm, LSF) send before their time limit.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 previous: dict[signal.Signals, object] = {}  # the handlers from before `block`, which `release` sets again
-delivered: set[signal.Signals] = set()  # by threads in which other software has unblocked them
+delivered: set[signal.Signals] = set()
+watchers: list[threading.Thread] = []  # at most one
+task = "finishing the step or image; once more ends at once"  # what happens after Ctrl-C
 
 
 def block() -> None:
@@ -33,23 +36,27 @@ def block() -> None:
         return
     previous.update((signal.Signals[name], signal.getsignal(signal.Signals[name])) for name in NAMES)
     reblock()
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        watchers.append(threading.Thread(target=watch, daemon=True))
+        watchers[0].start()
     if "MS_ROLE" not in os.environ:
         return
     parent = Path(f"/proc/{os.getppid()}/cmdline")  # absent if it is outside the container
     if parent.exists() and re.search(rb"--join(=|\0)True\0", parent.read_bytes()):
         # This msrun does not pass on SIGTERM: when it is killed, the kernel sends SIGTERM to its processes.
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.environ["MS_ROLE"] == "MS_WORKER":
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def release() -> None:
     """Restore the handlers and unblock, for another program in this process (a notebook's %run)."""
-    for number, handler in previous.items():
+    handlers = dict(previous)
+    previous.clear()
+    while watchers:
+        watchers.pop().join()
+    for number, handler in handlers.items():
         signal.signal(number, signal.SIG_IGN)  # drops a signal that is still pending
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         signal.signal(number, handler)
-    previous.clear()
     delivered.clear()
 
 
@@ -60,22 +67,40 @@ def reblock() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, previous)
 
 
-def remember(number: int, _) -> None:
-    """Handle a signal that was delivered because other software had unblocked it."""
+def remember(number: int, _=None) -> None:
+    """Remember a signal for `pending_signal`; acknowledge Ctrl-C, and exit at the second one."""
+    if number == signal.SIGINT and number in delivered:
+        os._exit(128 + number)
     delivered.add(signal.Signals(number))
+    if number == signal.SIGINT:
+        tell(task)
+
+
+def tell(text: str) -> None:
+    """Write a line to stderr from any thread."""
+    with suppress(OSError):  # nobody reads it
+        os.write(2, f"\n{text}\n".encode())
+
+
+def wanted() -> set[signal.Signals]:
+    """Return the signals that were not ignored when the program started."""
+    return {number for number, handler in list(previous.items()) if handler != signal.SIG_IGN}
 
 
 def watch() -> None:
-    """Exit at once when MindSpore sends this process SIGTERM, as another one or a machine of the job is lost.
+    """Remember the signals as they come; exit when MindSpore sends SIGTERM to this process of a job.
 
-    Otherwise the main thread may wait for it in a collective for half an hour (HCCL_EXEC_TIMEOUT). A SIGTERM
-    of another sender is left to `pending_signal`.
+    It does so if another process or machine is lost. The main thread may wait for that in a collective for
+    half an hour (HCCL_EXEC_TIMEOUT).
     """
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getpid():
-        delivered.add(signal.SIGTERM)
-    with suppress(OSError):  # nobody reads it
-        os.write(2, b"ended by MindSpore: another process or machine of the job may be lost\n")
-    os._exit(128 + signal.SIGTERM)
+    while previous:
+        info = signal.sigtimedwait(wanted(), 0.1)
+        own = info and info.si_signo == signal.SIGTERM and info.si_pid == os.getpid()
+        if own and os.environ.get("MS_ROLE") == "MS_WORKER":
+            tell("ended by MindSpore: another process or machine of the job may be lost")
+            os._exit(128 + signal.SIGTERM)
+        if info:
+            remember(info.si_signo)
 
 
 def pending_signal() -> signal.Signals | None:
@@ -84,8 +109,7 @@ def pending_signal() -> signal.Signals | None:
         return None
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
         reblock()
-    wanted = {number for number, handler in previous.items() if handler != signal.SIG_IGN}
-    return min(delivered | (signal.sigpending() & wanted), default=None)
+    return min(delivered | (signal.sigpending() & wanted()), default=None)
 
 
 def exit_if_pending(*_) -> None:

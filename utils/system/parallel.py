@@ -12,6 +12,7 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from mindspore.communication import get_group_size, get_rank
+from tqdm import tqdm
 
 from utils.system import interrupt
 from utils.system.device import assign, launched
@@ -92,6 +93,11 @@ def print_rank0(text: str) -> None:
     """Print in rank 0 only."""
     if rank() == 0:
         print(text, flush=True)
+
+
+def progress(**settings) -> tqdm:
+    """Return a progress bar, which rank 0 shows if its output is a terminal."""
+    return tqdm(disable=rank() > 0 or None, **settings)
 
 
 def exit_if_signalled(i: int, count: int) -> None:

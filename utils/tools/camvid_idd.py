@@ -19,8 +19,9 @@ IDD = {**dict(enumerate((7, 8, 24, 26, 13, 11, 23))), 255: 0}
 
 
 def convert(camvid: str, idd: str, root: str) -> Path:
-    """Write GTA5/ (all of CamVid), Cityscapes/ and Oracle/ (IDD-Lite's train images in GTA5's layout) to
-    `root`, unless it exists; return that folder. UserError if a folder, an image or a label is not in order.
+    """Write GTA5/, all of CamVid, and Cityscapes/, IDD-Lite, to `root` unless it exists; return that folder.
+
+    UserError if a folder, an image or a label is not in order.
     """
     folder = Path(root)
     if folder.is_dir():
@@ -29,40 +30,36 @@ def convert(camvid: str, idd: str, root: str) -> Path:
     labels = check_files([label for _, label, *_ in jobs], "label")  # as on disk
     with atomic_folder(folder) as draft:
         pairs = tqdm(zip(jobs, labels), f"converting to {folder}", len(jobs), disable=None)
-        for (image_path, _, ids, *places), label_path in pairs:
+        for (image_path, _, ids, *names), label_path in pairs:
             interrupt.exit_if_pending()
-            pair = open_image(image_path), relabel(label_path, ids)
-            for names in places:
-                for pixels, name in zip(pair, names):
-                    (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                    pixels.save(draft / name)  # as PNG, so that nothing more is lost
+            for pixels, name in zip((open_image(image_path), relabel(label_path, ids)), names):
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                pixels.save(draft / name)  # as PNG, so that nothing more is lost
     return folder
 
 
 def camvid_files(root: Path) -> list[tuple]:
-    """Return (image, label, ids, (where the image goes, where the label goes)) for all three parts."""
+    """Return (image, label, ids, where the image goes, where the label goes) for all three parts."""
     jobs = []
     for part in ("train", "val", "test"):
         for file in find_images(root / part)[0]:
             name = f"{Path(file).stem}.png"
-            place = f"GTA5/images/{name}", f"GTA5/labels/{name}"
-            jobs.append((root / part / file, root / f"{part}annot" / name, CAMVID, place))
+            jobs.append((root / part / file, root / f"{part}annot" / name, CAMVID,
+                         f"GTA5/images/{name}", f"GTA5/labels/{name}"))
     return jobs
 
 
 def idd_files(root: Path) -> list[tuple]:
-    """Return the same for train and val; the train images go to two places."""
+    """Return the same for train and val."""
     jobs = []
     for part in ("train", "val"):
         for file in find_images(root / "leftImg8bit" / part)[0]:
             path = root / "leftImg8bit" / part / file
             drive, number = path.parent.name, path.stem.removesuffix("_image")
-            label, city = root / "gtFine" / part / drive / f"{number}_label.png", f"{part}/{drive}"
-            places = [(f"Cityscapes/leftImg8bit/{city}/{drive}_{number}_leftImg8bit.png",
-                       f"Cityscapes/gtFine/{city}/{drive}_{number}_gtFine_labelIds.png")]
-            if part == "train":
-                places.append((f"Oracle/images/{drive}_{number}.png", f"Oracle/labels/{drive}_{number}.png"))
-            jobs.append((path, label, IDD, *places))
+            name = f"{part}/{drive}/{drive}_{number}"
+            jobs.append((path, root / "gtFine" / part / drive / f"{number}_label.png", IDD,
+                         f"Cityscapes/leftImg8bit/{name}_leftImg8bit.png",
+                         f"Cityscapes/gtFine/{name}_gtFine_labelIds.png"))
     return jobs
 
 

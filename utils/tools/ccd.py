@@ -12,8 +12,7 @@ and across, of the classes that occur in both. Each checkpoint has its own scale
 the average distance between different classes.
 
 Features are those before the classifiers, at stride 8, with batch norm in evaluation mode. Labels are
-downsampled to them by nearest neighbour with aligned corners, as predictions are upsampled. With --adapt-bn
-each domain uses BN statistics re-estimated on its own train images.
+downsampled to them by nearest neighbour with aligned corners, as predictions are upsampled.
 """
 
 import argparse
@@ -31,24 +30,22 @@ if __name__ == "__main__":
 
 import numpy as np
 from mindspore import nn
-from PIL import Image
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, NUM_CLASSES
+from dataset.file_lists import evenly_spaced_indices
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.pipeline import batches, evenly_spaced_indices
+from dataset.pipeline import batches
 from model.CLAN_G import Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, run_folder
-from utils.evaluation import adapt_bn
 from utils.metrics import number_or_none
 from utils.system.errors import UserError, run_script
-from utils.system.files import atomic, write_json
-from utils.tools.bars import bars
+from utils.system.files import write_json
 
-WHEN, DOMAINS, ROWS = ("before", "after"), ("source", "target"), (*CLASS_NAMES, "mean")
+WHEN, ROWS = ("before", "after"), (*CLASS_NAMES, "mean")
 
 
 class Features(nn.Cell):
@@ -68,13 +65,13 @@ def downsample_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray
     return labels[np.ix_(*grid)]
 
 
-def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return points per class (classes,) int64 and centres (classes, C) float64 of the images `chosen`.
+def centres(features: Features, data, count: int | None, workers: int) -> np.ndarray:
+    """Return the centre of each class (classes, C) float64 in `count` or all images, NaN without a point.
 
-    A point is a position of the feature map. The centre of a class without points is NaN. Only sums are kept.
+    A point is a position of the feature map. Only sums are kept.
     """
-    features.set_train(False)
     points, total = np.zeros((NUM_CLASSES, 1), np.int64), 0.0
+    chosen = evenly_spaced_indices(len(data), count or len(data))
     stream = batches(data, 1, workers, chosen)
     for images, labels in tqdm(stream, "features", len(chosen), leave=False, disable=None):
         interrupt.exit_if_pending()
@@ -83,7 +80,7 @@ def centres(features: Features, data, chosen: np.ndarray, workers: int) -> tuple
         member = small.ravel() == np.arange(NUM_CLASSES)[:, None]
         points += member.sum(1, keepdims=True)
         total += member.astype(np.float64) @ f.reshape(len(f), -1).T
-    return points[:, 0], np.where(points > 0, total / np.maximum(points, 1), np.nan)
+    return np.where(points > 0, total / np.maximum(points, 1), np.nan)
 
 
 def distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
@@ -110,68 +107,32 @@ def table(values: dict[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def chart(title: str, values: np.ndarray) -> Image.Image:
-    """Return bars, before and after, of (rows, 2) values without classes that have none."""
-    shown = [(name, pair) for name, pair in zip(ROWS, values) if not np.isnan(pair).any()]
-    series = {when: [(float(pair[k]), None) for _, pair in shown] for k, when in enumerate(WHEN)}
-    return bars(title, [name for name, _ in shown], series)
-
-
 def main(args: argparse.Namespace) -> None:
-    try:
-        compare(args)
-    finally:
-        run_folder.release_results_dir()
-
-
-def compare(args: argparse.Namespace) -> None:
-    """Print the distances for both checkpoints and write them to --save-path."""
-    source = GTA5DataSet(args.data_dir, args.data_list, args.input_size)
-    city, size = args.data_dir_target, args.input_size_target
-    target = cityscapesDataSet(city, args.set, args.data_list_target, size, labels=True)
-    train = cityscapesDataSet(city, "train", size=size) if args.adapt_bn else None
-    chosen = [evenly_spaced_indices(len(data), args.count or len(data)) for data in (source, target)]
+    """Print the distances for both checkpoints and write them to ccd.json; an earlier one is renamed."""
+    source = GTA5DataSet(args.data_dir, size=args.input_size)
+    target = cityscapesDataSet(args.data_dir_target, args.set, size=args.input_size_target, labels=True)
     for line in source.reports + target.reports:
         print(line)
     paths = [checkpoint.find(path) for path in args.restore_from]
     contents = [checkpoint.read(path) for path in paths]
     device.setup(args)
-    run_folder.lock_results_dir(args.save_path)
-    # Two checkpoints of one kind share a network, which is compiled once.
-    networks = {model: Features(generator(model)) for model in set(map(checkpoint.model_of, contents))}
-    found = []
+    run_folder.lock_results_dir(args.save_path)  # until this process ends
+    features, found = Features(generator(checkpoint.model_of(contents[0]))).set_train(False), []
     for path, content in zip(paths, contents):
-        features = networks[checkpoint.model_of(content)]
         print(checkpoint.load(features.net_G, content, path, "net_G"))
-        domains = []
-        for data, images, own in zip((source, target), chosen, (source, train)):
-            if args.adapt_bn:
-                adapt_bn(features.net_G, own, args.adapt_bn, args.batch_size, args.num_workers)
-            domains.append(centres(features, data, images, args.num_workers))
-        points, both = zip(*domains)
+        both = [centres(features, data, args.count, args.num_workers) for data in (source, target)]
         found.append(distances(*both))
     distance, scale = np.stack([d for d, _ in found], 1), np.array([s for _, s in found])
-    values = {name: np.concatenate((of_classes, np.nanmean(of_classes, 0, keepdims=True)))
-              for name, of_classes in (("distance", distance), ("relative", distance / scale))}
+    distance = np.vstack((distance, np.nanmean(distance, 0)))
+    values = {"distance": distance, "relative": distance / scale}
     print(table(values))
-    write_results(Path(args.save_path), values, {
-        "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "adapt_bn": args.adapt_bn,
-        "scale": dict(zip(WHEN, scale)), "images": dict(zip(DOMAINS, map(len, chosen))),
-        "points": {domain: dict(zip(CLASS_NAMES, n.tolist())) for domain, n in zip(DOMAINS, points)},
-    })
-
-
-def write_results(folder: Path, values: dict[str, np.ndarray], content: dict) -> None:
-    """Write ccd.json, `content` and the `values` of `table`, and ccd.png; earlier ones are renamed."""
-    run_folder.archive_old_results(folder / "ccd.json", folder / "ccd.png")
-    for kind, pairs in values.items():
-        content[kind] = {name: dict(zip(WHEN, map(number_or_none, pair))) for name, pair in zip(ROWS, pairs)}
-    write_json(folder / "ccd.json", content)
-    with atomic(folder / "ccd.png") as temporary:
-        left = chart("Distance of a class's centres in source and target (CCD)", values["distance"])
-        right = chart("The same, relative to the mean distance between classes", values["relative"])
-        Image.fromarray(np.hstack((left, right))).save(temporary)
-    print(f"written: {folder / 'ccd.json'}, {folder / 'ccd.png'}")
+    path = Path(args.save_path) / "ccd.json"
+    run_folder.archive_old_results(path)
+    write_json(path, {
+        "checkpoints": dict(zip(WHEN, paths)), "set": args.set, "scale": dict(zip(WHEN, scale)),
+        **{kind: {name: dict(zip(WHEN, map(number_or_none, pair))) for name, pair in zip(ROWS, pairs)}
+           for kind, pairs in values.items()}})
+    print(f"written: {path}")
 
 
 def get_arguments() -> argparse.Namespace:
@@ -181,14 +142,9 @@ def get_arguments() -> argparse.Namespace:
     add("--data-dir", default="./data/GTA5", help="GTA5")
     add("--data-dir-target", default="./data/Cityscapes", help="Cityscapes")
     add("--set", default="val", help="part of Cityscapes, with labels")
-    add("--data-list", metavar="FILE", help="one image per line, relative to images/ (default: all)")
-    add("--data-list-target", metavar="FILE", help="the same, relative to leftImg8bit/SET/ (default: all)")
     add("--input-size", type=size, default="1280,720", metavar="W,H", help="pixels")
     add("--input-size-target", type=size, default="1024,512", metavar="W,H", help="pixels")
     add("--count", type=number(int, 1), help="images of each domain, evenly spaced (default: all)")
-    add("--adapt-bn", type=number(int, 0), default=0, metavar="N", help="re-estimate BN statistics for each "
-        "domain on N of its train images (default: 0, the checkpoint's)")
-    add("--batch-size", type=number(int, 1), default=1, help="of --adapt-bn")
     add("--save-path", default="./result/ccd", metavar="DIR", help="of the results")
     add_machine_options(parser)
     return parser.parse_args()

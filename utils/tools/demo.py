@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 from typing import TextIO
@@ -41,8 +42,13 @@ COMMON = ["--model", "small", "--input-size", "192,96", "--input-size-target", "
 STAGE_A = ["--method", "source", "--learning-rate", "0.06", "--train-bn-affine", "--restore-from", "none"]
 STAGE_B = ["--learning-rate", "0.05"]
 CLAN = ["--method", "clan", "--learning-rate-D", "0.001", "--lambda-weight", "0.1", "--detach-weight-map"]
-METHODS = {"source": ["--method", "source"], "control": [*CLAN, "--lambda-adv", "0"],
-           "clan": [*CLAN, "--lambda-adv", "1"]}
+METHODS = {
+    "source": ["--method", "source"],
+    "control": [*CLAN, "--lambda-adv", "0"],
+    "tan": ["--method", "tan", "--learning-rate-D", "0.001", "--lambda-adv", "1"],
+    "clan": [*CLAN, "--lambda-adv", "1"],
+}
+COMPARED = ("source", "control", "clan")  # the methods that the demo shows; the ablation has all
 ADAPT, BATCH = 160, 20  # images for the BN statistics; per batch of the evaluation
 SHOWN = (3, 31, 62, 85)  # images of the val set in demo.png
 
@@ -58,7 +64,7 @@ def demo(args) -> None:
     print("\nevaluating on the target's val set")
     val = cityscapesDataSet(data / "Cityscapes", "val", size=SIZE, labels=True)
     net_G, result, logits = generator("small").set_train(False), {}, {}
-    for name in METHODS:
+    for name in COMPARED:
         path = folder / name / f"GTA5_{steps}.ckpt"
         result[name] = evaluate_both_bn(net_G, path, data / "Cityscapes", SIZE, args.num_workers)
         logits[name] = [up(c, SIZE[::-1]) for c in net_G(Tensor(np.stack([val[i][0] for i in SHOWN])))]
@@ -73,70 +79,55 @@ def demo(args) -> None:
 
 
 def run_stages(args, data: Path) -> None:
-    """Train stage A, then the METHODS of stage B from its checkpoint, each into a folder of its own."""
+    """Train stage A, then the methods COMPARED from its checkpoint, each into a folder of its own."""
     folder, steps_a = Path(args.snapshot_dir), args.num_steps * 5 // 2
+    # The small network cannot keep two CPU cores busy; an NPU runs one training at a time.
+    at_once = len(COMPARED) if device.on_cpu() else 1
     machine = ["--save-memory"] if device.on_cpu() else []  # its compilation pays after 200 steps
     machine += ["--device", device.target(), "--device-id", args.device_id, "--mode", args.mode,
                 "--conv-precision", args.conv_precision, "--num-workers", args.num_workers]
     machine += ["--jit-level", args.jit_level] if args.jit_level else []
 
-    def command(name: str, steps: int, options: list[str]) -> list[str]:
-        return build_argv(data, folder / name, steps, args.random_seed, [*options, *machine])
+    def run(name: str, steps: int, options: list, at_once: int) -> None:
+        train(name, build_argv(data, folder / name, steps, args.random_seed, [*options, *machine]), at_once)
 
-    train({"stage_a": command("stage_a", steps_a, STAGE_A)})
-    start = [*STAGE_B, "--restore-from", str(folder / "stage_a" / f"GTA5_{steps_a}.ckpt")]
-    stage_b = {name: command(name, args.num_steps, [*start, *options]) for name, options in METHODS.items()}
-    # The small network cannot keep two CPU cores busy; an NPU runs one training at a time.
-    for commands in [stage_b] if device.on_cpu() else [{name: argv} for name, argv in stage_b.items()]:
-        train(commands)
-
-
-def train(commands: dict[str, list[str]]) -> None:
-    """Run the training script once with each of these lists of options, all at the same time.
-
-    Their output is shown with their name in front. Raises UserError if one fails, and SystemExit after a
-    signal, both once all have ended.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is for nested regions
-    threads = (int(limit) if limit.isdecimal() else cores) // len(commands)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(threads, 1))}
-    processes, readers = [], []
-    for name, argv in commands.items():
-        print(f"\n{name}: python {TRAIN.name} {shlex.join(argv)}", flush=True)
-        process = subprocess.Popen([sys.executable, TRAIN, *argv], env=environment, encoding="utf-8",
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        processes.append(process)
-        readers.append(Thread(target=show, args=(name, process.stdout)))
-        readers[-1].start()
-    codes = wait_for(processes)
-    for reader in readers:
-        reader.join()
+    run("stage_a", steps_a, STAGE_A, 1)
+    start = [*STAGE_B, "--restore-from", folder / "stage_a" / f"GTA5_{steps_a}.ckpt"]
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda name: run(name, args.num_steps, [*start, *METHODS[name]], at_once), COMPARED))
     interrupt.exit_if_pending()
-    for name, code in sorted(zip(commands, codes), key=lambda run: run[1] == 143):
-        if code:  # 143, told to end as another failed, comes last
-            raise UserError(f"{name} ended with exit code {code}; its last lines say why")
+
+
+def train(name: str, argv: list[str], at_once: int) -> None:
+    """Run the training script in a process that has its share of the processors if `at_once` are running.
+
+    Its output is shown with the name in front. UserError if it fails. After a signal to this process it is
+    told to end, which it does after its step, or is not started.
+    """
+    if interrupt.pending_signal():
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    threads = (int(limit) if limit.isdecimal() else cores) // at_once
+    print(f"\n{name}: python {TRAIN.name} {shlex.join(argv)}", flush=True)
+    process = subprocess.Popen([sys.executable, TRAIN, *argv], encoding="utf-8", stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT,
+                               env={**os.environ, "OMP_NUM_THREADS": str(max(threads, 1))})
+    reader = Thread(target=show, args=(name, process.stdout))
+    reader.start()
+    while process.poll() is None and not interrupt.pending_signal():
+        time.sleep(0.2)
+    process.terminate()  # does nothing if it has ended
+    code = process.wait()
+    reader.join()
+    if code and not interrupt.pending_signal():
+        raise UserError(f"{name} ended with exit code {code}; its last lines say why")
 
 
 def show(name: str, lines: TextIO) -> None:
     """Print what a process writes to a pipe, line by line, with its name in front."""
     for line in lines:
         print(f"{name:<7} | {line}", end="", flush=True)
-
-
-def wait_for(processes: list[subprocess.Popen]) -> list[int]:
-    """Return the exit codes once all have ended.
-
-    After a signal to this process, or if one of them fails, SIGTERM tells the others to end; a training does
-    so after its step.
-    """
-    while None in (codes := [process.poll() for process in processes]):
-        if interrupt.pending_signal() or any(codes):
-            for process in processes:
-                process.terminate()  # does nothing if it has ended
-            return [process.wait() for process in processes]
-        time.sleep(0.2)
-    return codes
 
 
 def build_argv(data: Path, folder: Path, steps: int, seed: int, options: list,
