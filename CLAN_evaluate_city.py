@@ -58,7 +58,7 @@ from utils.metrics import iou_table, mean_name, percent, summary, without_label
 from utils.system import parallel
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, follow_link, read_json, rotate_existing, write_json
-from utils.visual import PANEL_WIDTH, panel, save_prediction
+from utils.visual import PANEL_WIDTH, panel, save_legend, save_prediction
 
 
 def main(args) -> None:
@@ -194,7 +194,10 @@ def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: Images, settings: 
     if args.save:
         check_names(data)
     # All kinds, so that outputs of two evaluations do not mix.
-    run_folder.archive_old_results(*(folder / x for x in ("result.json", "labelIds", "color", "panels")))
+    kinds = "result.json", "labelIds", "color", "panels", "legend.png"
+    run_folder.archive_old_results(*(folder / kind for kind in kinds))
+    if args.save and parallel.rank() == 0:
+        save_legend(folder)
 
     def save(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
         parallel.exit_if_signalled(i, len(data))
@@ -329,6 +332,8 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     folder = Path(args.save_path) / "predict"
     check_names(data)
     run_folder.archive_old_results(folder)
+    if parallel.rank() == 0:
+        save_legend(folder)
     mine, skipped = parallel.indices_of_rank(len(data)), []
 
     def read(i: int) -> tuple[int, list[np.ndarray], np.ndarray] | None:

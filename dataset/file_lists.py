@@ -15,7 +15,7 @@ OTHER_SUFFIXES = (".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".jp2", ".h
 SYSTEM_FOLDERS = {"$recycle.bin", "system volume information", "__macosx", "lost+found", "@eadir", "#recycle",
                   "@recycle", "#snapshot"}  # fmt: skip
 # What --predict has written (utils/visual.py), which no one wants to adapt to.
-RESULT = re.compile(r"(.*/)?predict(_\d+)?/(labelIds|color|overlay)/.*_\3\.png")
+RESULT = re.compile(r"(.*/)?predict(_\d+)?/(legend\.png|(labelIds|color|overlay)/.*_\4\.png)")
 # Parts of names that suggest labels; the content of a few such files decides.
 LABEL_WORDS = re.compile(r"(?<![a-z])(gt(?!a)|(anno?|seg|colou?r)(?![a-z]))|label|lbl|mask|annot|segment|"
                          r"semantic|panoptic|truth|instance|trainid", re.IGNORECASE)

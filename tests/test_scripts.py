@@ -131,7 +131,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
     assert "earlier results are now" in again.stdout
     assert again.stdout.splitlines()[-1] == f"written: {tmp_path / 'result' / 'result.json'}"
     names = {p.name for p in (tmp_path / "result").iterdir()}
-    assert names == {"result.json", "result_1.json", "labelIds_1", "color_1", "panels_1"}
+    assert names == {"result.json", "result_1.json", "labelIds_1", "color_1", "panels_1", "legend_1.png"}
 
 
 def test_adapt_bn_uses_no_labels_and_changes_the_statistics(reference, data, tmp_path):
