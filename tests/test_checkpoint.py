@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_an_error(small, monkeypatch, tmp_path, 
         dry_run.setattr(checkpoint, "simulated", lambda: True)
         assert "0 left" in load(net, content, name)
     with pytest.raises(UserError, match=f"new.ckpt is not written: after 3 steps {broken} is not finite"):
-        checkpoint.save(tmp_path / "new.ckpt", net, "small", 3, 0.5)
+        checkpoint.save(tmp_path / "new.ckpt", net, None, 3, 0.5)
     assert not list(tmp_path.iterdir())
     load(net, before, name)
 

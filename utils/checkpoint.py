@@ -1,13 +1,14 @@
 """Read and write checkpoints: this project's, and those of others under the names that they use.
 
 Our .ckpt is one file: net_G.*, net_D.*, the state of both optimizers, the step, the best mIoU and, as text,
-the network's name and its classes. MindSpore's checksum ends it.
+the network's name, its classes and the target's input size. MindSpore's checksum ends it.
 """
 
 import logging
 import math
 import re
 import zlib
+from argparse import Namespace
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -30,6 +31,7 @@ from utils.system.files import atomic
 BN_NAMES = dict(weight="gamma", bias="beta", running_mean="moving_mean", running_var="moving_variance")
 # A tensor that every file of the network has: what precedes its name precedes all names of the network.
 ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
+WIDTHS = {64: "resnet101", 16: "small"}  # of the first convolution
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 SAFETENSORS = rb".{4}\0{4}\{"  # the length of the header, 8 bytes, and its beginning
@@ -158,11 +160,11 @@ def step_of(path: Path) -> int | None:
         return None
 
 
-def model_of(content: dict) -> str:
-    """Return the name of a checkpoint's network: the one in it, else what the shape of its anchor says."""
-    small = any(name.endswith(ANCHOR["net_G"]) and value.shape == (128, 256, 1, 1)
-                for name, value in content.items())
-    return content.get("model", "small" if small else "resnet101")
+def model_of(content: dict, path: str = "") -> str:
+    """Return the name of a checkpoint's network; in files of others, conv1's width tells it."""
+    if "model" in content:
+        return content["model"]
+    return WIDTHS.get(len(tensors_of(content, "net_G", path).get("conv1.weight", ())), "resnet101")
 
 
 def check_classes(content: dict, path: str | Path) -> None:
@@ -225,8 +227,11 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     if {ours for _, ours in sizes} == {NUM_CLASSES}:
         raise UserError(f"{path}: has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}")
     if needed:
+        theirs = WIDTHS.get(len(tensors.get("conv1.weight", ())))
+        other = theirs and prefix == "net_G" and "conv1.weight" in needed
+        hint = f"add --model {theirs}" if other else "is it of another network?"
         raise UserError(f"{path}: {len(needed)} of {len(parameters)} tensors of {prefix} are not in it or "
-                        f"differ in shape, such as {', '.join(needed[:3])}; is it of another network?")
+                        f"differ in shape, such as {', '.join(needed[:3])}; {hint}")
     check_finite(matched, path)
     for name, value in matched.items():
         assign(parameters[name], value)
@@ -249,16 +254,18 @@ def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
     return crc
 
 
-def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
+def save(path: Path, step_cell: nn.Cell, args: Namespace, step: int, best_mIoU: float) -> None:
     """Write the networks and optimizers of a training step to `path` (.ckpt), atomically.
 
+    args: the run's options, of which an evaluation needs the network and the target's input size.
     UserError if a value is not finite; nothing is written then.
     """
     for p in state(step_cell):
         if not np.isfinite(p.asnumpy()).all() and not simulated():
             raise UserError(f"{path} is not written: after {step} steps {p.name} is not finite")
     entries = [{"name": p.name, "data": p} for p in state(step_cell)]
-    about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
+    about = {"model": args.model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
+    about["input_size"] = "{},{}".format(*args.input_size_target)
     with atomic(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs the error that it raises as well
         try:
