@@ -162,8 +162,9 @@ def test_the_other_suffix_is_found(tmp_path):
         (tmp_path / name).write_bytes(b"")
     for given, found in (("GTA5_best.pth", "GTA5_best.ckpt"), ("v1.2", "v1.2.ckpt"), ("v1.ckpt", "v1.ckpt")):
         assert checkpoint.find(str(tmp_path / given)) == str(tmp_path / found)
-    with pytest.raises(UserError, match="no such checkpoint"):
-        checkpoint.find(".")
+    for given, told in (("v2", "no such checkpoint"), (".", "is a folder: name a file in it")):
+        with pytest.raises(UserError, match=told):
+            checkpoint.find(str(tmp_path / given))
 
 
 @pytest.mark.parametrize("name, broken, value", [("net_G", "layer3.0.bn2.moving_variance", np.nan),

@@ -11,6 +11,7 @@ import zlib
 from argparse import Namespace
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 
 import mindspore
 import numpy as np
@@ -50,6 +51,9 @@ OTHER_KINDS = {
 
 def find(path: str) -> str:
     """Return `path` if it exists, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name a file in it, such as GTA5_best.ckpt; to continue its "
+                        f"training: --resume {quote(path)}")
     stem = re.sub(r"\.(ckpt|pth|pt)$", "", path)
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
         if Path(candidate).is_file():

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class Run:
             f"step (batch size {args.batch_size} x iter size {args.iter_size} x {parallel.processes()} "
             f"processes), steps {self.done} to {stop}; files in {self.folder}"
         )
-        for line in (device.precision_line(self.precision), *notes):
+        for line in (device.precision_line(self.precision), *notes, self.disk_line()):
             self.log(line)
         self.bar = parallel.progress(total=stop, initial=self.done, desc=args.method, unit="step")
         nets = step_cell.net_G, step_cell.net_D
@@ -119,6 +120,15 @@ class Run:
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes
+
+    def disk_line(self) -> str:
+        """Return a line for the log: how much disk the checkpoints of the run will take, how much is free."""
+        every, stop, keep = self.args.save_pred_every, self.args.num_steps_stop, self.args.keep_checkpoints
+        count = -(-stop // every) - self.done // every  # the last one is of step `stop`
+        count = min(count, keep + 1 if keep else count) + (self.val is not None)  # and GTA5_best.ckpt
+        size = sum(p.size * p.itemsize for p in checkpoint.state(self.step_cell)) / 1e9
+        return (f"disk: up to {count} checkpoints of {size:.2g} GB, {count * size:.3g} GB; "
+                f"{shutil.disk_usage(self.folder).free / 1e9:.3g} GB are free (--keep-checkpoints K keeps K)")
 
     def log(self, text: str) -> None:
         """Write a line to the screen and, with the time, to Train_log.log."""
@@ -290,5 +300,6 @@ class Run:
         argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
         if self.means[0] != NUM_CLASSES and not plain:
             argv += ["--classes", str(self.means[0])]
-        command = shlex.join([*argv, *self.device_options()])
-        self.log(f"all {self.done} steps are done; evaluate with: {command}")
+        command, best = shlex.join([*argv, *self.device_options()]), self.folder / run_folder.BEST
+        known = f"{best} has {mean_name(self.means[0])} {self.best:.2f}; " if best.exists() else ""
+        self.log(f"all {self.done} steps are done; {known}evaluate the last checkpoint with: {command}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
 from shlex import quote
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from utils.system.files import atomic, follow_link, rotate_existing, write_json
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
 results_locks: list[int] = []  # at most one: see lock_results_dir
+locked: set[Path] = set()  # folders that this process has kept others out of, which not all file systems can
 
 
 @dataclass
@@ -49,9 +51,15 @@ def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
 def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int:
     """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it.
 
-    The folder is created. Of several processes, rank 0 does this for all.
+    The folder is created; UserError if that is not possible, or it cannot be written. Of several processes,
+    rank 0 keeps it for all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = "is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{option} {folder}: {reason}; choose a folder that can be written") from None
     if os.name != "posix" or parallel.rank() > 0:
         return os.open(os.devnull, os.O_RDONLY)
     import fcntl
@@ -59,6 +67,7 @@ def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked.add(folder.resolve())
     except BlockingIOError:
         os.close(lock)
         what = f"another process is {task} there"
@@ -91,10 +100,15 @@ def archive_old_results(*results: Path) -> None:
 def check_new(folder: Path) -> None:
     """Raise UserError if the folder holds a run: options, a table or a checkpoint, which nothing overwrites.
 
-    Other files, such as nohup.out, may be there and stay as they are.
+    What a run leaves that ended before its first step, neither a checkpoint nor a row, is free if the folder
+    is locked. Other files, such as nohup.out, may be there and stay as they are.
     """
-    resumable = (folder / "options.json").exists() or snapshots(folder)
-    if resumable or any((folder / name).exists() for name in (BEST, *TABLES)):
+    there = [folder / name for name in ("options.json", BEST, *TABLES) if (folder / name).exists()]
+    there += [path for _, path in snapshots(folder)]
+    begun = any(path.suffix == ".ckpt" or path.suffix == ".csv" and len(path.read_bytes().splitlines()) > 1
+                for path in there)  # fmt: skip
+    if begun or (there and folder.resolve() not in locked):
+        resumable = any(path.suffix != ".csv" for path in there)
         hint = f", or resume it: --resume {quote(str(folder))}" if resumable else ""
         raise UserError(f"{folder} already holds a run; choose another --snapshot-dir or move it away{hint}")
 
