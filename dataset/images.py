@@ -51,6 +51,19 @@ class Images:
         x = to_input(image, self.size, scale, mirror)
         if self.labels is None:
             return (x,)
+        trainIds = self._read_label(i, image)
+        return x, np.ascontiguousarray(trainIds[:, ::-1]) if mirror else trainIds
+
+    def read_scales(self, i: int, scales: tuple[float, ...]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the inputs of item i at several scales of `size`, and its label.
+
+        Without labels, its image at its own size instead, uint8 RGB (h, w, 3).
+        """
+        image = open_image(self.images[i], self.upright)
+        shown = np.asarray(image.convert("RGB")) if self.labels is None else self._read_label(i, image)
+        return [to_input(image, self.size, scale) for scale in scales], shown
+
+    def _read_label(self, i: int, image: Image.Image) -> np.ndarray:
         label = self.open_label(self.labels[i])
         if abs(label.width * image.height / (label.height * image.width) - 1) > 0.01 and not self._warned:
             self._warned = True
@@ -59,8 +72,7 @@ class Images:
         if self.labels_at_size:
             label = label.resize(self.size, Image.Resampling.NEAREST)
         dtype = np.int32 if self.labels_at_size else np.uint8
-        trainIds = np.array(label.point(LABEL_TO_TRAIN.tolist()), dtype)
-        return x, np.ascontiguousarray(trainIds[:, ::-1]) if mirror else trainIds
+        return np.array(label.point(LABEL_TO_TRAIN.tolist()), dtype)
 
 
 class ImageFolder(Images):
@@ -84,11 +96,6 @@ class ImageFolder(Images):
         names = [os.path.splitext(file)[0] for file in files]
         names = names if len(set(names)) == len(names) else files
         super().__init__(size, names, [root / file for file in files], reports=reports)
-
-    def with_image(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the input of item i and its image, uint8 RGB (h, w, 3) at its own size, decoded once."""
-        image = open_image(self.images[i], upright=True)
-        return to_input(image, self.size), np.asarray(image.convert("RGB"))
 
 
 def names_crc32(data: Images, labels: bool = False) -> int:

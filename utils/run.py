@@ -224,7 +224,7 @@ class Run:
         if self.is_main:
             flush(self.loss_csv)  # tables are on disk before the checkpoint that refers to them
             flush(self.miou_csv)
-            checkpoint.save(self.last, self.step_cell, self.args.model, self.done, self.best)
+            checkpoint.save(self.last, self.step_cell, self.args, self.done, self.best)
         self.log(f"saved {self.last}")
 
     def save_and_validate(self) -> None:
@@ -256,7 +256,7 @@ class Run:
         if self.is_main:
             if score > self.best and not device.simulated():
                 best = self.folder / run_folder.BEST
-                checkpoint.save(best, self.step_cell, args.model, self.done, score)
+                checkpoint.save(best, self.step_cell, args, self.done, score)
             tables.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
         self.best = max(self.best, score)
         self.validated.append(str(self.done))
