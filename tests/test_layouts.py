@@ -113,7 +113,8 @@ def test_without_adaptation_no_target_is_needed(data, trained, tmp_path):
     argv = train_words(data, tmp_path / "run", "--method", "source", "--data-dir-target", tmp_path / "no")
     output = run(TRAIN, *argv, "--data-dir-val", trained[2], "--num-steps", 1, *EAGER).stdout
     assert "validation after 1 steps" in output and f"--data-dir {trained[2]}" in output
-    message = fails(TRAIN, *argv, "--data-dir-val", trained[2] / "images")
+    more = ["--data-dir-val", trained[2] / "images", "--snapshot-dir", tmp_path / "other"]
+    message = fails(TRAIN, *argv, *more)
     assert f"--data-dir-val {trained[2] / 'images'}: no images with labels in it" in message
     assert "no effect with --not-val" in refused("--data-dir-val", trained[2], "--not-val")
 
