@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from dataset.file_lists import few, find_images, list_images
+from dataset.file_lists import check_all_used, list_images
 from dataset.images import Images
 from utils.system.errors import UserError
 
@@ -16,25 +16,20 @@ class cityscapesDataSet(Images):
     """leftImg8bit/SET/CITY/*_leftImg8bit.png below `root` or `root`/data; with `labels=True`, their labels.
 
     `names`: "CITY_NNNNNN_NNNNNN_leftImg8bit". Images of one's own may be called NAME.png or NAME.jpg, with
-    NAME_gtFine_labelIds.png. UserError if the folders, a file of the list, a label or the image of a label is
-    missing.
+    NAME_gtFine_labelIds.png. UserError if a folder or file, or the image of a label, is missing.
     """
 
     def __init__(self, root: str, set: str = "train", list_path: str | None = None,
                  size: tuple[int, int] = (1024, 512), labels: bool = False):
         folder, truth = find_tree(Path(root), set)
-        names, self.reports = list_images(folder, list_path, INFIX, complete=labels)
+        files, reports = list_images(folder, list_path, INFIX, complete=labels)
         # Images of Foggy Cityscapes, NAME_leftImg8bit_foggy_beta_0.02.png, share the label of NAME.
-        stems = [os.path.splitext(name)[0] for name in names]
+        stems = [os.path.splitext(file)[0] for file in files]
         truths = [truth / (re.sub(f"{INFIX}[^/]*$", "", stem) + LABEL_END) for stem in stems]
-        super().__init__("Cityscapes", [folder / name for name in names], truths if labels else None)
-        self.names, self.size = [path.stem for path in self.images], size
+        names, images = [os.path.basename(stem) for stem in stems], [folder / file for file in files]
+        super().__init__(size, names, images, truths if labels else None, reports)
         if labels and not list_path:
-            ending = LABEL_END.lower()
-            found = {truth / name for name in find_images(truth)[0] if name.lower().endswith(ending)}
-            if extra := sorted(map(str, found.difference(self.labels))):
-                raise UserError(f"{len(extra)} of {len(found)} labels have no image: {few(extra)}; get the "
-                                "images, or move these labels away")
+            check_all_used(truth, self.labels, LABEL_END)
 
 
 def find_tree(root: Path, set: str) -> tuple[Path, Path]:

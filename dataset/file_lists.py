@@ -2,18 +2,18 @@
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
-from dataset.pipeline import evenly_spaced_indices
+import numpy as np
+
 from dataset.transform import open_image
 from utils.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  # in any case
 OTHER_SUFFIXES = (".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".jp2", ".heic", ".avif", ".ppm")
 # Of Windows, macOS, Linux and network drives: what they hold was deleted, or is a thumbnail.
-SYSTEM_FOLDERS = {"$recycle.bin", "system volume information", "__macosx", "lost+found", "@eadir"}
-SYSTEM_FOLDERS |= {"#recycle", "@recycle", "#snapshot"}  # of network drives
+SYSTEM_FOLDERS = {"$recycle.bin", "system volume information", "__macosx", "lost+found", "@eadir", "#recycle",
+                  "@recycle", "#snapshot"}  # fmt: skip
 # What --predict has written (utils/visual.py), which no one wants to adapt to.
 RESULT = re.compile(r"(.*/)?predict(_\d+)?/(labelIds|color|overlay)/.*_\3\.png")
 # Parts of names that suggest labels; the content of a few such files decides.
@@ -33,24 +33,18 @@ def list_images(
     """Return the images of a list, or without one all below `where`, and lines that count what is skipped.
 
     The names are relative to `where`. If any has `infix` before its suffix, all others are skipped. UserError
-    if there are no images, or two of one name, whose results would overwrite each other; if labels are among
-    them; and with `complete` if an image has a format that is not read.
+    if there is no image, if labels are among them, or with `complete` if a format is not read.
     """
     if list_path:
-        names, reports = read_list(list_path, where), ()
-    else:
-        found, reports = find_images(where)
-        if reports and complete:
-            raise UserError(f"{reports[0]}; convert them, or move them away")
-        names = [name for name in found if infix in Path(name).stem] or found
-        if skipped := sorted({*found} - {*names}):
-            reports += (f"{where}: {len(skipped)} of {len(found)} images skipped, as others have {infix} in "
-                        f"their names: {few(skipped)}",)
-        check_no_labels(where, names)
-    stems = Counter(Path(name).stem for name in names)
-    if duplicates := [name for name in names if stems[Path(name).stem] > 1]:
-        raise UserError(f"{list_path or where}: {len(duplicates)} of {len(names)} images share a name with "
-                        f"another: {few(duplicates, 4)}")
+        return read_list(list_path, where), ()
+    found, reports = find_images(where)
+    if reports and complete:
+        raise UserError(f"{reports[0]}; convert them, or move them away")
+    names = [name for name in found if infix in Path(name).stem] or found
+    if skipped := sorted({*found} - {*names}):
+        reports += (f"{where}: {len(skipped)} of {len(found)} images skipped, as others have {infix} in "
+                    f"their names: {few(skipped)}",)
+    check_no_labels(where, names)
     return names, reports
 
 
@@ -87,26 +81,29 @@ def find_images(root: Path) -> tuple[list[str], tuple[str, ...]]:
         with os.scandir(folder) as entries:
             visible = [e for e in entries if e.name[0] != "." and e.name.lower() not in SYSTEM_FOLDERS]
         for entry in sorted(visible, key=lambda entry: entry.name):  # only for links these calls ask the disk
+            suffix = os.path.splitext(entry.name)[1].lower()
+            name = os.path.relpath(entry.path, root).replace(os.sep, "/")
             if entry.is_dir():
                 folders.append(entry.path)
+            elif suffix not in ("", *SUFFIXES, *OTHER_SUFFIXES) or RESULT.fullmatch(name):
+                continue
             elif entry.is_symlink() and not entry.is_file():
-                kind = os.path.splitext(entry.name)[1].lower()
-                nowhere += [entry.path] * (kind in ("", *SUFFIXES, *OTHER_SUFFIXES))
-            elif entry.name.lower().endswith(SUFFIXES):
-                images.append(os.path.relpath(entry.path, root).replace(os.sep, "/"))
-            elif entry.name.lower().endswith(OTHER_SUFFIXES):
-                others.append(os.path.relpath(entry.path, root))
+                nowhere.append(entry.path)
+            elif suffix:
+                (images if suffix in SUFFIXES else others).append(name)
     if nowhere:
         raise UserError(f"{root}: {len(nowhere)} links below it lead nowhere: {few(sorted(nowhere))}; "
                         "restore their files, or remove them")
-    images, reports = sorted(name for name in images if not RESULT.fullmatch(name)), ()
-    if others:
-        count = f"{len(others)} of {len(others) + len(images)}"
-        report = f"{root}: {count} images skipped, as only PNG and JPEG are read: {few(sorted(others))}"
-        reports = (report,)
+    count = f"{len(others)} of {len(others) + len(images)} images skipped, as only PNG and JPEG are read"
+    reports = (f"{root}: {count}: {few(sorted(others))}",) if others else ()
     if not images:
         raise UserError("; ".join((f"{root}: no image ({', '.join(SUFFIXES)}) in it", *reports)))
-    return images, reports
+    return sorted(images), reports
+
+
+def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
+    """Return `count` indices, or as many as there are, evenly spaced over `total`."""
+    return np.linspace(0, total - 1, min(count, total)).astype(int)
 
 
 def check_no_labels(root: Path, names: list[str]) -> None:
@@ -144,14 +141,23 @@ def find_files(paths: list[Path]) -> dict[Path, Path]:
 
     there = {}
     for folder in filter(os.path.isdir, {os.path.dirname(path) for path in paths}):
-        there |= {key(entry.path): entry.path for entry in os.scandir(folder) if entry.is_file()}
-    return {path: Path(there[key(path)]) for path in paths if key(path) in there}
+        files = [entry.path for entry in os.scandir(folder) if entry.is_file()]
+        there |= {key(file): file for file in files} | {file: file for file in files}
+    found = {path: there.get(str(path), there.get(key(path))) for path in paths}
+    return {path: Path(file) for path, file in found.items() if file}
 
 
 def check_files(paths: list[Path], what: str) -> list[Path]:
     """Return the files as they are on disk; UserError with the count and the first few that are missing."""
     found = find_files(paths)
-    if missing := [path for path in paths if path not in found]:
-        shown = [f"{p}, which leads nowhere" if p.is_symlink() else str(p) for p in missing[:4]]
-        raise UserError(f"{len(missing)} of {len(paths)} {what} files are missing: {few(shown)}")
+    if missing := [str(path) for path in paths if path not in found]:
+        raise UserError(f"{len(missing)} of {len(paths)} {what} files are missing: {few(missing)}")
     return [found[path] for path in paths]
+
+
+def check_all_used(folder: Path, labels: list[Path], ending: str) -> None:
+    """Raise a UserError if a folder has labels, whose names have this ending, that are not among `labels`."""
+    found = {folder / name for name in find_images(folder)[0] if name.lower().endswith(ending.lower())}
+    if extra := sorted(map(str, found.difference(labels))):
+        raise UserError(f"{len(extra)} of {len(found)} labels have no image: {few(extra)}; get the "
+                        "images, or move these labels away")

@@ -1,46 +1,48 @@
 """GTA5 (Richter et al., ECCV 2016): 24,966 labelled images of a game, 1914x1052; 24,941 as downloaded."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
-from dataset.file_lists import few, find_files, list_images
+from dataset.file_lists import check_all_used, few, find_files, list_images
 from dataset.images import Images
 from utils.system.errors import UserError
 
 
 class GTA5DataSet(Images):
-    """images/NNNNN.png with labels/NNNNN.png below `root`.
+    """images/NAME.png or .jpg with labels/NAME.png below `root`, in folders of the same names, too.
 
     The images are all of them, those of a list file, or a `subset` of the file split.mat (`split`). Up to 1 %
-    of the pairs that a list or split names may be absent, as downloads lack 25 numbers that split.mat and the
-    authors' lists name: they are skipped, and `reports` lists them.
-    UserError if a folder, more pairs, or only the image or only the label of a pair is missing.
+    of the pairs may be absent, as downloads lack 25 that split.mat and the authors' lists name: they are
+    skipped, and `reports` lists them. UserError if a folder, more pairs or the label of an image is missing.
+    With `evaluation` labels keep their size, and labels without image and unread formats are errors, too.
     """
 
-    what, folders, max_absent = "GTA5", ("images", "labels"), 0.01
+    what, folders = "GTA5", ("images", "labels")
     home = "https://download.visinf.tu-darmstadt.de/data/from_games/"
-    labels_at_size = True
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 720),
-                 split: str | None = None, subset: str = "all"):
+                 split: str | None = None, subset: str = "all", evaluation: bool = False):
         images, labels = (Path(root) / folder for folder in self.folders)
         if not images.is_dir() or not labels.is_dir():
             raise UserError(f"{self.what} not found: no folders {images} and {labels} (--data-dir); "
                             f"download: {self.home} — or try --demo, which needs no data")
-        names, self.reports = list_images(images, list_path)
+        files, reports = list_images(images, list_path, complete=evaluation)
         if split:
-            names = read_split(split, subset, names)
-        label_of = {name: labels / Path(name).with_suffix(".png") for name in names}
-        if split or list_path:
-            there = find_files([*(images / name for name in names), *label_of.values()])
-            absent = [name for name in names if not {images / name, label_of[name]} & there.keys()]
-            if 0 < len(absent) <= self.max_absent * len(names):
-                self.reports += (f"{split or list_path}: {len(absent)} of {len(names)} images skipped: "
-                                 f"{self.what} here has neither image nor label of {few(absent, 25)}",)
-                names = [name for name in names if name not in absent]
-        self.names, self.size = names, size
-        super().__init__(self.what, [images / name for name in names], [label_of[name] for name in names])
+            files = read_split(split, subset, files)
+        names = [os.path.splitext(file)[0] for file in files]
+        pairs = [(name, images / file, labels / f"{name}.png") for name, file in zip(names, files)]
+        there = find_files([path for _, *pair in pairs for path in pair]).keys()
+        absent = [name for name, *pair in pairs if there.isdisjoint(pair)]
+        if 0 < len(absent) <= 0.01 * len(pairs):
+            reports += (f"{split or list_path}: {len(absent)} of {len(pairs)} images skipped, as "
+                        f"neither image nor label is there: {few(absent, 25)}",)
+            pairs = [pair for pair in pairs if pair[0] not in absent]
+        super().__init__(size, *map(list, zip(*pairs)), reports)
+        self.labels_at_size = not evaluation
+        if evaluation and not list_path:
+            check_all_used(labels, self.labels, ".png")
 
 
 def read_split(path: str, subset: str, found: list[str]) -> list[str]:
@@ -51,19 +53,15 @@ def read_split(path: str, subset: str, found: list[str]) -> list[str]:
     """
     from scipy.io import loadmat
 
-    key = f"{subset}Ids"
     try:
-        content = loadmat(path, appendmat=False)
+        numbers = np.unique(loadmat(path, appendmat=False)[f"{subset}Ids"]).astype(np.int64)
+        if not len(numbers):
+            raise ValueError("there are none")
     except MemoryError:
         raise
     except Exception as error:  # SciPy raises many kinds for a damaged file
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: cannot read this .mat file of --gta5-split ({reason}); it comes with GTA5: "
-                        f"{GTA5DataSet.home}") from None
-    values = np.ravel(content.get(key, []))
-    numbers = values.dtype.kind in "uif" and ((values >= 1) & (values < 2**31) & (values % 1 == 0)).all()
-    if not len(values) or not numbers:
-        raise UserError(f"{path}: {key} in it are not the numbers of images, from 1; take GTA5's split.mat")
+        raise UserError(f"{path}: cannot read the numbers {subset}Ids in this .mat file of --gta5-split "
+                        f"({reason}); it comes with GTA5: {GTA5DataSet.home}") from None
     there = {Path(name).stem: name for name in found}
-    stems = [f"{number:05d}" for number in np.unique(values).astype(np.int64)]
-    return [there.get(stem, f"{stem}.png") for stem in stems]
+    return [there.get(f"{number:05d}", f"{number:05d}.png") for number in numbers]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.classes import IGNORE_LABEL, INFO, INFO_PATH, NUM_CLASSES
-from dataset.pipeline import evenly_spaced_indices
+from dataset.file_lists import evenly_spaced_indices
 from dataset.transform import LABEL_TO_TRAIN, PALETTE, TRAIN_TO_LABEL, open_image
 from utils.system.errors import UserError
 

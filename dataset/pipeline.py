@@ -1,20 +1,17 @@
 """Reading of images in parallel: endless and shuffled for training, one pass for evaluation."""
 
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 from mindspore import Tensor
 
 from dataset.classes import IGNORE_LABEL
 
-T = TypeVar("T")
 ORDER, SCALE, MIRROR = range(3)  # uses of random numbers, each with a generator of its own
 
 
@@ -64,14 +61,7 @@ class DomainSampler:
         return np.random.default_rng([*self.seed, use, number])
 
 
-def evenly_spaced_indices(total: int, count: int) -> np.ndarray:
-    """Return `count` indices, or as many as there are, evenly spaced over `total`."""
-    return np.linspace(0, total - 1, min(count, total)).astype(int)
-
-
-def read_ahead(
-    read: Callable[[int], T], indices: Iterable[int], workers: int, batch_size: int
-) -> Iterator[T]:
+def read_ahead(read: Callable, indices: Iterable[int], workers: int, batch_size: int) -> Iterator:
     """Yield read(i) for every index, in order; up to `workers` threads, one per processor, read ahead.
 
     At most workers + max(workers, batch_size) items are held: a full-size pair of GTA5 takes 15 MB, and
@@ -104,8 +94,3 @@ def batches(data, batch_size: int, workers: int, indices: Sequence[int] | None =
 def batch_of(arrays: Sequence[np.ndarray]) -> Tensor:
     """Return arrays of one shape as a Tensor (N, ...); a single array, the usual case, is not copied."""
     return Tensor.from_numpy(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
-
-
-def names_crc32(data) -> int:
-    """Return a checksum of the names of a data set's images, in order."""
-    return zlib.crc32("\n".join(data.names).encode(errors="surrogateescape"))  # names of any encoding

@@ -10,6 +10,11 @@ from dataset.gta5_dataset import GTA5DataSet
 from dataset.transform import TRAIN_TO_LABEL, open_image
 from utils.system.errors import UserError
 
+try:
+    from pyspng import load
+except ImportError:  # only SYNTHIA needs it
+    load = None
+
 # SYNTHIA's id -> the raw id of its class, or one that is ignored; the pairs are AdaptSegNet's.
 SYNTHIA_TO_LABEL = np.full(2**16, TRAIN_TO_LABEL[IGNORE_LABEL])
 for _id, _train_id in INFO.get("synthia2train", []):
@@ -22,19 +27,18 @@ def open_synthia_label(path: Path) -> Image.Image:
 
 
 class SYNTHIADataSet(GTA5DataSet):
-    """RGB/NAME.png with GT/LABELS/NAME.png below `root`; otherwise as GTA5, but no pair may be absent.
+    """RGB/NAME.png with GT/LABELS/NAME.png below `root`, otherwise as GTA5; UserError without pyspng, too."""
 
-    UserError also without the package pyspng.
-    """
-
-    what, folders, max_absent = "SYNTHIA", ("RGB", "GT/LABELS"), 0
+    what, folders = "SYNTHIA", ("RGB", "GT/LABELS")
     home = "https://synthia-dataset.net/downloads/, SYNTHIA-RAND-CITYSCAPES"
     open_label = staticmethod(open_synthia_label)
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 760)):
         if not INFO.get("synthia2train"):
             raise UserError(f'{INFO_PATH}: --source synthia needs "synthia2train", pairs [id, trainId]')
-        png_reader()
+        if not load:
+            raise UserError("SYNTHIA's labels have 16 bits a channel, which Pillow cannot read: "
+                            "pip install pyspng")
         super().__init__(root, list_path, size)
 
 
@@ -46,19 +50,9 @@ def class_ids(path: Path) -> np.ndarray:
     """
     open_image(path)  # UserError if it is corrupt or huge
     try:
-        pixels = png_reader()(path.read_bytes())
+        pixels = load(path.read_bytes())
     except RuntimeError as error:
         raise UserError(f"{path}: not a readable label ({error}); copy it again from the data set") from None
     if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
         raise UserError(f"{path}: not a label of SYNTHIA; expected 16-bit RGB, as in its GT/LABELS")
     return pixels[..., 0]
-
-
-def png_reader():
-    """Return pyspng.load, which reads PNGs of 16 bits exactly; UserError says how to get it."""
-    try:
-        from pyspng import load
-    except ImportError:
-        raise UserError("SYNTHIA's labels have 16 bits a channel, which Pillow cannot read: "
-                        "pip install pyspng") from None
-    return load

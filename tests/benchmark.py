@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -30,11 +30,7 @@ from tests import golden
 from tests.scripts import ROOT
 
 SIZES, FULL = ("320x180+256x128", "640x360+512x256"), "1280x720+1024x512"
-STAGES = ("read", "forward", "upsample, argmax", "confusion matrix", "save")
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: those of a step after the warm-up, with pixel weights
-IMAGES = 8  # in the data sets for reading and evaluation
-READ = 64  # images per turn of reading: many more than are read ahead
-READING = {"GTA5": "1914x1052 to 1280x720, with labels", "Cityscapes": "2048x1024 to 1024x512"}
 
 
 def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,23 +74,21 @@ class Worker:
         self.process.wait()
 
 
-def take_turns(workers: list[Worker], rounds: int) -> list[dict]:
-    """Return each worker's "median" and "spread" of seconds in `rounds` turns, and the "results" of these.
-
-    "first" is how much longer than the median the first call took, which compiles, and "loss" its result;
-    "peak" is that of the last turn.
+def take_turns(torch: str | None, rounds: int, what: str, *argv: str) -> list[list[dict]]:
+    """Return the answers of this project's worker and, with an interpreter, PyTorch's: a first one, in which
+    ours compiles, and one per turn.
     """
-    firsts, out = [w.ask() for w in workers], []
-    turns = [[w.ask() for w in workers] for _ in range(rounds)]
-    for first, mine in zip(firsts, zip(*turns)):
-        seconds = [answer["seconds"] for answer in mine]
-        median = statistics.median(seconds)
-        out.append({"median": median, "spread": f"{min(seconds):.2f}–{max(seconds):.2f}",
-                    "results": [answer["result"] for answer in mine], "peak": mine[-1]["peak"],
-                    "first": first["seconds"] - median, "loss": first["result"]})
+    workers = [Worker(sys.executable, "tests.benchmark", "--serve", what, *argv)]
+    workers += [Worker(torch, "tests.benchmark_torch", what, *argv)] if torch else []
+    answers = [[w.ask() for w in workers] for _ in range(1 + rounds)]
     for w in workers:
         w.close()
-    return out
+    return list(zip(*answers))
+
+
+def median(answers: list[dict]) -> float:
+    """Return the median of the seconds, without the first answer's."""
+    return statistics.median(answer["seconds"] for answer in answers[1:])
 
 
 def serve_step(size: str) -> None:
@@ -118,10 +112,7 @@ def serve_step(size: str) -> None:
 
 
 def serve_evaluation(folder: str) -> None:
-    """Serve the evaluation of one image of the validation set, as in the evaluation script.
-
-    The result is the seconds of each of STAGES.
-    """
+    """Serve the evaluation of one image of the validation set, as in the evaluation script."""
     import CLAN_evaluate_city as script  # isort: skip
     from mindspore import Tensor
 
@@ -139,107 +130,66 @@ def serve_evaluation(folder: str) -> None:
     data = cityscapesDataSet(folder, "val", labels=True)
     indices = cycle(range(len(data)))
 
-    def work() -> list[float]:
-        k, times = next(indices), [time.perf_counter()]
+    def work() -> None:
+        k = next(indices)
         image, label = data[k]
-        times.append(time.perf_counter())
         logits = [Tensor(C.asnumpy()) for C in net_G(Tensor(image[None]))]
-        times.append(time.perf_counter())
         trainIds = best_class(logits, label.shape).asnumpy()[0]
-        times.append(time.perf_counter())
         confusion_matrix(label, trainIds)
-        times.append(time.perf_counter())
         save_prediction(Path(folder) / "ours", data.names[k], trainIds)
-        times.append(time.perf_counter())
-        return np.diff(times).tolist()
 
     serve(work)
 
 
-def serve_reading(folder: str, which: str, workers: str) -> None:
-    """Serve the reading of READ images through the input pipeline with so many threads."""
-    from utils.system import device
+def measure(sizes: list[str], rounds: int, torch: str | None) -> Iterator[tuple[str, str, list]]:
+    """Yield each row of the table as soon as it is measured: its name, the format of its values, and these.
 
-    device.prepare_environment()
-    from dataset.cityscapes_dataset import cityscapesDataSet
-    from dataset.gta5_dataset import GTA5DataSet
-    from dataset.pipeline import DomainSampler, batches
-
-    data = GTA5DataSet(folder) if which == "GTA5" else cityscapesDataSet(folder, "val")
-    stream = iter(batches(DomainSampler(data, 0, 10**6, 1, [0, 0], False, False), 1, int(workers)))
-    serve(lambda: [next(stream)[0].shape for _ in range(READ)][-1])
-
-
-def measure(args: argparse.Namespace, row: Callable, workers: Callable) -> None:
-    """Add all rows of the table.
-
-    At the paper's size there is no step of PyTorch: the memory of both sides would exceed 24 GB. Nor has it a
-    counterpart of the input pipeline.
+    At the paper's size there is no step of PyTorch: the memory of both sides would exceed 24 GB.
     """
-    for size in args.size:
-        both = take_turns(workers("step", size), args.rounds)
-        row(f"training step {size}, s", "{:.2f}", [s["median"] for s in both])
-        row("– fastest to slowest", "{}", [s["spread"] for s in both])
-        row("– peak memory, GB", "{:.2f}", [s["peak"] for s in both])
-        row("– compiling (first step − median), s", "{:.1f}", [both[0]["first"]])
-        if len(both) == 2:
-            worst = max(abs(a / b - 1) for a, b in zip(*(s["loss"] for s in both)))
-            row("– largest relative difference of the first step's losses", "{:.0e}", [worst])
-    [alone] = take_turns(workers("step", FULL, alone=True), 2)
-    row(f"training step {FULL}, s (2 after the first)", "{:.1f}", [alone["median"]])
-    row("– peak memory, GB", "{:.2f}", [alone["peak"]])
+    for size, turns, theirs in [*((size, rounds, torch) for size in sizes), (FULL, 2, None)]:
+        sides = take_turns(theirs, turns, "step", size)
+        yield f"training step {size}, s", "{:.2f}", [median(side) for side in sides]
+        times = [sorted(answer["seconds"] for answer in side[1:]) for side in sides]
+        yield "– fastest to slowest", "{}", [f"{t[0]:.2f}–{t[-1]:.2f}" for t in times]
+        yield "– peak memory, GB", "{:.2f}", [side[-1]["peak"] for side in sides]
+        yield "– compiling (first step − median), s", "{:.1f}", [sides[0][0]["seconds"] - median(sides[0])]
+        if theirs:
+            worst = max(abs(a / b - 1) for a, b in zip(*(side[0]["result"] for side in sides)))
+            yield "– largest relative difference of the first step's losses", "{:.0e}", [worst]
     with tempfile.TemporaryDirectory() as folder:
-        # With this noise a file has 2.7 MB; the mean of GTA5 and Cityscapes is 2.3 MB.
-        golden.write_city(Path(folder), "val", {f"{i:06d}": i for i in range(IMAGES)}, noise=1)
-        golden.write_gta5(Path(folder), {f"{i:05d}": i for i in range(IMAGES)}, noise=1)
-        both = take_turns(workers("evaluation", folder), 3)
-        times = [np.median(side["results"], axis=0) for side in both]
-        for k, stage in enumerate(STAGES):
-            row(f"evaluation, {stage}, s per image", "{:.3f}", [t[k] for t in times])
-        row("– all stages one after the other", "{:.3f}", [t.sum() for t in times])
-        row("– peak memory, GB", "{:.2f}", [side["peak"] for side in both])
-        for which, text in READING.items():
-            for n in "124":
-                [done] = take_turns(workers("reading", folder, which, n, alone=True), 5)
-                row(f"reading {which} {text}, {n} threads, images/s", "{:.1f}", [READ / done["median"]])
+        golden.write_city(Path(folder), "val", {f"{i:06d}": i for i in range(4)})
+        sides = take_turns(torch, 3, "evaluation", folder)
+        yield "evaluation, s per image", "{:.2f}", [median(side) for side in sides]
+        yield "– peak memory, GB", "{:.2f}", [side[-1]["peak"] for side in sides]
 
 
-def main() -> None:
-    parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch, numpy and pillow")
-    parser.add_argument("--markdown", metavar="FILE", default="tests/results/benchmark.md", help="the table")
-    parser.add_argument("--size", nargs="*", default=SIZES, help="SOURCE+TARGET in pixels")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
+    """Print the table, row by row, and write it with a line about the machine."""
+    versions = f"MindSpore {importlib.metadata.version('mindspore')}"
+    if args.torch:
+        argv = [args.torch, "-c", "import numpy, PIL, torch; print('PyTorch', torch.__version__)"]
+        versions += f", {subprocess.run(argv, capture_output=True, text=True).stdout.strip()} (channels_last)"
     lines, load = ["| what | this repository | PyTorch | ratio |", "|---|---|---|---|"], os.getloadavg()
-
-    def row(what: str, form: str, values: list) -> None:
+    for what, form, values in measure(args.size, args.rounds, args.torch):
         cells = [form.format(value) for value in values] + [""] * (3 - len(values))
         if len(values) == 2 and not isinstance(values[0], str):
             cells[2] = f"{values[0] / values[1]:.2f}"
         lines.append(f"| {' | '.join((what, *cells))} |")
         print(lines[-1], flush=True)
-
-    def workers(what: str, *argv: str, alone: bool = False) -> list[Worker]:
-        ours = Worker(sys.executable, "tests.benchmark", "--serve", what, *argv)
-        both = args.torch and not alone
-        return [ours, Worker(args.torch, "tests.benchmark_torch", what, *argv)] if both else [ours]
-
-    measure(args, row, workers)
-    versions = f"MindSpore {importlib.metadata.version('mindspore')}"
-    if args.torch:
-        argv = [args.torch, "-c", "import torch; print('PyTorch', torch.__version__)"]
-        torch = subprocess.run(argv, capture_output=True, text=True).stdout.strip()
-        versions += f", {torch} (channels_last)"
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     cores = f"{len(os.sched_getaffinity(0))} cores of {processor[1] if processor else platform.processor()}"
-    lines += ["", f"{versions}, Python {platform.python_version()}, {cores}. Medians of {args.rounds} turns. "
-              f"Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
+    lines += ["", f"{versions}, Python {platform.python_version()}, {cores}. Medians of {args.rounds} turns, "
+              f"2 at {FULL}. Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
     Path(args.markdown).write_text("# Benchmark\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         globals()["serve_" + sys.argv[2]](*sys.argv[3:])
-    else:
-        main()
+        sys.exit()
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch, numpy and pillow")
+    parser.add_argument("--markdown", metavar="FILE", default="tests/results/benchmark.md", help="the table")
+    parser.add_argument("--size", nargs="*", default=SIZES, help="SOURCE+TARGET in pixels")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
+    main(parser.parse_args())

@@ -11,11 +11,6 @@ from tests.golden import write_city, write_gta5
 from tests.scripts import RUN, STEPS, TRAIN, run, train_words
 
 
-def pytest_configure(config):
-    """Keep the order of the files: pytest-xdist would start with those of most tests, which are short."""
-    config.option.loadscopereorder = False
-
-
 def pytest_collection_modifyitems(items):
     """Sort the long files to the front: a long one at the end would keep one worker busy, others idle."""
     long = ["parity", "survival", "parallel", "precision", "memory"]

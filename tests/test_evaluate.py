@@ -1,6 +1,5 @@
 """The evaluation script, apart from evaluating one checkpoint: folders, panels, own images, export."""
 
-import json
 import os
 import shutil
 
@@ -13,21 +12,22 @@ from PIL import ExifTags, Image
 import CLAN_evaluate_city
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
-from dataset.pipeline import names_crc32
+from dataset.images import names_crc32
 from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from model.CLAN_G import generator
 from model.upsample import up
 from tests.golden import write_city
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
-from utils import checkpoint, run_folder
-from utils.evaluation import adapt_bn, best_class, evaluate
+from utils import checkpoint, evaluation, run_folder
+from utils.evaluation import adapt_bn, best_class, evaluate, predictions, read_views
 from utils.loss import alignment_map
 from utils.system import device, interrupt, parallel
 from utils.system.errors import UserError
+from utils.system.files import read_json, write_json
 from utils.tools import ccd
 from utils.visual import CLASSES, ERRORS, colourise, heatmap
 
-SMALL = ["--input-size", "64,48", "--device", "cpu"]
+CPU = ["--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def argv(data):
-    return ["--data-dir", data / "City", *SMALL]
+    return ["--data-dir", data / "City", *CPU]
 
 
 @pytest.fixture(scope="module")
@@ -80,43 +80,34 @@ def test_a_folder_of_checkpoints_is_evaluated_in_order(trained, argv, scored, tm
     assert [row["step"] for row in rows] == ["1", "2", "3"]
     expected = [f"GTA5_{row['step']}.ckpt: mIoU {float(row['mIoU']):.2f}" for row in rows]
     assert [line for line in output.splitlines() if line.startswith("GTA5_")] == expected
-    assert best_steps(output) == [max(rows, key=lambda row: float(row["mIoU"]))["step"]]
+    best = max(rows, key=lambda row: float(row["mIoU"]))
+    assert f"best: GTA5_{best['step']}, mIoU {float(best['mIoU']):.2f}\n" in output
     assert "precision: device CPU, convolutions of G float32" in output
-    result = json.loads((folder / "GTA5_2.json").read_text())
-    assert result["precision"]["convolutions of G"] == "float32"
-    assert result["checkpoint_bytes"] == (trained / "GTA5_2.ckpt").stat().st_size
     run(EVALUATE, "--restore-from", trained / "GTA5_2.ckpt", *argv, "--save-path", tmp_path)
-    alone = json.loads((tmp_path / "result.json").read_text())
+    alone, result = (read_json(path) for path in (tmp_path / "result.json", folder / "GTA5_2.json"))
+    assert alone["precision"]["convolutions of G"] == "float32"
     assert alone["mIoU"] == result["mIoU"] and alone["IoU"] == result["IoU"]
     values = (alone["mIoU"], *alone["IoU"].values())
     assert list(rows[1].values())[1:] == ["nan" if v is None else f"{v:.9g}" for v in values]
 
 
-def best_steps(output: str) -> list[str]:
-    """Return the steps of the lines that are marked as the best."""
-    return [line.split()[0] for line in output.splitlines() if line.endswith("best")]
-
-
 def test_a_second_start_skips_what_is_done_and_loses_nothing(trained, argv, scored, tmp_path):
     """The table is made from the results, as a forged one shows; a damaged result is made again."""
     folder = shutil.copytree(scored[0], tmp_path / "scored")
-    rows = rows_of(folder / "miou.csv")
-    forged = json.loads((folder / "GTA5_1.json").read_text()) | {"mIoU": 77.5}
-    (folder / "GTA5_1.json").write_text(json.dumps(forged))
+    rows, forged = rows_of(folder / "miou.csv"), read_json(folder / "GTA5_1.json") | {"mIoU": 77.5}
+    write_json(folder / "GTA5_1.json", forged)
     (folder / "GTA5_3.json").write_text("{")
     again = [EVALUATE, "--restore-from", trained, *argv, "--save-path", folder]
     output = run(*again).stdout
     assert "2 of them evaluated already" in output and "GTA5_1.ckpt" not in output
-    assert best_steps(output) == ["1"]
+    assert "best: GTA5_1, mIoU 77.50" in output
     assert rows_of(folder / "miou.csv") == [{**rows[0], "mIoU": "77.5"}, *rows[1:]]
     assert rows_of(folder / "miou_1.csv") == rows and (folder / "GTA5_3_1.json").read_text() == "{"
 
     output = run(*again, "--classifier", 2).stdout
     assert "earlier results, of other options or files, are now" in output and "0 of them" in output
-    assert json.loads((folder / "GTA5_1_2.json").read_text()) == forged
-    assert rows_of(folder / "miou_2.csv")[0]["mIoU"] == "77.5"
-    other = rows_of(folder / "miou.csv")
-    assert [row["step"] for row in other] == ["1", "2", "3"] and other != rows
+    assert read_json(folder / "GTA5_1_2.json") == forged
+    assert rows_of(folder / "miou_2.csv")[0]["mIoU"] == "77.5" and rows_of(folder / "miou.csv")[1] != rows[1]
 
 
 def test_other_checkpoints_and_labels_are_evaluated_again(trained, argv, data, scored, tmp_path):
@@ -134,12 +125,115 @@ def test_other_checkpoints_and_labels_are_evaluated_again(trained, argv, data, s
     assert rows_of(result / "miou.csv") == [{**rows[2], "step": "1"}, rows[1]]
     for label in (city / "gtFine" / "val" / "aachen").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(label)), 7)).save(label)
-    output, absent = run(*command).stdout, [name for name in CLASS_NAMES if name != "road"]
+    output, absent = run(*command).stdout, CLASS_NAMES[1:]
     assert "0 of them evaluated already" in output and f"without a label: {', '.join(absent)}" in output
-    assert json.loads((result / "GTA5_2.json").read_text())["classes without a label"] == absent
+    assert read_json(result / "GTA5_2.json")["classes without a label"] == absent
     (row,) = rows_of(result / "miou.csv")
     assert row["step"] == "2" and row["mIoU"] != rows[1]["mIoU"]
-    assert len(rows_of(result / "miou_2.csv")) == 2
+
+
+@pytest.mark.parametrize("argv, content, beside, expected", [
+    ([], {}, None, ("resnet101", (1024, 512), "the paper")),
+    ([], {"conv1.weight": np.zeros((16, 3, 7, 7))}, [96, 64], ("small", (96, 64), "options.json")),
+    ([], {"model": "small", "input_size": "64,48"}, [96, 64], ("small", (64, 48), "the checkpoint")),
+    (["--model", "resnet101", "--input-size", "80,40"], {"model": "small", "input_size": "64,48"}, [96, 64],
+     ("resnet101", (80, 40), "--input-size")),
+])  # fmt: skip
+def test_an_evaluation_knows_the_run(tmp_path, argv, content, beside, expected):
+    if beside:
+        write_json(tmp_path / "options.json", {"input_size_target": beside})
+    path = tmp_path / "GTA5_1.ckpt"
+    args = CLAN_evaluate_city.get_arguments(["--restore-from", str(path), *argv])
+    found, line = CLAN_evaluate_city.with_run(args, path, content)
+    assert (found.model, found.input_size) == expected[:2] and line.endswith(f"{expected[2]})")
+    assert args.input_size is None or argv  # the given options are not changed
+
+
+def test_a_checkpoint_alone_knows_its_run(trained, data, tmp_path):
+    path, city = folder_of(tmp_path, trained, 1) / "GTA5_1.ckpt", ["--data-dir", data / "City"]
+    argv = ["--restore-from", path, *city, "--save-path", tmp_path / "result", *EAGER, *CPU]
+    line = f"{path}: network small (from the checkpoint), input size 64,48 (from the checkpoint)\n"
+    assert line in run(EVALUATE, *argv).stdout
+    result = read_json(tmp_path / "result" / "result.json")
+    assert (result["model"], result["input_size"], result["scales"]) == ("small", [64, 48], [1.0])
+    assert f"{path}: " in (message := fails(EVALUATE, *argv, "--model", "resnet101"))
+    assert message.endswith("; add --model small\n")
+
+
+def test_checkpoints_of_other_sizes_are_skipped(trained, argv, scored, tmp_path):
+    source, result = folder_of(tmp_path, trained, 1), tmp_path / "result"
+    content = checkpoint.read(str(trained / "GTA5_2.ckpt")) | {"input_size": "96,64"}
+    texts = {name: value for name, value in content.items() if isinstance(value, str)}
+    tensors = [{"name": name, "data": Tensor(content[name])} for name in content.keys() - texts]
+    mindspore.save_checkpoint(tensors, str(source / "GTA5_2.ckpt"), append_dict=texts, crc_check=True)
+    command = [EVALUATE, "--restore-from", source, *argv, "--save-path", result]
+    output, sizes = run(*command).stdout, [("GTA5_2", "96,64"), ("GTA5_1", "64,48")]
+    first, second = (f"{source}/{name}.ckpt: network small (from the checkpoint), input size {size}"
+                     for name, size in sizes)  # fmt: skip
+    assert f"skipped {first} (from the checkpoint), but {second}" in output
+    run(*command, "--input-size", "64,48")
+    assert rows_of(result / "miou.csv") == rows_of(scored[0] / "miou.csv")[:2]
+
+
+def upsampled(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (C, h, w) at size (H, W): bilinear with aligned corners, as two matrix products."""
+    for axis, N in enumerate(size, 1):
+        n = x.shape[axis]
+        at = np.linspace(0, n - 1, N)[:, None] - np.arange(n)
+        x = np.moveaxis(np.tensordot(np.maximum(1 - abs(at), 0), x, (1, axis)), 0, axis)
+    return x
+
+
+def test_scales_and_flip_average_probabilities(trained, data, compiled):
+    """NumPy averages the probabilities at the label's size. Each scale is compiled once."""
+    net_G, city, found = network(trained), cityscapesDataSet(data / "City", "val", None, (64, 48), True), []
+    evaluate(net_G, city, each=lambda *args: found.append(args[1:]), scales=(1.0, 0.75), flip=True)
+    assert compiled == [net_G, net_G]
+    for path, (label, trainIds, logits) in zip(city.images, found, strict=True):
+        total = 0
+        for scale, step in ((1, 1), (1, -1), (0.75, 1), (0.75, -1)):
+            x = np.ascontiguousarray(to_input(open_image(path), (64, 48), scale)[:, :, ::step])
+            e = np.exp(upsampled(sum(c.asnumpy()[0] for c in net_G(Tensor(x[None]))), label.shape))
+            total = total + (e / e.sum(0))[:, :, ::step]
+        assert (total.argmax(0) == trainIds).mean() > 0.999
+        assert (best_class(logits, label.shape).asnumpy()[0] != trainIds).mean() > 0.001
+
+
+def test_flip_of_a_mirrored_image_is_the_mirrored_result(trained, data):
+    net_G, city = network(trained), cityscapesDataSet(data / "City", "val", None, (64, 48), True)
+    items, mirrored = [read_views(city, i, flip=True) for i in range(3)], []
+    for i, inputs, label in items:
+        mirrored.append((i, inputs[::-1], label[:, ::-1]))
+    results = [[trainIds for _, _, trainIds, _ in predictions(net_G, iter(group), 3, "sum", 2, True)]
+               for group in (items, mirrored)]  # fmt: skip
+    assert all(np.array_equal(a, b[:, ::-1]) for a, b in zip(*results, strict=True))
+    assert np.array_equal(items[0][1][1], items[0][1][0][:, :, ::-1])
+
+
+def test_views_are_refused_for_large_images(data, monkeypatch):
+    city = cityscapesDataSet(data / "City", "val", None, (64, 48), True)
+    monkeypatch.setattr(evaluation, "AVERAGED_PIXELS", 204 * 102 - 1)
+    assert len(read_views(city, 0)[1]) == 1
+    for scales, flip in (((1.0, 0.75), False), ((1.0,), True)):
+        with pytest.raises(UserError, match="204 x 102 pixels are too many for --scales and --flip"):
+            read_views(city, 0, scales, flip)
+
+
+def test_results_say_that_they_are_averages(trained, argv, scored, data, tmp_path):
+    """Predictions of own images are those of --save."""
+    views, images = ["--scales", "0.75,1", "--flip", *EAGER], data / "City" / "leftImg8bit" / "val" / "aachen"
+    command = [EVALUATE, "--restore-from", folder_of(tmp_path, trained, 1), "--save-path", tmp_path / "r"]
+    assert "predictions are means over scales 1 0.75, flip yes\n" in run(*command, *argv, *views).stdout
+    (row,), result = rows_of(tmp_path / "r" / "miou.csv"), read_json(tmp_path / "r" / "GTA5_1.json")
+    assert (row.pop("scales"), row.pop("flip")) == ("1 0.75", "yes")
+    assert row != rows_of(scored[0] / "miou.csv")[0]
+    assert result["scales"] == [1.0, 0.75] and result["flip"]
+    command[2] = trained / "GTA5_1.ckpt"
+    run(*command, *argv, *views, "--save", "--panels", 1)
+    assert read_json(tmp_path / "r" / "result.json")["mIoU"] == result["mIoU"]
+    run(*command, *CPU, *views, "--predict", images)
+    for path in (tmp_path / "r" / "labelIds").iterdir():
+        assert np.array_equal(pixels_of(path), pixels_of(tmp_path / "r" / "predict" / "labelIds" / path.name))
 
 
 def folder_of(tmp_path, trained, *steps):
@@ -150,17 +244,14 @@ def folder_of(tmp_path, trained, *steps):
     return tmp_path / "source"
 
 
-@pytest.mark.slow
-def test_results_adapted_to_other_images_do_not_mix(trained, argv, data, tmp_path):
-    city = shutil.copytree(data / "City", tmp_path / "City")
-    command = [EVALUATE, "--restore-from", trained, *argv, "--data-dir", city, *EAGER]
-    command += ["--save-path", tmp_path / "r", "--adapt-bn", 2]
-    assert "re-estimated on 2 unlabelled images" in run(*command).stdout
-    first, between, _ = sorted((city / "leftImg8bit" / "train" / "aachen").iterdir())
-    between.unlink()  # of three images the first and the last are used
-    assert "3 of them evaluated already" in run(*command).stdout
-    os.utime(first)
-    assert "0 of them evaluated already" in run(*command).stdout
+def test_results_depend_on_the_images_of_adapt_bn(trained, argv):
+    words = ["--restore-from", trained, *argv, "--adapt-bn", 2]
+    args = CLAN_evaluate_city.get_arguments([*map(str, words), "--input-size", "64,48"])
+    val, train = CLAN_evaluate_city.images_of(args)
+    before = CLAN_evaluate_city.settings_of(args, val, train)
+    for i, same in ((1, True), (2, False)):  # of three images the first and the last are used
+        os.utime(train.images[i])
+        assert (CLAN_evaluate_city.settings_of(args, val, train) == before) == same
 
 
 def test_damaged_checkpoints_are_skipped(trained, argv, scored, tmp_path):
@@ -173,6 +264,10 @@ def test_damaged_checkpoints_are_skipped(trained, argv, scored, tmp_path):
     output = run(EVALUATE, "--restore-from", source, *argv, "--save-path", tmp_path / "result").stdout
     assert f"skipped {source / 'GTA5_20.ckpt'}: not a readable" in output and output.count("skipped") == 1
     assert rows_of(tmp_path / "result" / "miou.csv") == [rows[2], {**rows[0], "step": "30"}]
+    command = [EVALUATE, "--restore-from", tmp_path / "result", *argv, "--save-path", tmp_path / "other"]
+    assert f"{tmp_path / 'result'}: no checkpoint GTA5_<steps>.ckpt" in fails(*command)
+    (tmp_path / "result" / "GTA5_5.ckpt").write_bytes(b"nothing")
+    assert "none of its 1 checkpoints can be read" in fails(*command)
 
 
 def test_label_sizes_do_not_compile_the_network_again(tmp_path, compiled):
@@ -244,13 +339,6 @@ def test_processes_that_see_different_images_end(trained, argv, data, tmp_path, 
         CLAN_evaluate_city.main(CLAN_evaluate_city.get_arguments(list(map(str, command))))
 
 
-def test_a_folder_without_a_checkpoint_that_can_be_read(argv, tmp_path):
-    command = [EVALUATE, "--restore-from", tmp_path, *argv, "--save-path", tmp_path / "result"]
-    assert f"{tmp_path}: no checkpoint GTA5_<steps>.ckpt" in fails(*command)
-    (tmp_path / "GTA5_5.ckpt").write_bytes(b"nothing")
-    assert "none of its 1 checkpoints can be read" in fails(*command)
-
-
 @pytest.mark.slow
 def test_two_processes_evaluate_a_folder_and_predict(trained, argv, scored, saved, data, tmp_path):
     """The results are those of one process; rank 0 alone reads earlier results and prints."""
@@ -261,21 +349,21 @@ def test_two_processes_evaluate_a_folder_and_predict(trained, argv, scored, save
     (source / "GTA5_2.ckpt").write_bytes(b"damaged")
     shutil.copy(trained / "GTA5_3.ckpt", source)
     output, other = run_parallel(tmp_path / "logs", 2, *command)
-    assert "1 of them evaluated already" in output and "GTA5_1.ckpt: " not in output and "best" in output
+    assert "1 of them evaluated already" in output and "GTA5_1.ckpt: " not in output and "best: " in output
     assert output.count("skipped") == 1
     assert rows_of(result / "miou.csv") == [rows[0], rows[2]]
 
     command[2], images = source / "GTA5_1.pth", data / "City" / "leftImg8bit" / "val" / "aachen"
-    own = [*command[:3], *SMALL, "--save-path", result, "--predict", images]
+    own = [*command[:3], *CPU, "--save-path", result, "--predict", images]
     output, another = run_parallel(tmp_path / "predict", 2, *own)
-    assert "GTA5_1.pth is not there; using" in output
+    assert f"{source / 'GTA5_1.ckpt'} -> G" in output
     assert all(line.startswith("[INFO]") for line in (other + another).splitlines())  # MindSpore's own
     for path in (saved / "labelIds").iterdir():
         assert np.array_equal(pixels_of(path), pixels_of(result / "predict" / "labelIds" / path.name))
     more = ["--adapt-bn", 3, "--batch-size", 2]
     run_parallel(tmp_path / "adapt", 2, *command, *more)
     run(*command, *more, "--save-path", tmp_path / "one")
-    one, two = (json.loads((f / "result.json").read_text())["IoU"] for f in (result, tmp_path / "one"))
+    one, two = (read_json(folder / "result.json")["IoU"] for folder in (result, tmp_path / "one"))
     assert one == pytest.approx(two, abs=0.05)  # a sum over processes is rounded differently
 
 
@@ -313,64 +401,50 @@ def test_own_images_of_any_size(trained, saved, data, tmp_path):
     source, result = tmp_path / "images", tmp_path / "images" / "result"
     city, exif = sorted((data / "City" / "leftImg8bit" / "val" / "aachen").iterdir()), Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    for place in ("", "a", "a/b"):
-        (source / place).mkdir(exist_ok=True)
-        shutil.copy(city[0], source / place / "street.png")
+    (source / "a" / "b").mkdir(parents=True)
+    shutil.copy(city[0], source / "a" / "b" / "street.png")
     with Image.open(city[0]) as image:
         image.transpose(Image.Transpose.ROTATE_90).save(source / "a" / "lying.png", exif=exif)
         image.save(source / "damaged.png", exif=b"Exif\0\0no TIFF at all")
         image.resize((131, 77)).save(source / "wide.JPG")
-        image.convert("L").resize((33, 190)).save(source / "grey.jpeg")
         image.resize((1, 1)).save(source / "dot.png")
-        image.convert("LA").save(source / "alpha.png")
-        image.convert("1").save(source / "bits.png")
-    (source / "notes.txt").write_text("no image")
-    (source / ".street.png").write_bytes(b"hidden")
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--save-path", result]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--save-path", result]
     command += ["--predict", source]
-    assert "10 images, written" in run(*command).stdout
-    folder = result / "predict" / "labelIds"
-    maps = {str(path.relative_to(folder))[: -len("_labelIds.png")]: pixels_of(path)
-            for path in folder.rglob("*.png")}  # fmt: skip
+    assert "5 images, written" in run(*command).stdout
+    folder = result / "predict"
+    maps = {str(path.relative_to(folder / "labelIds"))[: -len("_labelIds.png")]: pixels_of(path)
+            for path in (folder / "labelIds").rglob("*.png")}  # fmt: skip
     expected = pixels_of(saved / "labelIds" / f"{city[0].stem}_labelIds.png")
     assert len(np.unique(expected)) > 1
-    for name in ("street", "a/street", "a/b/street", "a/lying", "damaged"):
+    for name in ("a/b/street", "a/lying", "damaged"):
         assert np.array_equal(maps.pop(name), expected)
-    assert {name: ids.shape[::-1] for name, ids in maps.items()} == {
-        "wide": (131, 77), "grey": (33, 190), "dot": (1, 1), "alpha": (204, 102), "bits": (204, 102),
-    }  # fmt: skip
+    assert {name: ids.shape[::-1] for name, ids in maps.items()} == {"wide": (131, 77), "dot": (1, 1)}
     for image, name, ids in ((source / "wide.JPG", "wide", maps["wide"]), (city[0], "a/lying", expected)):
         mean = (pixels_of(image).astype(int) + colourise(LABEL_TO_TRAIN[ids])) // 2
-        assert np.array_equal(pixels_of(result / "predict" / "overlay" / f"{name}_overlay.png"), mean)
+        assert np.array_equal(pixels_of(folder / "overlay" / f"{name}_overlay.png"), mean)
 
-    shutil.copy(source / "wide.JPG", source / "wide.jpg")  # two of one name: both keep the suffix
+    shutil.copy(source / "wide.JPG", source / "wide.jpg")
     assert "earlier results are now" in (output := run(*command, "--batch-size", 3).stdout)
-    assert "11 images, written" in output and (result / "predict_1").is_dir()
-    names = {path.name for path in (result / "predict" / "color").glob("w*.png")}
+    assert "6 images, written" in output and (result / "predict_1").is_dir()
+    names = {path.name for path in (folder / "color").glob("w*.png")}
     assert names == {"wide.JPG_color.png", "wide.jpg_color.png"}
 
 
 def test_images_that_cannot_be_predicted(trained, tmp_path):
     """The others are predicted, and the exit code is 2."""
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--save-path", tmp_path / "r"]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--save-path", tmp_path / "r"]
     assert "--predict nowhere: no such file or folder" in fails(*command, "--predict", "nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "no image (.png, .jpg, .jpeg) in it" in fails(*command, "--predict", tmp_path / "empty")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    for name in ("after", "before", "between"):
+    for name in ("after", "before"):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
     Image.new("CMYK", (30, 20)).save(tmp_path / "before_too.jpg")
     done = run(*command, "--predict", tmp_path, "--batch-size", 2, code=2)
     assert f"skipped {tmp_path / 'broken.png'}: not a readable image" in done.stdout
     assert f"skipped {tmp_path / 'before_too.jpg'}: an image of mode CMYK" in done.stdout
-    assert "3 images, written" in done.stdout
-    assert "2 of 5 images could not be read and were skipped: before_too, broken" in done.stderr
+    assert "2 images, written" in done.stdout
+    assert "2 of 4 images could not be read and were skipped: before_too, broken" in done.stderr
     names = {path.name for path in (tmp_path / "r" / "predict" / "color").iterdir()}
-    assert names == {"after_color.png", "before_color.png", "between_color.png"}
-    message = fails(*command, "--predict", tmp_path / "r" / "predict" / "color")
-    assert "predict/color is where --predict writes its results: choose another --save-path" in message
-    assert (tmp_path / "r" / "predict" / "color").exists()
-    assert "broken.png: not a readable image" in fails(*command, "--predict", tmp_path / "broken.png")
+    assert names == {"after_color.png", "before_color.png"}
     (tmp_path / f"{'n' * 240}.png").write_bytes((tmp_path / "after.png").read_bytes())
     message = fails(*command, "--predict", tmp_path)
     assert f"{'n' * 240}: too long for the names of its results; give the image a shorter name" in message
@@ -397,7 +471,7 @@ def test_a_folder_of_results_is_for_one_process(trained, data, tmp_path, monkeyp
 @pytest.mark.slow
 def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     folder = tmp_path / "a b+c=数据"  # a path that mindspore.export refuses
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--save-path", folder]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--save-path", folder]
     assert "input: (1, 3, 48, 64) float32" in run(*command, "--export", "mindir").stdout
     again = run(*command, "--export", "mindir", "--adapt-bn", 3, *argv[:2]).stdout
     assert "re-estimated on 3" in again and "earlier results are now" in again
@@ -426,6 +500,10 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     ("GTA5_1.ckpt", ["--predict", "a.png", "b.png"], "unexpected b.png: it belongs to no option"),
     ("GTA5_1.ckpt", ["—predict", "a.png"], "unknown option —predict, did you mean --predict?"),
     (".", ["--export", "mindir"], "--export takes one checkpoint"),
+    ("GTA5_1.ckpt", ["--export", "mindir", "--flip"], "--flip has no effect with --export"),
+    ("GTA5_1.ckpt", ["--scales", "1,x"], "'x' is not a number"),
+    ("GTA5_1.ckpt", ["--scales", "1,0.5,1.0"], "'1,0.5,1.0' has a scale twice"),
+    ("GTA5_1.ckpt", ["--scales", "0.5"], "--scales 0.5: makes inputs of 32x24"),
     (".", ["--save-path", "."], "is the folder of a training"),  # which has a miou.csv of its own
 ])
 def test_contradicting_options_are_refused(trained, argv, source, more, message):
@@ -434,5 +512,5 @@ def test_contradicting_options_are_refused(trained, argv, source, more, message)
 
 def test_export_is_for_one_process(trained, monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")  # as msrun does
-    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--export", "mindir")
+    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--export", "mindir")
     assert "--export is for one process" in message

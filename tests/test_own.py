@@ -11,9 +11,8 @@ from PIL import ExifTags, Image
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO, INFO_PATH, read_classes
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.image_folder import ImageFolder
+from dataset.images import ImageFolder, names_crc32
 from dataset.labels import check_labels
-from dataset.pipeline import names_crc32
 from dataset.transform import LABEL_TO_TRAIN
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
 from utils import checkpoint
@@ -48,7 +47,7 @@ def adapted(images, data, tmp_path_factory):
 
 def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     folder, output = adapted
-    assert f"no validation: {images} is a folder of images without labels" in output
+    assert f"no validation: {images} is no Cityscapes; give a --data-dir-val" in output
     assert "5 target images" in output
     assert len(rows_of(folder / "loss.csv")) == 2 and not rows_of(folder / "miou.csv")
     assert all(float(row["loss_D_t"]) > 0 for row in rows_of(folder / "loss.csv"))
@@ -87,13 +86,6 @@ def test_a_folder_that_may_not_be_read_is_an_error(images, monkeypatch):
         ImageFolder(images, (64, 48))
 
 
-def test_a_finished_run_without_adaptation_names_its_plain_target(images, data, tmp_path):
-    argv = train_words(data, tmp_path / "run", "--data-dir-target", images, "--method", "source", *FAST)
-    output = run(TRAIN, *argv).stdout
-    assert f"all 2 steps are done; evaluate with: python {ROOT / EVALUATE}" in output
-    assert f"--predict {images}" in output
-
-
 @pytest.mark.slow
 def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp_path):
     argv = ["--restore-from", adapted[0] / "GTA5_2.ckpt", "--input-size", "64,48", *EAGER]
@@ -110,23 +102,13 @@ def test_prediction_re_estimates_on_the_folder_itself(adapted, images, data, tmp
     assert f"re-estimated on 3 unlabelled images of {data / 'City'}" in other
     assert len(own) == 5 and all(np.array_equal(*pair) for pair in zip(own, again))
     assert any((a != b).any() for a, b in zip(plain, own))
-    assert "Cityscapes not found" in fails(EVALUATE, *argv, "--data-dir", images)  # scores need labels
+    assert "no images with labels in it" in fails(EVALUATE, *argv, "--data-dir", images)
 
 
 def test_a_target_folder_that_does_not_fit_is_named(images, data, tmp_path):
-    def message(folder, *more) -> str:
-        return fails(TRAIN, *train_words(data, tmp_path / "run", "--data-dir-target", folder, *FAST, *more))
-
-    (tmp_path / "empty").mkdir()
-    assert "empty: no image (.png, .jpg, .jpeg) in it" in message(tmp_path / "empty")
-    assert "Cityscapes not found" in message(tmp_path / "nowhere")
-    above = message(data)  # the folder above the tree
-    assert "train and val of Cityscapes are in it" in above and f"give --data-dir-target {data}/City" in above
-    assert "--set and --data-list-target are for Cityscapes" in message(images, "--set", "val")
-    (tmp_path / "own").mkdir()
-    for name in "abcd":
-        (tmp_path / "own" / f"{name}.png").write_bytes(b"no image")
-    assert "not a readable image" in message(tmp_path / "own")
+    argv = train_words(data, tmp_path / "run", "--data-dir-target")
+    assert "Cityscapes not found" in fails(TRAIN, *argv, tmp_path / "nowhere")
+    assert "--set and --data-list-target are for Cityscapes" in fails(TRAIN, *argv, images, "--set", "val")
 
 
 @pytest.mark.slow
@@ -157,16 +139,13 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert list(result["IoU"]) == names and "mIoU_16" not in result
     assert result["mIoU"] == pytest.approx(float(last["mIoU"]), abs=1e-6)
-    here(EVALUATE, "--restore-from", ckpt, *argv, "--predict", images)
-    predicted = np.asarray(Image.open(tmp_path / "r/predict/labelIds/a.png_labelIds.png"))
     first = [min(i for i, t in ids.items() if t == n) for n in range(7)]  # of the ids of a class the first
-    assert predicted.shape == (60, 90) and set(np.unique(predicted)) <= set(first)
-
+    for file in (tmp_path / "r" / "labelIds").iterdir():
+        assert set(np.unique(Image.open(file))) <= set(first)
     other = adapted[0] / "GTA5_2.ckpt"
     message = here(EVALUATE, "--restore-from", other, *argv, "--predict", images, code=2).stderr
     assert "GTA5_2.ckpt has 19 classes (road,sidewalk" in message
     assert f"info.json 7 ({','.join(names)})" in message
-    assert "--classes" in here(EVALUATE, "--restore-from", ckpt, "--classes", 16, code=2).stderr
     path.write_text("{")
     assert "info.json: cannot read the classes" in here(TRAIN, "--demo", code=2).stderr
 

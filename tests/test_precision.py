@@ -23,11 +23,10 @@ def make_step(level: str, size: str = "1024,512", mode: str = "pynative", *more:
 
     As graphs, many steps take half the time, but gradients at this size 12 GB instead of 5.
     """
-    modes = {"graph": mindspore.GRAPH_MODE, "pynative": mindspore.PYNATIVE_MODE}
-    mindspore.set_context(mode=modes[mode], jit_config={"jit_level": "O0"})
-    mindspore.set_seed(5)
     args = get_arguments(["--model", "small", "--device", "cpu", "--mode", mode, "--amp-level", level,
                           "--input-size", size, "--input-size-target", size, *more])  # fmt: skip
+    device.setup(args)
+    mindspore.set_seed(5)
     return CLANStep(args, generator("small"), discriminator("small")).set_train()
 
 

@@ -13,8 +13,8 @@ from dataset.classes import CLASS_NAMES, CLASS_SETS
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.labels import check_labels
 from dataset.pipeline import batches
-from dataset.synthia_dataset import SYNTHIA_TO_LABEL, SYNTHIADataSet, class_ids
-from dataset.transform import IMG_MEAN, LABEL_TO_TRAIN
+from dataset.synthia_dataset import SYNTHIA_TO_LABEL, SYNTHIADataSet
+from dataset.transform import LABEL_TO_TRAIN, open_image, to_input
 from options.train_options import get_arguments
 from tests.golden import synthetic_image, write_gta5
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, python, refused, rows_of, run, train_words
@@ -65,11 +65,9 @@ def test_synthia_table_has_the_classes_of_cityscapes():
 
 def test_synthia_image_and_label(synthia):
     data = SYNTHIADataSet(synthia, size=(64, 38))
-    assert data.names == list(NAMES) and len(data) == 3 and check_labels(data) == ()
+    assert [path.name for path in data.images] == list(NAMES) and check_labels(data) == ()
     x, y = data[1]
-    with Image.open(synthia / "RGB" / NAMES[1]) as image:
-        small = np.asarray(image.resize((64, 38), Image.Resampling.BICUBIC), np.float32)
-    assert x.dtype == np.float32 and np.array_equal(x, (small[:, :, ::-1] - IMG_MEAN).transpose(2, 0, 1))
+    assert np.array_equal(x, to_input(open_image(synthia / "RGB" / NAMES[1]), (64, 38)))
     trainIds = LABEL_TO_TRAIN[synthetic_image(2, 128, 76)[1]]
     nearest = Image.fromarray(trainIds).resize((64, 38), Image.Resampling.NEAREST)
     assert y.dtype == np.int32 and np.array_equal(y, np.asarray(nearest)) and len(np.unique(y)) > 10
@@ -88,20 +86,8 @@ def test_synthia_errors_name_the_file(synthia):
     with pytest.raises(UserError, match="0000000.png: not a label of SYNTHIA; expected 16-bit RGB"):
         data[0]
     (folder / NAMES[2]).unlink()
-    with pytest.raises(UserError, match="1 of 3 SYNTHIA label files are missing: .*0000002.png"):
+    with pytest.raises(UserError, match="1 of 3 label files are missing: .*0000002.png"):
         SYNTHIADataSet(synthia)
-
-
-def test_damaged_labels_are_told_in_one_line_or_read(synthia):
-    path = synthia / "GT" / "LABELS" / NAMES[0]
-    whole, told = path.read_bytes(), 0
-    for at in (*range(60), *np.random.default_rng(0).integers(0, len(whole), 100)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        try:
-            assert class_ids(path).dtype == np.uint16
-        except UserError as error:
-            told += str(error).startswith(f"{path}: not a") and "\n" not in str(error)
-    assert told > 50
 
 
 def test_the_source_sets_defaults_and_explicit_options_win():
@@ -110,17 +96,15 @@ def test_the_source_sets_defaults_and_explicit_options_win():
         return args.data_dir, args.input_size, args.lambda_local
 
     assert values("") == ("./data/GTA5", (1280, 720), 40)
-    assert values("--source synthia") == ("./data/SYNTHIA", (1280, 760), 10)
+    assert values("--source synthia --method tan --data-dir x") == ("x", (1280, 760), 10)
     explicit = "--source synthia --lambda-local 40 --input-size 640,380"
     assert values(explicit) == ("./data/SYNTHIA", (640, 380), 40)
-    assert values("--source synthia --method tan --data-dir x") == ("x", (1280, 760), 10)
 
 
 @pytest.mark.parametrize("argv, named", [
     ("--source synthia --gta5-split a.mat --gta5-subset val", "--source synthia"),
     ("--gta5-split a.mat --gta5-subset val --data-list b.txt", "--data-list"),
     ("--gta5-subset train", "--gta5-subset train needs --gta5-split"),
-    ("--source synthia --gta5-subset train", "--source synthia"),
     ("--gta5-split a.mat", "--gta5-split has no effect with --gta5-subset all"),
     ("--source synthia --method tan --lambda-local 40", "--lambda-local has no effect"),
 ])
@@ -144,10 +128,10 @@ def test_training_from_synthia_selects_by_16_classes(trained):
     assert [row["step"] for row in scores] == ["2", "4"]
     for row in scores:
         for classes in (16, 13):
-            mean = np.nanmean([float(row[CLASS_NAMES[i]]) for i in CLASS_SETS[classes]])
-            assert float(row[f"mIoU_{classes}"]) == pytest.approx(mean, rel=1e-7)
-        assert f"mIoU_16 {float(row['mIoU_16']):.2f}" in done.stdout
-        assert f"mIoU_13 {float(row['mIoU_13']):.2f}" in done.stdout
+            mean = float(row[f"mIoU_{classes}"])
+            ious = [float(row[CLASS_NAMES[i]]) for i in CLASS_SETS[classes]]
+            assert mean == pytest.approx(np.nanmean(ious), rel=1e-7)
+            assert f"mIoU_{classes} {mean:.2f}" in done.stdout
     assert "--input-size 64,48 --classes 16 --device cpu\n" in done.stdout  # the command to evaluate it
     best = checkpoint.read(str(folder / "GTA5_best.ckpt"))
     assert float(best["best_mIoU"]) == pytest.approx(max(float(row["mIoU_16"]) for row in scores), rel=1e-6)
@@ -158,16 +142,11 @@ def test_training_from_synthia_selects_by_16_classes(trained):
 
 def test_going_on_from_synthia_knows_the_source(trained, data, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "run")
-    message = refused("--continue-train", folder, "--source", "gta5")
-    assert "--source gta5 contradicts" in message and "synthia" in message
+    assert "--source gta5 contradicts" in refused("--continue-train", folder, "--source", "gta5")
     for name in ("GTA5_4.ckpt", "GTA5_best.ckpt"):
         (folder / name).unlink()
     run(TRAIN, "--continue-train", folder)
-    for table in ("miou.csv", "loss.csv"):
-        rows, again = rows_of(trained[0] / table), rows_of(folder / table)
-        for row in (*rows, *again):
-            row.pop("seconds", None)
-        assert rows == again
+    assert (folder / "miou.csv").read_text() == (trained[0] / "miou.csv").read_text()
 
 
 def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
@@ -178,11 +157,9 @@ def test_evaluation_over_16_and_13_classes(trained, data, tmp_path):
     for name in ("mIoU_16", "mIoU_13"):
         assert result[name] == pytest.approx(float(last[name]), abs=1e-6)
     assert result["mIoU"] == pytest.approx(np.mean([v for v in result["IoU"].values() if v is not None]))
-    expected = {"mIoU_16": result["mIoU_16"], **result["IoU"]}
-    shown = {k: "–" if iou is None else f"{iou:.2f}" for k, iou in expected.items() if k not in RARE}
     printed = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
-    assert {name: text for name, text in printed.items() if name in {*CLASS_NAMES} | result.keys()} == shown
-    assert list(result["IoU"]) == CLASS_NAMES
+    assert {*printed} & {"mIoU", "mIoU_13", *CLASS_NAMES} == {*CLASS_NAMES} - {*RARE}
+    assert printed["mIoU_16"] == f"{result['mIoU_16']:.2f}" and list(result["IoU"]) == CLASS_NAMES
     assert "--classes" in fails(EVALUATE, *argv[:-1], 12)
 
 
@@ -200,55 +177,39 @@ def gta5(tmp_path):
     return write_gta5(tmp_path / "GTA5", {f"{i:05d}": i for i in range(1, 6)}, (64, 36))
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.uint8, float])
-@pytest.mark.parametrize("shape", [(1, -1), (-1, 1)])
+@pytest.mark.parametrize("kind, shape", [(np.uint16, (1, -1)), (float, (-1, 1))])
 def test_gta5_split(gta5, tmp_path, kind, shape):
     path = str(tmp_path / "split")  # whatever its name ends in
     ids = {"trainIds": [5, 1], "valIds": [2], "testIds": [3, 4]}
     content = {key: np.array(value, kind).reshape(shape) for key, value in ids.items()}
     savemat(path, content, appendmat=False)
-    assert GTA5DataSet(gta5, split=path, subset="train").names == ["00001.png", "00005.png"]
-    assert GTA5DataSet(gta5, split=path, subset="val").names == ["00002.png"]
-    assert len(GTA5DataSet(gta5)) == 5
-
-
-def test_gta5_split_may_name_a_few_absent_pairs(gta5, tmp_path):
-    for i in range(6, 201):
-        for folder in ("images", "labels"):
-            (gta5 / folder / f"{i:05d}.png").touch()
-    savemat(tmp_path / "split.mat", {"trainIds": np.arange(1, 202)})  # as GTA5's own names 2154 and others
-    data = GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
-    assert len(data) == 200 and "split.mat: 1 of 201 images skipped" in data.reports[0]
-    savemat(tmp_path / "split.mat", {"trainIds": np.arange(1, 204)})
-    with pytest.raises(UserError, match="3 of 203 GTA5 image files are missing: .*00201.png, .*00202.png"):
-        GTA5DataSet(gta5, split=str(tmp_path / "split.mat"), subset="train")
+    assert GTA5DataSet(gta5, split=path, subset="train").names == ["00001", "00005"]
+    assert GTA5DataSet(gta5, split=path, subset="val").names == ["00002"]
 
 
 def test_gta5_split_errors_are_named(gta5, tmp_path):
     path = tmp_path / "a.mat"
 
-    def message(subset="train", **content):
-        if content:
-            savemat(path, content)
-        with pytest.raises(UserError, match=r"a\.mat: [^\n]*$") as caught:
-            GTA5DataSet(gta5, split=str(path), subset=subset)
+    def message() -> str:
+        with pytest.raises(UserError, match=r"a\.mat: cannot read the numbers [^\n]*$") as caught:
+            GTA5DataSet(gta5, split=str(path), subset="train")
         return str(caught.value)
 
     assert "No such file" in message() and "it comes with GTA5" in message()
     savemat(path, {"trainIds": np.arange(1, 999)})
     for content in (b"this is no such file" * 20, path.read_bytes()[:300]):
         path.write_bytes(content)
-        assert "cannot read this .mat file of --gta5-split" in message()
-    assert "valIds in it are not" in message("val", trainIds=[1])
-    for wrong in ([0, 1], [1.5], [], [float("nan")], ["a"], [-1], [2.0**70]):
-        assert "trainIds in it are not the numbers of images" in message(trainIds=wrong)
+        assert message()
+    for name, wrong in (("valIds", [1]), ("trainIds", []), ("trainIds", ["a"])):
+        savemat(path, {name: wrong})
+        assert message()
+    savemat(path, {"trainIds": [0, 1]})
+    with pytest.raises(UserError, match="1 of 2 image files are missing: .*/00000.png"):
+        GTA5DataSet(gta5, split=str(path), subset="train")
 
 
 def test_training_on_a_subset_of_gta5(data, tmp_path):
     savemat(tmp_path / "split.mat", {"trainIds": [[1, 3, 4]], "valIds": [[2]], "testIds": [[9]]})
     argv = ["--gta5-split", tmp_path / "split.mat", "--gta5-subset", "train", "--not-val", "--num-steps", 1]
-    argv += EAGER
-    done = run(TRAIN, *train_words(data, tmp_path / "run", "--method", "source", *argv))
+    done = run(TRAIN, *train_words(data, tmp_path / "run", "--method", "source", *argv, *EAGER))
     assert "3 source images" in done.stdout
-    message = refused("--continue-train", tmp_path / "run", "--gta5-subset", "val")
-    assert "--gta5-subset val contradicts" in message

@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, NUM_CLASSES
+from dataset.file_lists import evenly_spaced_indices
 from dataset.gta5_dataset import GTA5DataSet
-from dataset.pipeline import batches, evenly_spaced_indices
+from dataset.pipeline import batches
 from model.CLAN_G import Res_Deeplab, generator
 from options import Parser, add_machine_options, number, size
 from utils import checkpoint, run_folder
