@@ -78,6 +78,7 @@ def train_run(folder: Path) -> None:
             for p in (*G.parameters(), *D.parameters()):
                 p.mul_(torch.from_numpy(1 + 2e-7 * rng.standard_normal(p.shape)))
     rows = train(Trainer(G, D, args), job["source"], job["target"])
+    assert np.isfinite(rows).all(), "a loss is not finite"
     torch.save(G.state_dict(), folder / f"GTA5_{len(rows)}.ckpt")
     tables.write(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D"), rows)
 
