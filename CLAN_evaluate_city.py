@@ -4,6 +4,8 @@ The paper's evaluation, whose results go to result/cityscapes/result.json:
     python CLAN_evaluate_city.py --restore-from checkpoint/GTA5_best.ckpt
 A folder; miou.csv has a row per checkpoint, and a second start skips those that are done:
     python CLAN_evaluate_city.py --restore-from checkpoint
+Probabilities averaged over scales and mirror images, also with --predict:
+    python CLAN_evaluate_city.py --restore-from checkpoint/GTA5_best.ckpt --scales 0.75,1,1.25 --flip
 Several NPUs, which share the images:
     msrun --worker_num=8 --local_worker_num=8 --join=True CLAN_evaluate_city.py --restore-from checkpoint
 Inference on your own images, without labels:
@@ -23,8 +25,9 @@ import json
 import os
 import shutil
 import zlib
+from argparse import Namespace
 from collections.abc import Iterator
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,26 +42,23 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
-from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, INFO
 from dataset.file_lists import evenly_spaced_indices, few
-from dataset.images import ImageFolder, names_crc32
-from dataset.labels import check_labels
-from dataset.layouts import plain_folder
+from dataset.images import ImageFolder, Images, names_crc32
+from dataset.layouts import labelled_images, unlabelled_images
 from dataset.pipeline import read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
 from model.upsample import up
+from options import size
 from utils import checkpoint, run_folder, tables
-from utils.evaluation import Predict, adapt_bn, evaluate, predictions
+from utils.evaluation import Predict, adapt_bn, evaluate, predictions, read_views
 from utils.loss import alignment_map
 from utils.metrics import iou_table, mean_name, percent, summary, without_label
 from utils.system import parallel
 from utils.system.errors import UserError, run_script
-from utils.system.files import atomic, read_json, rotate_existing, write_json
+from utils.system.files import atomic, follow_link, read_json, rotate_existing, write_json
 from utils.visual import PANEL_WIDTH, panel, save_prediction
-
-Images = cityscapesDataSet | ImageFolder
 
 
 def main(args) -> None:
@@ -79,30 +79,64 @@ def main(args) -> None:
 def one_checkpoint(args) -> None:
     """Evaluate one checkpoint, or predict or export with it."""
     path = checkpoint.find(args.restore_from)
-    data, train = set_up(args)
     content = checkpoint.read(path)
-    model = checkpoint.model_of(content) if args.model == "auto" else args.model
-    net_G = generator(model)
+    args, origin = with_run(args, path, content)
+    data, train = set_up(args, origin)
+    net_G = generator(args.model)
     parallel.print_rank0(checkpoint.load(net_G, content, path, "net_G", complete=True))
     if train:
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
     if args.predict:
         predict(args, net_G, data)
+    elif args.export == "safetensors":
+        file = Path(args.save_path) / f"CLAN_{args.model}.safetensors"
+        run_folder.archive_old_results(file)
+        checkpoint.save_safetensors(file, net_G)
+        print(f"written: {file}")
     elif args.export:
-        export(args, net_G, model)
+        export(args, net_G)
     else:
         evaluate_alone(args, net_G, path, data, settings_of(args, data, train))
 
 
-def set_up(args) -> tuple[Images | None, Images | None]:
+def with_run(args, path: str | Path, content: dict) -> tuple[Namespace, str]:
+    """Return the options with the network and the input size for a checkpoint, and a line on their origin.
+
+    The command line comes first, then the checkpoint, then, for the size, options.json next to it.
+    """
+    beside = follow_link(Path(path)).parent / "options.json"
+    saved = read_json(beside)
+    sizes = {
+        "--input-size": args.input_size,
+        "the checkpoint": size(content["input_size"]) if "input_size" in content else None,
+        str(beside): saved.get("input_size_target") if isinstance(saved, dict) else None,
+        "the paper": (1024, 512),
+    }
+    origin, (width, height) = next(item for item in sizes.items() if item[1])
+    model, named = args.model, "--model"
+    if model == "auto":
+        model, named = checkpoint.model_of(content, str(path)), "the checkpoint"
+    line = f"{path}: network {model} (from {named}), input size {width},{height} (from {origin})"
+    return Namespace(**vars(args) | {"model": model, "input_size": (width, height)}), line
+
+
+def set_up(args, origin: str) -> tuple[Images | None, Images | None]:
     """Choose the device and reserve the folder of the results; return the images of `images_of`.
 
-    UserError if the processes, which share the images, see different ones.
+    origin: the line of `with_run`, to print. UserError if the processes, which share the images, see
+    different ones, or if a scale makes them too small.
     """
+    for scale in args.scales:
+        width, height = (int(side * scale) for side in args.input_size)
+        if min(width, height) < 32:
+            raise UserError(f"--scales {scale:g}: makes inputs of {width}x{height}, but both have to be at "
+                            "least 32 pixels")  # fmt: skip
     data, train = images_of(args)
     device.setup(args)
     run_folder.lock_results_dir(args.save_path)
-    lines = [environment_note, device.precision_line(device.precision("O0", args.conv_precision))]
+    lines = [environment_note, origin, device.precision_line(device.precision("O0", args.conv_precision))]
+    if views := views_of(args):
+        lines.append("predictions are means over scales {scales}, flip {flip}".format(**views))
     for images in filter(None, (data, train)):
         lines += images.reports
         if not parallel.all_equal(names_crc32(images)):
@@ -120,22 +154,20 @@ def images_of(args) -> tuple[Images | None, Images | None]:
     if args.predict:
         data = ImageFolder(args.predict, args.input_size)
     elif not args.export:
-        data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
-        data.reports += check_labels(data)
+        data = labelled_images(args.data_dir, "--data-dir", args.input_size, args.set, args.data_list)
     if args.adapt_bn and args.data_dir == args.predict:
         train = data
     elif args.adapt_bn:
-        train = plain_folder(args.data_dir, args.input_size, "--data-dir")
-        train = train or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+        train = unlabelled_images(args.data_dir, "--data-dir", args.input_size)
     return data, train
 
 
-def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
+def settings_of(args, data: Images, train: Images | None) -> dict:
     """Return what the result of a checkpoint depends on: options, images, labels, classes and precision.
 
     files_crc32 is of the names, sizes and times of all files, and of the classes.
     """
-    names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model")
+    names = ("set", "data_list", "classifier", "classes", "adapt_bn", "model", "flip")
     files, crc = [*data.images, *data.labels], zlib.crc32(json.dumps(INFO).encode())
     if train:
         files += [train.images[i] for i in evenly_spaced_indices(len(train), args.adapt_bn)]
@@ -146,6 +178,7 @@ def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
         "data_dir": os.path.abspath(args.data_dir),
         **{name: getattr(args, name) for name in names},
         "input_size": list(args.input_size),
+        "scales": list(args.scales),
         "batch_size": args.batch_size if args.adapt_bn else None,  # otherwise it does not change the result
         "images": len(data),
         "files_crc32": crc,
@@ -154,7 +187,7 @@ def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
     }
 
 
-def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet, settings: dict) -> None:
+def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: Images, settings: dict) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()
@@ -168,12 +201,13 @@ def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet,
         if args.save:
             save_prediction(folder, data.names[i], trainIds)
         if i in with_panel:
-            size = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
-            M = alignment_map(*(up(C, size) for C in logits)).asnumpy()[0, 0]
+            shape = round(PANEL_WIDTH * label.shape[0] / label.shape[1]), PANEL_WIDTH
+            M = alignment_map(*(up(C, shape) for C in logits)).asnumpy()[0, 0]
             with atomic(folder / "panels" / f"{data.names[i]}_panel.png") as temporary:
                 panel(open_image(data.images[i]), trainIds, label, M).save(temporary)
 
-    confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, save)
+    confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers, save,
+                         args.scales, args.flip)  # fmt: skip
     result = {"checkpoint": path, **settings, **summary(confusion)}
     if parallel.rank() == 0:
         write_json(folder / "result.json", result)
@@ -189,7 +223,8 @@ def evaluate_folder(args) -> None:
     found = dict(run_folder.snapshots(source, "ckpt|pth"))  # if a step has both, the .ckpt, which comes last
     if not found:
         raise UserError(f"{source}: no checkpoint GTA5_<steps>.ckpt or GTA5_<steps>.pth in it")
-    data, train = set_up(args)
+    given, (args, origin) = args, first_run(args, [found[steps] for steps in sorted(found)])
+    data, train = set_up(args, origin)
     settings = {"folder": os.path.abspath(source), **settings_of(args, data, train)}
     settings.pop("classes")  # each result has the means over all sets
     results = earlier_results(folder, found, settings) if parallel.rank() == 0 else {}
@@ -197,13 +232,15 @@ def evaluate_folder(args) -> None:
     todo = parallel.broadcast_from_rank0(sorted(found.keys() - results.keys()))
     done, mean = len(found) - len(todo), mean_name(args.classes)
     parallel.print_rank0(f"{len(found)} checkpoints in {source}, {done} of them evaluated already")
-    network = cache(generator)  # compiled once for all checkpoints
+    net_G = generator(args.model)
     for steps in todo:
         path, problem = found.get(steps, source / f"GTA5_{steps}.ckpt"), None
         try:
             version = version_of(path)
             content = checkpoint.read(str(path))
-            net_G = network(checkpoint.model_of(content) if args.model == "auto" else args.model)
+            own, own_origin = with_run(given, path, content)
+            if own != args:
+                raise UserError(f"{own_origin}, but {origin}; give --input-size, or evaluate it alone")
             checkpoint.load(net_G, content, str(path), "net_G", complete=True)
         except (UserError, OSError) as error:
             problem = str(error)
@@ -213,7 +250,8 @@ def evaluate_folder(args) -> None:
         if train:
             adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
         confusion = evaluate(net_G, data, args.classifier, args.batch_size, args.num_workers,
-                             lambda i, *_: parallel.exit_if_signalled(i, len(data)))  # fmt: skip
+                             lambda i, *_: parallel.exit_if_signalled(i, len(data)),
+                             args.scales, args.flip)  # fmt: skip
         result = {"checkpoint": str(path), **version, **settings, **summary(confusion)}
         parallel.print_rank0(f"{path.name}: {mean} {percent(result[mean])}")
         if parallel.rank() == 0:
@@ -222,7 +260,15 @@ def evaluate_folder(args) -> None:
     if parallel.rank() == 0:
         if not results:
             raise UserError(f"{source}: none of its {len(found)} checkpoints can be read")
-        write_table(folder / "miou.csv", results, args.classes)
+        write_table(folder / "miou.csv", results, args)
+
+
+def first_run(args, paths: list[Path]) -> tuple[Namespace, str]:
+    """Return `with_run` for the first checkpoint that can be read."""
+    for path in paths:
+        with suppress(UserError, OSError):
+            return with_run(args, path, checkpoint.read(str(path)))
+    return with_run(args, paths[0], {})  # each of them will be reported
 
 
 def earlier_results(folder: Path, found: dict[int, Path], settings: dict) -> dict[int, dict]:
@@ -249,16 +295,23 @@ def version_of(path: Path) -> dict[str, int]:
     return {"checkpoint_bytes": status.st_size, "checkpoint_mtime_ns": status.st_mtime_ns}
 
 
-def write_table(path: Path, results: dict[int, dict], classes: int) -> None:
+def write_table(path: Path, results: dict[int, dict], args) -> None:
     """Write results by steps to a table, and print the best of them."""
-    mean, rows = mean_name(classes), []
+    mean, views, rows = mean_name(args.classes), views_of(args), []
     for steps, result in sorted(results.items()):
         values = result[mean], *result["IoU"].values()
-        rows.append([steps, *("nan" if v is None else f"{v:.9g}" for v in values)])
-    tables.write(path, ("step", mean, *CLASS_NAMES), rows)
+        rows.append([steps, *("nan" if v is None else f"{v:.9g}" for v in values), *views.values()])
+    tables.write(path, ("step", mean, *CLASS_NAMES, *views), rows)
     best = max(sorted(results), key=lambda steps: results[steps][mean] or 0)
     print(f"best: GTA5_{best}, {mean} {percent(results[best][mean])}\n"
           f"{without_label(results[best])}written: {path}")  # fmt: skip
+
+
+def views_of(args) -> dict[str, str]:
+    """Return --scales and --flip as columns of miou.csv; none for their defaults."""
+    if args.scales == (1.0,) and not args.flip:
+        return {}
+    return {"scales": " ".join(f"{scale:g}" for scale in args.scales), "flip": "yes" if args.flip else "no"}
 
 
 def check_names(data: Images) -> None:
@@ -278,20 +331,21 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     run_folder.archive_old_results(folder)
     mine, skipped = parallel.indices_of_rank(len(data)), []
 
-    def read(i: int) -> tuple[int, np.ndarray, np.ndarray] | None:
+    def read(i: int) -> tuple[int, list[np.ndarray], np.ndarray] | None:
         try:
-            return i, *data.with_image(i)
+            return read_views(data, i, args.scales, args.flip)
         except UserError as error:
             tqdm.write(f"skipped {error}")
             skipped.append(data.names[i])
 
-    def readable() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def readable() -> Iterator[tuple[int, list[np.ndarray], np.ndarray]]:
         for i, item in zip(mine, read_ahead(read, mine, args.num_workers, args.batch_size)):
             parallel.exit_if_signalled(i, len(data))  # for unreadable images, too: all processes call it
             if item:
                 yield item
 
-    for i, rgb, trainIds, _ in predictions(net_G, readable(), len(mine), args.classifier, args.batch_size):
+    for i, rgb, trainIds, _ in predictions(net_G, readable(), len(mine), args.classifier, args.batch_size,
+                                           args.flip):  # fmt: skip
         save_prediction(folder, data.names[i], trainIds, rgb)
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     parallel.print_rank0(f"{len(data) - count} images, written: {folder}")
@@ -301,10 +355,10 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
         raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}")
 
 
-def export(args, net_G: Res_Deeplab, model: str) -> None:
+def export(args, net_G: Res_Deeplab) -> None:
     """Write CLAN_<model>_<W>x<H>.mindir: (1, 3, H, W) float32, as to_input makes it -> trainIds (1, H, W)."""
     width, height = args.input_size
-    path = Path(args.save_path) / f"CLAN_{model}_{width}x{height}.mindir"
+    path = Path(args.save_path) / f"CLAN_{args.model}_{width}x{height}.mindir"
     run_folder.archive_old_results(path)
     net_G.maxpool = PaddedMaxPool()  # on every device: the file may be for an NPU
     net_G.set_train(False)

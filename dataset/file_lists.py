@@ -141,8 +141,10 @@ def find_files(paths: list[Path]) -> dict[Path, Path]:
 
     there = {}
     for folder in filter(os.path.isdir, {os.path.dirname(path) for path in paths}):
-        there |= {key(entry.path): entry.path for entry in os.scandir(folder) if entry.is_file()}
-    return {path: Path(there[key(path)]) for path in paths if key(path) in there}
+        files = [entry.path for entry in os.scandir(folder) if entry.is_file()]
+        there |= {key(file): file for file in files} | {file: file for file in files}
+    found = {path: there.get(str(path), there.get(key(path))) for path in paths}
+    return {path: Path(file) for path, file in found.items() if file}
 
 
 def check_files(paths: list[Path], what: str) -> list[Path]:

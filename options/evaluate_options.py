@@ -6,6 +6,14 @@ from dataset.classes import CLASS_SETS, NUM_CLASSES
 from options import Parser, add_machine_options, group_adder, number, size
 
 
+def scales(text: str) -> tuple[float, ...]:
+    """Return the scales in "0.75,1,1.25", the one nearest to 1 first, whose alignment map panels show."""
+    values = sorted(map(number(float, 0.1, 4), text.split(",")), key=lambda scale: (abs(scale - 1), scale))
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"'{text}' has a scale twice")
+    return tuple(values)
+
+
 def build_parser() -> Parser:
     parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
     add = group_adder(parser, "checkpoint and data")
@@ -13,20 +21,26 @@ def build_parser() -> Parser:
         help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate every "
         "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
-        help="auto: read from the checkpoint; a .pth is taken for resnet101")
+        help="auto: that of the checkpoint")
     add("--data-dir", metavar="DIR", default="./data/Cityscapes",
-        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}; for --adapt-bn also a plain folder of "
-        "images (default: ./data/Cityscapes; with --predict what is predicted)")
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or images/ and labels/ as of GTA5; for "
+        "--adapt-bn with --predict also a plain folder of images (default: ./data/Cityscapes; with --predict "
+        "what is predicted)")
     add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on")
     add("--data-list", metavar="FILE",
-        help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+        help="one image per line, relative to leftImg8bit/SET/ or images/ (default: all found, sorted)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
         help="evaluate on the images that --demo of the training script generated for this --random-seed "
         "(default: %(const)s), in ./data/demo")
 
     add = group_adder(parser, "evaluation")
-    add("--input-size", type=size, default="1024,512", metavar="W,H",
-        help="images as the network sees them, pixels")
+    add("--input-size", type=size, metavar="W,H",
+        help="images as the network sees them, pixels (default: as the checkpoint's run trained its target; "
+        "if neither the checkpoint nor an options.json next to it says, 1024,512)")
+    add("--scales", type=scales, default=(1.0,), metavar="X,X",
+        help="average the probabilities of inputs at several scales of --input-size, such as 0.75,1,1.25 "
+        "(default: 1)")
+    add("--flip", action="store_true", help="average the probabilities of each input and its mirror image")
     add("--classifier", choices=("sum", "1", "2"), default="sum", help="logits of C1 + C2, or of one of them")
     add("--classes", type=int, choices=tuple(CLASS_SETS), default=NUM_CLASSES,
         help="classes to print and average over: all, or a subset of dataset/cityscapes_list/info.json, as "
@@ -45,8 +59,9 @@ def build_parser() -> Parser:
     add("--predict", metavar="PATH",
         help="inference only: predict this image, or every .png, .jpg and .jpeg below this folder, of up "
         "to 67 megapixels")
-    add("--export", choices=("mindir",),
-        help="no evaluation; write the network for images of --input-size as one file")
+    add("--export", choices=("mindir", "safetensors"),
+        help="no evaluation; write one file: mindir, the network for images of --input-size, or safetensors, "
+        "its weights under their PyTorch names")
     add_machine_options(parser)
     return parser
 
@@ -69,11 +84,13 @@ def get_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         unused |= dict.fromkeys(("set", "data_list", "classes"), f"with --{tasks[0]}")
         if not args.adapt_bn:
             unused["data_dir"] = f"with --{tasks[0]} without --adapt-bn"
+    if args.export:
+        unused |= dict.fromkeys(("scales", "flip"), "with --export")
     for name, where in unused.items():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} has no effect {where}: leave it out")
     if args.demo is not None:
-        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes", input_size=(192, 96))
+        parser.set_defaults(data_dir=f"./data/demo/seed{args.demo}/Cityscapes")
     elif args.predict and args.adapt_bn:
         parser.set_defaults(data_dir=args.predict)
     return parser.parse_args(argv)

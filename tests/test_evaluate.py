@@ -18,8 +18,8 @@ from model.CLAN_G import generator
 from model.upsample import up
 from tests.golden import write_city
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, rows_of, run, run_parallel, train_words
-from utils import checkpoint, run_folder
-from utils.evaluation import adapt_bn, best_class, evaluate
+from utils import checkpoint, evaluation, run_folder
+from utils.evaluation import adapt_bn, best_class, evaluate, predictions, read_views
 from utils.loss import alignment_map
 from utils.system import device, interrupt, parallel
 from utils.system.errors import UserError
@@ -27,7 +27,7 @@ from utils.system.files import read_json, write_json
 from utils.tools import ccd
 from utils.visual import CLASSES, ERRORS, colourise, heatmap
 
-SMALL = ["--input-size", "64,48", "--device", "cpu"]
+CPU = ["--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def argv(data):
-    return ["--data-dir", data / "City", *SMALL]
+    return ["--data-dir", data / "City", *CPU]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,110 @@ def test_other_checkpoints_and_labels_are_evaluated_again(trained, argv, data, s
     assert row["step"] == "2" and row["mIoU"] != rows[1]["mIoU"]
 
 
+@pytest.mark.parametrize("argv, content, beside, expected", [
+    ([], {}, None, ("resnet101", (1024, 512), "the paper")),
+    ([], {"conv1.weight": np.zeros((16, 3, 7, 7))}, [96, 64], ("small", (96, 64), "options.json")),
+    ([], {"model": "small", "input_size": "64,48"}, [96, 64], ("small", (64, 48), "the checkpoint")),
+    (["--model", "resnet101", "--input-size", "80,40"], {"model": "small", "input_size": "64,48"}, [96, 64],
+     ("resnet101", (80, 40), "--input-size")),
+])  # fmt: skip
+def test_an_evaluation_knows_the_run(tmp_path, argv, content, beside, expected):
+    if beside:
+        write_json(tmp_path / "options.json", {"input_size_target": beside})
+    path = tmp_path / "GTA5_1.ckpt"
+    args = CLAN_evaluate_city.get_arguments(["--restore-from", str(path), *argv])
+    found, line = CLAN_evaluate_city.with_run(args, path, content)
+    assert (found.model, found.input_size) == expected[:2] and line.endswith(f"{expected[2]})")
+    assert args.input_size is None or argv  # the given options are not changed
+
+
+def test_a_checkpoint_alone_knows_its_run(trained, data, tmp_path):
+    path, city = folder_of(tmp_path, trained, 1) / "GTA5_1.ckpt", ["--data-dir", data / "City"]
+    argv = ["--restore-from", path, *city, "--save-path", tmp_path / "result", *EAGER, *CPU]
+    line = f"{path}: network small (from the checkpoint), input size 64,48 (from the checkpoint)\n"
+    assert line in run(EVALUATE, *argv).stdout
+    result = read_json(tmp_path / "result" / "result.json")
+    assert (result["model"], result["input_size"], result["scales"]) == ("small", [64, 48], [1.0])
+    assert f"{path}: " in (message := fails(EVALUATE, *argv, "--model", "resnet101"))
+    assert message.endswith("; add --model small\n")
+
+
+def test_checkpoints_of_other_sizes_are_skipped(trained, argv, scored, tmp_path):
+    source, result = folder_of(tmp_path, trained, 1), tmp_path / "result"
+    content = checkpoint.read(str(trained / "GTA5_2.ckpt")) | {"input_size": "96,64"}
+    texts = {name: value for name, value in content.items() if isinstance(value, str)}
+    tensors = [{"name": name, "data": Tensor(content[name])} for name in content.keys() - texts]
+    mindspore.save_checkpoint(tensors, str(source / "GTA5_2.ckpt"), append_dict=texts, crc_check=True)
+    command = [EVALUATE, "--restore-from", source, *argv, "--save-path", result]
+    output, sizes = run(*command).stdout, [("GTA5_2", "96,64"), ("GTA5_1", "64,48")]
+    first, second = (f"{source}/{name}.ckpt: network small (from the checkpoint), input size {size}"
+                     for name, size in sizes)  # fmt: skip
+    assert f"skipped {first} (from the checkpoint), but {second}" in output
+    run(*command, "--input-size", "64,48")
+    assert rows_of(result / "miou.csv") == rows_of(scored[0] / "miou.csv")[:2]
+
+
+def upsampled(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (C, h, w) at size (H, W): bilinear with aligned corners, as two matrix products."""
+    for axis, N in enumerate(size, 1):
+        n = x.shape[axis]
+        at = np.linspace(0, n - 1, N)[:, None] - np.arange(n)
+        x = np.moveaxis(np.tensordot(np.maximum(1 - abs(at), 0), x, (1, axis)), 0, axis)
+    return x
+
+
+def test_scales_and_flip_average_probabilities(trained, data, compiled):
+    """NumPy averages the probabilities at the label's size. Each scale is compiled once."""
+    net_G, city, found = network(trained), cityscapesDataSet(data / "City", "val", None, (64, 48), True), []
+    evaluate(net_G, city, each=lambda *args: found.append(args[1:]), scales=(1.0, 0.75), flip=True)
+    assert compiled == [net_G, net_G]
+    for path, (label, trainIds, logits) in zip(city.images, found, strict=True):
+        total = 0
+        for scale, step in ((1, 1), (1, -1), (0.75, 1), (0.75, -1)):
+            x = np.ascontiguousarray(to_input(open_image(path), (64, 48), scale)[:, :, ::step])
+            e = np.exp(upsampled(sum(c.asnumpy()[0] for c in net_G(Tensor(x[None]))), label.shape))
+            total = total + (e / e.sum(0))[:, :, ::step]
+        assert (total.argmax(0) == trainIds).mean() > 0.999
+        assert (best_class(logits, label.shape).asnumpy()[0] != trainIds).mean() > 0.001
+
+
+def test_flip_of_a_mirrored_image_is_the_mirrored_result(trained, data):
+    net_G, city = network(trained), cityscapesDataSet(data / "City", "val", None, (64, 48), True)
+    items, mirrored = [read_views(city, i, flip=True) for i in range(3)], []
+    for i, inputs, label in items:
+        mirrored.append((i, inputs[::-1], label[:, ::-1]))
+    results = [[trainIds for _, _, trainIds, _ in predictions(net_G, iter(group), 3, "sum", 2, True)]
+               for group in (items, mirrored)]  # fmt: skip
+    assert all(np.array_equal(a, b[:, ::-1]) for a, b in zip(*results, strict=True))
+    assert np.array_equal(items[0][1][1], items[0][1][0][:, :, ::-1])
+
+
+def test_views_are_refused_for_large_images(data, monkeypatch):
+    city = cityscapesDataSet(data / "City", "val", None, (64, 48), True)
+    monkeypatch.setattr(evaluation, "AVERAGED_PIXELS", 204 * 102 - 1)
+    assert len(read_views(city, 0)[1]) == 1
+    for scales, flip in (((1.0, 0.75), False), ((1.0,), True)):
+        with pytest.raises(UserError, match="204 x 102 pixels are too many for --scales and --flip"):
+            read_views(city, 0, scales, flip)
+
+
+def test_results_say_that_they_are_averages(trained, argv, scored, data, tmp_path):
+    """Predictions of own images are those of --save."""
+    views, images = ["--scales", "0.75,1", "--flip", *EAGER], data / "City" / "leftImg8bit" / "val" / "aachen"
+    command = [EVALUATE, "--restore-from", folder_of(tmp_path, trained, 1), "--save-path", tmp_path / "r"]
+    assert "predictions are means over scales 1 0.75, flip yes\n" in run(*command, *argv, *views).stdout
+    (row,), result = rows_of(tmp_path / "r" / "miou.csv"), read_json(tmp_path / "r" / "GTA5_1.json")
+    assert (row.pop("scales"), row.pop("flip")) == ("1 0.75", "yes")
+    assert row != rows_of(scored[0] / "miou.csv")[0]
+    assert result["scales"] == [1.0, 0.75] and result["flip"]
+    command[2] = trained / "GTA5_1.ckpt"
+    run(*command, *argv, *views, "--save", "--panels", 1)
+    assert read_json(tmp_path / "r" / "result.json")["mIoU"] == result["mIoU"]
+    run(*command, *CPU, *views, "--predict", images)
+    for path in (tmp_path / "r" / "labelIds").iterdir():
+        assert np.array_equal(pixels_of(path), pixels_of(tmp_path / "r" / "predict" / "labelIds" / path.name))
+
+
 def folder_of(tmp_path, trained, *steps):
     """Return a new folder with copies of some of the checkpoints."""
     (tmp_path / "source").mkdir()
@@ -142,7 +246,7 @@ def folder_of(tmp_path, trained, *steps):
 
 def test_results_depend_on_the_images_of_adapt_bn(trained, argv):
     words = ["--restore-from", trained, *argv, "--adapt-bn", 2]
-    args = CLAN_evaluate_city.get_arguments(list(map(str, words)))
+    args = CLAN_evaluate_city.get_arguments([*map(str, words), "--input-size", "64,48"])
     val, train = CLAN_evaluate_city.images_of(args)
     before = CLAN_evaluate_city.settings_of(args, val, train)
     for i, same in ((1, True), (2, False)):  # of three images the first and the last are used
@@ -250,7 +354,7 @@ def test_two_processes_evaluate_a_folder_and_predict(trained, argv, scored, save
     assert rows_of(result / "miou.csv") == [rows[0], rows[2]]
 
     command[2], images = source / "GTA5_1.pth", data / "City" / "leftImg8bit" / "val" / "aachen"
-    own = [*command[:3], *SMALL, "--save-path", result, "--predict", images]
+    own = [*command[:3], *CPU, "--save-path", result, "--predict", images]
     output, another = run_parallel(tmp_path / "predict", 2, *own)
     assert f"{source / 'GTA5_1.ckpt'} -> G" in output
     assert all(line.startswith("[INFO]") for line in (other + another).splitlines())  # MindSpore's own
@@ -304,7 +408,7 @@ def test_own_images_of_any_size(trained, saved, data, tmp_path):
         image.save(source / "damaged.png", exif=b"Exif\0\0no TIFF at all")
         image.resize((131, 77)).save(source / "wide.JPG")
         image.resize((1, 1)).save(source / "dot.png")
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--save-path", result]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--save-path", result]
     command += ["--predict", source]
     assert "5 images, written" in run(*command).stdout
     folder = result / "predict"
@@ -328,7 +432,7 @@ def test_own_images_of_any_size(trained, saved, data, tmp_path):
 
 def test_images_that_cannot_be_predicted(trained, tmp_path):
     """The others are predicted, and the exit code is 2."""
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--save-path", tmp_path / "r"]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--save-path", tmp_path / "r"]
     assert "--predict nowhere: no such file or folder" in fails(*command, "--predict", "nowhere")
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name in ("after", "before"):
@@ -367,7 +471,7 @@ def test_a_folder_of_results_is_for_one_process(trained, data, tmp_path, monkeyp
 @pytest.mark.slow
 def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     folder = tmp_path / "a b+c=数据"  # a path that mindspore.export refuses
-    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--save-path", folder]
+    command = [EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--save-path", folder]
     assert "input: (1, 3, 48, 64) float32" in run(*command, "--export", "mindir").stdout
     again = run(*command, "--export", "mindir", "--adapt-bn", 3, *argv[:2]).stdout
     assert "re-estimated on 3" in again and "earlier results are now" in again
@@ -396,6 +500,10 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     ("GTA5_1.ckpt", ["--predict", "a.png", "b.png"], "unexpected b.png: it belongs to no option"),
     ("GTA5_1.ckpt", ["—predict", "a.png"], "unknown option —predict, did you mean --predict?"),
     (".", ["--export", "mindir"], "--export takes one checkpoint"),
+    ("GTA5_1.ckpt", ["--export", "mindir", "--flip"], "--flip has no effect with --export"),
+    ("GTA5_1.ckpt", ["--scales", "1,x"], "'x' is not a number"),
+    ("GTA5_1.ckpt", ["--scales", "1,0.5,1.0"], "'1,0.5,1.0' has a scale twice"),
+    ("GTA5_1.ckpt", ["--scales", "0.5"], "--scales 0.5: makes inputs of 32x24"),
     (".", ["--save-path", "."], "is the folder of a training"),  # which has a miou.csv of its own
 ])
 def test_contradicting_options_are_refused(trained, argv, source, more, message):
@@ -404,5 +512,5 @@ def test_contradicting_options_are_refused(trained, argv, source, more, message)
 
 def test_export_is_for_one_process(trained, monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")  # as msrun does
-    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *SMALL, "--export", "mindir")
+    message = fails(EVALUATE, "--restore-from", trained / "GTA5_1.ckpt", *CPU, "--export", "mindir")
     assert "--export is for one process" in message

@@ -1,18 +1,20 @@
 """Read and write checkpoints: this project's, and those of others under the names that they use.
 
 Our .ckpt is one file: net_G.*, net_D.*, the state of both optimizers, the step, the best mIoU and, as text,
-the network's name and its classes. MindSpore's checksum ends it.
+the network's name, its classes and the target's input size. MindSpore's checksum ends it.
 """
 
 import logging
 import math
 import re
 import zlib
+from argparse import Namespace
 from itertools import groupby
 from pathlib import Path
 
 import mindspore
 import numpy as np
+import safetensors.numpy
 from google.protobuf.message import DecodeError
 from mindspore import Parameter, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
@@ -28,7 +30,10 @@ from utils.system.files import atomic
 BN_NAMES = dict(weight="gamma", bias="beta", running_mean="moving_mean", running_var="moving_variance")
 # A tensor that every file of the network has: what precedes its name precedes all names of the network.
 ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
+WIDTHS = {64: "resnet101", 16: "small"}  # of the first convolution
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
+SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+SAFETENSORS = rb".{4}\0{4}\{"  # the length of the header, 8 bytes, and its beginning
 NO_CHECKSUM = "no checksum"  # an entry of the content of a file without one
 OTHER_CLASSES = "take the info.json that it was trained with, or another checkpoint"
 # How files that are no checkpoints begin, what they are and what to do.
@@ -36,7 +41,6 @@ OTHER_KINDS = {
     rb"\0*\Z": "an empty file; download it again",
     rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]": "a web page; repeat the download, from Google Drive with gdown",
     rb"version https://git-lfs": "a Git LFS pointer; fetch the file itself: git lfs pull",
-    rb'.{6}\0\0\{"': f"a safetensors file; {torch_file.RESAVE}",
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it",
     rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore": "an exported model; give the checkpoint it is made from",
     rb"\x80[\2-\5]": f"a pickle that torch.save did not write; {torch_file.RESAVE}",
@@ -56,12 +60,15 @@ def find(path: str) -> str:
 def read(path: str) -> dict[str, np.ndarray | str]:
     """Return all tensors and texts of a checkpoint of MindSpore or PyTorch, under the names in the file.
 
-    Its content decides what kind it is, not its suffix. UserError if it is of another kind or damaged.
+    Its content decides what kind it is, not its suffix: a .ckpt, a file of torch.save, or safetensors.
+    UserError if it is of another kind or damaged.
     """
     with open(path, "rb") as file:
         head = file.read(512)
     if torch_file.recognizes(head):
         return tensors_in(torch_file.load(path), path)
+    if re.match(SAFETENSORS, head, re.DOTALL):
+        return read_safetensors(path)
     for beginning, kind in OTHER_KINDS.items():
         if re.match(beginning, head, re.DOTALL):
             raise UserError(f"{path}: not a readable checkpoint, but {kind}")
@@ -83,6 +90,23 @@ def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
                 tensors[f"{key}.{name}" if name else key] = tensor
     if not tensors:
         raise UserError(f"{path}: has no state dict (names and tensors); {torch_file.RESAVE}")
+    return tensors
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file, bfloat16 as float32; UserError if it is damaged."""
+    try:
+        content = safetensors.deserialize(Path(path).read_bytes())
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: a damaged safetensors file ({error}); download it again") from None
+    tensors = {}
+    for name, tensor in content:
+        kind = tensor["dtype"]
+        if kind not in SAFETENSORS_TYPES:
+            raise UserError(f"{path}: {name[:80]!r} is of the type {kind}; save the weights as F32")
+        values = np.frombuffer(tensor["data"], SAFETENSORS_TYPES[kind])
+        values = torch_file.from_bfloat16(values) if kind == "BF16" else values
+        tensors[name] = values.reshape(tensor["shape"])
     return tensors
 
 
@@ -132,9 +156,11 @@ def step_of(path: Path) -> int | None:
         return None
 
 
-def model_of(content: dict) -> str:
-    """Return the name of a checkpoint's network; files of others hold the paper's ResNet-101."""
-    return content.get("model", "resnet101")
+def model_of(content: dict, path: str = "") -> str:
+    """Return the name of a checkpoint's network; in files of others, conv1's width tells it."""
+    if "model" in content:
+        return content["model"]
+    return WIDTHS.get(len(tensors_of(content, "net_G", path).get("conv1.weight", ())), "resnet101")
 
 
 def check_classes(content: dict, path: str | Path) -> None:
@@ -197,8 +223,11 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     if {ours for _, ours in sizes} == {NUM_CLASSES}:
         raise UserError(f"{path}: has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}")
     if needed:
+        theirs = WIDTHS.get(len(tensors.get("conv1.weight", ())))
+        other = theirs and prefix == "net_G" and "conv1.weight" in needed
+        hint = f"add --model {theirs}" if other else "is it of another network?"
         raise UserError(f"{path}: {len(needed)} of {len(parameters)} tensors of {prefix} are not in it or "
-                        f"differ in shape, such as {', '.join(needed[:3])}; is it of another network?")
+                        f"differ in shape, such as {', '.join(needed[:3])}; {hint}")
     check_finite(matched, path)
     for name, value in matched.items():
         assign(parameters[name], value)
@@ -221,16 +250,18 @@ def fingerprint(step_cell: nn.Cell, step: int, about: str) -> int:
     return crc
 
 
-def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float) -> None:
+def save(path: Path, step_cell: nn.Cell, args: Namespace, step: int, best_mIoU: float) -> None:
     """Write the networks and optimizers of a training step to `path` (.ckpt), atomically.
 
+    args: the run's options, of which an evaluation needs the network and the target's input size.
     UserError if a value is not finite; nothing is written then.
     """
     for p in state(step_cell):
         if not np.isfinite(p.asnumpy()).all() and not simulated():
             raise UserError(f"{path} is not written: after {step} steps {p.name} is not finite")
     entries = [{"name": p.name, "data": p} for p in state(step_cell)]
-    about = {"model": model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
+    about = {"model": args.model, "classes": ",".join(CLASS_NAMES), "step": step, "best_mIoU": best_mIoU}
+    about["input_size"] = "{},{}".format(*args.input_size_target)
     with atomic(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs the error that it raises as well
         try:
@@ -238,6 +269,20 @@ def save(path: Path, step_cell: nn.Cell, model: str, step: int, best_mIoU: float
         finally:
             logging.disable(logging.NOTSET)
             temporary.with_suffix(".tmp").unlink(missing_ok=True)  # left by MindSpore on a full disk
+
+
+def save_safetensors(path: Path, net_G: nn.Cell) -> None:
+    """Write G to a safetensors file under the authors' PyTorch names, float32, atomically.
+
+    num_batches_tracked is left out: load_state_dict, with strict=True too, sets it to 0 where it is missing
+    in a state dict without versions.
+    """
+    theirs, tensors = {ours: name for name, ours in BN_NAMES.items()}, {}
+    for name, parameter in net_G.parameters_and_names():
+        module, leaf = name.rsplit(".", 1)
+        tensors[f"{module}.{theirs.get(leaf, leaf)}"] = parameter.asnumpy()
+    with atomic(path) as temporary:  # not save_file, whose error of a full disk is no OSError
+        temporary.write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> float:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataset.classes import NUM_CLASSES
 from dataset.images import names_crc32
-from dataset.layouts import is_cityscapes
+from dataset.layouts import has_pairs, is_cityscapes
 from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
@@ -58,8 +58,9 @@ class Run:
             resume.content.clear()  # 400 MB, which would be held until the end
         domains = {"source": source} | ({"target": target} if target else {})
         checksums = {name: names_crc32(data) for name, data in domains.items()}
+        checksums |= {"val": names_crc32(val, labels=True)} if val else {}
         if parallel.processes() > 1:
-            about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
+            about = f"{shared_options(args)} {checksums}"
             if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
                 raise UserError(
                     "the processes start from different values, options or images: do all have the same "
@@ -80,7 +81,7 @@ class Run:
         if self.is_main:
             notes += self._prepare_folder(resume, checksums)
         if val is None and not args.not_val:
-            notes.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
+            notes.append(f"no validation: {args.data_dir_target} is no Cityscapes; give a --data-dir-val")
         for data in filter(None, (source, target, val)):
             notes += data.reports
         self.log(
@@ -103,6 +104,7 @@ class Run:
         elif self.last:
             run_folder.copy(self.last, folder / f"GTA5_{self.done}.ckpt")
         options = {name: value for name, value in vars(args).items() if not name.startswith("_")}
+        checksums = resume.options.get("names_crc32", {}) | checksums  # with that of an earlier val set
         options |= {**absolute_paths(args), "names_crc32": checksums, "processes": parallel.processes()}
         options |= {"precision": self.precision, "device": device.target(), "versions": device.versions()}
         run_folder.write_options(folder, options, resume.options, self.done)
@@ -222,7 +224,7 @@ class Run:
         if self.is_main:
             flush(self.loss_csv)  # tables are on disk before the checkpoint that refers to them
             flush(self.miou_csv)
-            checkpoint.save(self.last, self.step_cell, self.args.model, self.done, self.best)
+            checkpoint.save(self.last, self.step_cell, self.args, self.done, self.best)
         self.log(f"saved {self.last}")
 
     def save_and_validate(self) -> None:
@@ -254,7 +256,7 @@ class Run:
         if self.is_main:
             if score > self.best and not device.simulated():
                 best = self.folder / run_folder.BEST
-                checkpoint.save(best, self.step_cell, args.model, self.done, score)
+                checkpoint.save(best, self.step_cell, args, self.done, score)
             tables.append(self.miou_csv, [self.done, *means, *(f"{v:.9g}" for v in class_iou(confusion))])
         self.best = max(self.best, score)
         self.validated.append(str(self.done))
@@ -279,8 +281,9 @@ class Run:
         if device.simulated():
             self.log(device.simulation_report())
             return
-        script, target = Path(__file__).parents[1] / "CLAN_evaluate_city.py", Path(self.args.data_dir_target)
-        plain = target.is_dir() and not is_cityscapes(target)
+        script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
+        target = Path(self.args.data_dir_val or self.args.data_dir_target)
+        plain = target.is_dir() and not is_cityscapes(target) and not has_pairs(target)
         # Absolute paths: the command works from any folder.
         argv = ["python", str(script), "--restore-from", os.path.abspath(self.last)]
         argv += ["--predict" if plain else "--data-dir", os.path.abspath(target)]

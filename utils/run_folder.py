@@ -37,6 +37,7 @@ class ResumePoint:
     damaged: dict[Path, str] = field(default_factory=dict)  # the error of each that cannot be read
     options: dict = field(default_factory=dict)  # its options.json
     rows: dict[str, list[list[str]]] = field(default_factory=dict)  # of each table, up to the checkpoint
+    other_val: bool = False  # another val set, whose scores cannot be compared with the rows of miou.csv
 
 
 def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
@@ -152,17 +153,22 @@ def find_resumable(given: str) -> ResumePoint:
 def check_images(point: ResumePoint, args: Namespace, names_crc32: dict[str, int]) -> list[str]:
     """Raise UserError if a list chooses other images, or another order, than in the run to resume.
 
-    names_crc32: checksums of the names of "source" and "target". Without options.json there is nothing to
-    compare. Returns a line for the log for data without a list that changed.
+    names_crc32: checksums of the names of "source", "target" and "val". Without options.json there is nothing
+    to compare. Returns a line for the log for data without a list that changed; for another val set the rows
+    of miou.csv go, too.
     """
-    before = point.options.get("names_crc32", names_crc32)
-    changed = [data for data, crc in names_crc32.items() if before.get(data) != crc]
+    before = point.options.get("names_crc32", {})
+    changed = [data for data, crc in names_crc32.items() if before.get(data, crc) != crc]
     for name, data in (("data_list", "source"), ("gta5_split", "source"), ("data_list_target", "target")):
         if data in changed and (path := getattr(args, name)):
             raise UserError(f"--{name.replace('_', '-')} {path}: chooses other images, or another order, "
                             f"than in the run of {point.folder}; give the list that it had")
     note = "images are not those of the run before: their order differs from here on"
-    return [f"the {data} {note}" for data in changed]
+    notes = [f"the {data} {note}" for data in changed if data != "val"]
+    if "val" in changed:
+        point.rows["miou.csv"], point.other_val = [], True
+        notes.append("the val set is not that of the run before: miou.csv and the best begin anew")
+    return notes
 
 
 def copy(path: Path, to: Path) -> None:
@@ -180,8 +186,10 @@ def truncate_run(point: ResumePoint) -> list[str]:
     for path in folder.glob(".GTA5_*.tmp*"):  # of a process that was killed while writing
         path.unlink()
     moved = [path for steps, path in snapshots(folder) if steps > point.steps or path in point.damaged]
-    if best.exists() and ((steps := checkpoint.step_of(best)) is None or steps > point.steps):
-        moved.append(best)
+    if best.exists():
+        steps = checkpoint.step_of(best)
+        if point.other_val or steps is None or steps > point.steps:
+            moved.append(best)
     kept = [folder / name for name in ("options.json", *TABLES) if (folder / name).exists()]
     lost = [f"rows of {path.name}" for path in kept if path.name in point.rows
             and len(path.read_bytes().splitlines()) > 1 + len(point.rows[path.name])]  # fmt: skip
