@@ -8,7 +8,7 @@ which is first compared with the reference outputs of the authors' code. All wei
 tell errors from chaos, PyTorch's run is repeated twice from weights that differ by about their last bit.
 
 A run takes one thread. The tables are written after each; a second start does only what has no result yet.
-PYTHON is an interpreter with torch, numpy and pillow.
+PYTHON is an interpreter with torch, safetensors, numpy and pillow.
 """
 
 import importlib.metadata
@@ -45,6 +45,7 @@ from utils.tables import LOSSES
 from utils.tools import ablation
 
 STEPS, WINDOW, FOLDER = 800, 100, "./checkpoint/trajectory"
+TORCH_NEEDS = "torch, safetensors, numpy and pillow"
 COMMON = ["--model", "small", *ablation.PHOTO_SIZE, "--not-val", "--device", "cpu", "--lambda-weight", "0.1",
           "--save-pred-every", str(STEPS)]
 RECIPES = {"default": ["--recipe", "default", "--lambda-adv", "1", "--detach-weight-map"],
@@ -82,30 +83,22 @@ def list_of_runs(seeds: list[int]) -> list[tuple[str, str, int, str]]:
                    for seed in seeds for side in sides]
 
 
-def initial_weights(args: Namespace, seed: int) -> dict[str, Path]:
-    """Return the checkpoints of stage A and of a D, and the weights of both under PyTorch's names.
+def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path]:
+    """Return the checkpoints of stage A and of a D; both networks are beside D's for PyTorch, too.
 
     Stage A is that of utils/tools/ablation.py.
     """
     settings = Namespace(camvid=args.camvid, idd=args.idd, steps=STEPS, folder=args.folder, jobs=1)
     ablation.run_all(settings, [seed], {})
     folder, argv = ablation.runs_of_seed(settings, seed, {})["stage_a"]
-    paths = {"G": folder / f"GTA5_{get_arguments(argv).num_steps}.ckpt", "D": folder.parent / "D.ckpt",
-             "both": folder.parent / "weights.npz"}
+    path_G, path_D = folder / f"GTA5_{get_arguments(argv).num_steps}.ckpt", folder.parent / "D.ckpt"
     mindspore.set_seed(seed)
-    net_D = discriminator("small")
-    mindspore.save_checkpoint(net_D, str(paths["D"]))
-    weights = {f"D.{p.name}": p.asnumpy() for p in net_D.get_parameters()}
-    for name, value in checkpoint.tensors_of(checkpoint.read(str(paths["G"])), "net_G").items():
-        weights[f"G.{torch_name(name)}"] = value
-    np.savez(paths["both"], **weights)
-    return paths
-
-
-def torch_name(name: str) -> str:
-    """Return PyTorch's name of a tensor of G."""
-    stem, _, leaf = name.rpartition(".")
-    return f"{stem}.{ {ours: theirs for theirs, ours in checkpoint.BN_NAMES.items()}.get(leaf, leaf)}"
+    net_D, net_G = discriminator("small"), generator("small")
+    checkpoint.load(net_G, checkpoint.read(str(path_G)), str(path_G), "net_G")
+    mindspore.save_checkpoint(net_D, str(path_D))
+    for name, net in (("G", net_G), ("D", net_D)):
+        checkpoint.save_safetensors(folder.parent / f"{name}.safetensors", net)
+    return path_G, path_D
 
 
 class Listing(list):
@@ -132,19 +125,23 @@ def images_of_steps(args: Namespace) -> dict[str, list[list]]:
     return lists
 
 
-def do_run(torch: str, weights: dict[str, Path], recipe: str, form: str, seed: int, side: str) -> dict:
-    """Do one run unless it is done; return the content of its result.json, and its losses (steps, 5)."""
-    folder, data = weights["D"].parent / f"{recipe}_{form}" / side, Path(ablation.PHOTO_DATA)
+def do_run(torch: str, weights: tuple[Path, Path], recipe: str, form: str, seed: int, side: str) -> dict:
+    """Do one run unless it is done; return the content of its result.json, and its losses (steps, 5).
+
+    torch: PyTorch's interpreter. weights: from `initial_weights`; the others are from `list_of_runs`.
+    """
+    path_G, path_D = weights
+    folder, data = path_D.parent / f"{recipe}_{form}" / side, Path(ablation.PHOTO_DATA)
     words = [*COMMON, *RECIPES[recipe], *FORMS[form], "--random-seed", seed, "--snapshot-dir", folder,
              "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
-             "--restore-from", weights["G"], "--restore-from-D", weights["D"]]  # fmt: skip
+             "--restore-from", path_G, "--restore-from-D", path_D]  # fmt: skip
     argv = [str(word) for word in words]
     if side == "ours":
         ablation.train(folder, argv, 1)
     elif not ablation.known_result(folder, argv):
         if folder.exists():
             rotate_existing(folder)
-        job = {"argv": argv, "weights": os.path.abspath(weights["both"]),
+        job = {"argv": argv, "weights": os.path.abspath(path_D.parent),
                "perturb": int(side.partition("_")[2] or 0), **images_of_steps(get_arguments(argv))}
         write_json(folder / "job.json", job)
         run_torch(torch, "train", folder)
@@ -169,7 +166,7 @@ def run_torch(python: str, what: str, path: Path) -> None:
     code = process.wait()
     interrupt.exit_if_pending()
     if code:
-        raise UserError(f"PyTorch's side failed (exit code {code}): has {python} torch, numpy and pillow?")
+        raise UserError(f"PyTorch's side failed (exit code {code}): has {python} {TORCH_NEEDS}?")
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -270,7 +267,7 @@ def main(args: Namespace) -> None:
 def arguments() -> Namespace:
     parser = Parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--torch", metavar="PYTHON", required=True, help="an interpreter with torch, numpy and pillow")
+    add("--torch", metavar="PYTHON", required=True, help=f"an interpreter with {TORCH_NEEDS}")
     add("--camvid", metavar="DIR", required=True, help="CamVid, as for utils.tools.ablation")
     add("--idd", metavar="DIR", required=True, help="IDD-Lite, as for utils.tools.ablation")
     add("--seeds", type=ablation.list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",

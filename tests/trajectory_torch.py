@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 from dataset.transform import LABEL_TO_TRAIN
 from options.train_options import get_arguments
@@ -68,10 +69,8 @@ def train_run(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     args = get_arguments(job["argv"])
     G, D = Generator(args.model), Discriminator(args.model)
-    with np.load(job["weights"]) as weights:
-        for net, prefix in ((G, "G."), (D, "D.")):
-            names = [name for name in weights.files if name.startswith(prefix)]
-            load_weights(net, {name.removeprefix(prefix): weights[name] for name in names})
+    for net, name in ((G, "G"), (D, "D")):
+        load_weights(net, load_file(Path(job["weights"]) / f"{name}.safetensors"))
     if job["perturb"]:
         rng = np.random.default_rng(job["perturb"])
         with torch.no_grad():
