@@ -8,7 +8,7 @@ which is first compared with the reference outputs of the authors' code. All wei
 tell errors from chaos, PyTorch's run is repeated twice from weights that differ by about their last bit.
 
 A run takes one thread. The tables are written after each; a second start does only what has no result yet.
-PYTHON is an interpreter with torch, numpy and pillow.
+PYTHON is an interpreter with torch, safetensors, numpy and pillow.
 """
 
 import importlib.metadata
@@ -34,7 +34,7 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.pipeline import DomainSampler
 from model.CLAN_D import discriminator
-from model.CLAN_G import generator
+from model.CLAN_G import Res_Deeplab, generator
 from options import Parser, number
 from options.train_options import get_arguments
 from tests.scripts import ROOT, losses
@@ -42,9 +42,10 @@ from utils import checkpoint
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.tables import LOSSES
-from utils.tools import ablation, demo
+from utils.tools import ablation
 
 STEPS, WINDOW, FOLDER = 800, 100, "./checkpoint/trajectory"
+TORCH_NEEDS = "torch, safetensors, numpy and pillow"
 COMMON = ["--model", "small", *ablation.PHOTO_SIZE, "--not-val", "--device", "cpu", "--lambda-weight", "0.1",
           "--save-pred-every", str(STEPS)]
 RECIPES = {"default": ["--recipe", "default", "--lambda-adv", "1", "--detach-weight-map"],
@@ -82,55 +83,29 @@ def list_of_runs(seeds: list[int]) -> list[tuple[str, str, int, str]]:
                    for seed in seeds for side in sides]
 
 
-def do_run(args: Namespace, recipe: str, form: str, seed: int, side: str) -> dict:
-    """Do one run unless it is done; return the content of its result.json, and its losses (steps, 5)."""
-    data, stage_a, weights_D, weights = initial_weights(args, seed)
-    folder = weights.parent / f"{recipe}_{form}" / side
-    words = [*COMMON, *RECIPES[recipe], *FORMS[form], "--random-seed", seed, "--snapshot-dir", folder,
-             "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
-             "--restore-from", stage_a, "--restore-from-D", weights_D]  # fmt: skip
-    command = [str(word) for word in words]
-    if side == "ours":
-        result = ablation.do_run(folder, command, jobs=1)
-    else:
-        result = do_torch_run(args.torch, folder, command, weights, int(side.partition("_")[2] or 0))
-    interrupt.exit_if_pending()
-    return {**result, "losses": losses(folder)}
-
-
-def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path, Path, Path]:
-    """Return the data sets' folder, the checkpoints of stage A and of a D, and both as PyTorch reads them.
+def initial_weights(args: Namespace, seed: int) -> tuple[Path, Path]:
+    """Return the checkpoints of stage A and of a D; both networks are beside D's for PyTorch, too.
 
     Stage A is that of utils/tools/ablation.py.
     """
-    settings = Namespace(camvid=args.camvid, idd=args.idd, steps=STEPS, folder=args.folder)
-    folder, command = ablation.runs_of_seed(settings, seed, {})["stage_a"]
-    ablation.do_run(folder, command, jobs=1)
-    interrupt.exit_if_pending()
-    options = get_arguments(command)
-    path_G = folder / f"GTA5_{options.num_steps_stop}.ckpt"
-    path_D, path = (folder.parent / name for name in ("D.ckpt", "weights.npz"))
+    settings = Namespace(camvid=args.camvid, idd=args.idd, steps=STEPS, folder=args.folder, jobs=1)
+    ablation.run_all(settings, [seed], {})
+    folder, argv = ablation.runs_of_seed(settings, seed, {})["stage_a"]
+    path_G, path_D = folder / f"GTA5_{get_arguments(argv).num_steps}.ckpt", folder.parent / "D.ckpt"
     mindspore.set_seed(seed)
-    net_D = discriminator("small")
+    net_D, net_G = discriminator("small"), generator("small")
+    checkpoint.load(net_G, checkpoint.read(str(path_G)), str(path_G), "net_G")
     mindspore.save_checkpoint(net_D, str(path_D))
-    weights = {f"D.{p.name}": p.asnumpy() for p in net_D.get_parameters()}
-    for name, value in checkpoint.tensors_of(checkpoint.read(str(path_G)), "net_G").items():
-        weights[f"G.{torch_name(name)}"] = value
-    np.savez(path, **weights)
-    return Path(options.data_dir).parent, path_G, path_D, path
-
-
-def torch_name(name: str) -> str:
-    """Return PyTorch's name of a tensor of G."""
-    stem, _, leaf = name.rpartition(".")
-    return f"{stem}.{ {ours: theirs for theirs, ours in checkpoint.BN_NAMES.items()}.get(leaf, leaf)}"
+    for name, net in (("G", net_G), ("D", net_D)):
+        checkpoint.save_safetensors(folder.parent / f"{name}.safetensors", net)
+    return path_G, path_D
 
 
 class Listing(list):
     """Files of images. To read one returns them, and what a sampler has decided."""
 
-    def read(self, i: int, scale: float, mirror: bool) -> list:
-        return [*self[i], scale, mirror]
+    def read(self, i: int, scale: float, mirror: bool) -> tuple[list]:
+        return ([*self[i], scale, mirror],)
 
 
 def images_of_steps(args: Namespace) -> dict[str, list[list]]:
@@ -143,46 +118,55 @@ def images_of_steps(args: Namespace) -> dict[str, list[list]]:
     lists = {}
     for domain, (name, files) in enumerate({"source": zip(source.images, source.labels),
                                             "target": zip(target.images)}.items()):
-        listing = Listing([str(Path(path).resolve()) for path in paths] for paths in files)
+        listing = Listing([os.path.abspath(path) for path in paths] for paths in files)
         sampler = DomainSampler(listing, 0, args.num_steps, 1, [args.random_seed, domain], args.random_mirror,
                                 args.random_scale)
-        lists[name] = [sampler[k] for k in range(len(sampler))]
+        lists[name] = [sampler[k][0] for k in range(len(sampler))]
     return lists
 
 
-def do_torch_run(python: str, folder: Path, command: list[str], weights: Path, perturb: int) -> dict | None:
-    """Let PyTorch do a run unless it is done; evaluate its weights. None after a signal."""
-    result = read_json(folder / "result.json")
-    if result and result["command"] == command:
-        return result
-    if folder.exists():
-        rotate_existing(folder)
-    args, started = get_arguments(command), time.time()
-    job = {"command": command, "weights": str(weights.resolve()), "perturb": perturb}
-    write_json(folder / "job.json", {**job, **images_of_steps(args)})
-    if not run_torch(python, "train", folder):
-        return None
-    path = folder / f"GTA5_{args.num_steps}.pth"
-    result = demo.evaluate_both_bn(network(), path, Path(args.data_dir_target), args.input_size_target)
-    result |= {"seconds": round(time.time() - started, 1), "command": command}
-    write_json(folder / "result.json", result)
-    return result
+def do_run(torch: str, weights: tuple[Path, Path], recipe: str, form: str, seed: int, side: str) -> dict:
+    """Do one run unless it is done; return the content of its result.json, and its losses (steps, 5).
+
+    torch: PyTorch's interpreter. weights: from `initial_weights`; the others are from `list_of_runs`.
+    """
+    path_G, path_D = weights
+    folder, data = path_D.parent / f"{recipe}_{form}" / side, Path(ablation.PHOTO_DATA)
+    words = [*COMMON, *RECIPES[recipe], *FORMS[form], "--random-seed", seed, "--snapshot-dir", folder,
+             "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
+             "--restore-from", path_G, "--restore-from-D", path_D]  # fmt: skip
+    argv = [str(word) for word in words]
+    if side == "ours":
+        ablation.train(folder, argv, 1)
+    elif not ablation.known_result(folder, argv):
+        if folder.exists():
+            rotate_existing(folder)
+        job = {"argv": argv, "weights": os.path.abspath(path_D.parent),
+               "perturb": int(side.partition("_")[2] or 0), **images_of_steps(get_arguments(argv))}
+        write_json(folder / "job.json", job)
+        run_torch(torch, "train", folder)
+    interrupt.exit_if_pending()
+    result = ablation.known_result(folder, argv) or ablation.evaluate(folder, argv, network())
+    return {**result, "losses": losses(folder)}
 
 
 @cache
-def network():
+def network() -> Res_Deeplab:
     """Return the small network, which is compiled once."""
-    device.setup(get_arguments(["--device", "cpu"]))
     return generator("small")
 
 
-def run_torch(python: str, what: str, path: Path) -> bool:
-    """Run tests/trajectory_torch.py. False after a signal, UserError if it fails."""
-    process = subprocess.Popen([python, "-m", "tests.trajectory_torch", what, path.resolve()], cwd=ROOT)
-    [code] = demo.wait_for([process])
-    if code and not interrupt.pending_signal():
-        raise UserError(f"PyTorch's side failed (exit code {code}): has {python} torch, numpy and pillow?")
-    return code == 0
+def run_torch(python: str, what: str, path: Path) -> None:
+    """Run tests/trajectory_torch.py until it or, after a signal, this program ends. UserError if it fails."""
+    argv = ["-m", "tests.trajectory_torch", what, os.path.abspath(path)]
+    process = subprocess.Popen([python, *argv], cwd=ROOT)
+    while process.poll() is None and not interrupt.pending_signal():
+        time.sleep(0.2)
+    process.terminate()  # does nothing if it has ended
+    code = process.wait()
+    interrupt.exit_if_pending()
+    if code:
+        raise UserError(f"PyTorch's side failed (exit code {code}): has {python} {TORCH_NEEDS}?")
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -264,24 +248,26 @@ def long_tables(runs: dict[tuple, dict], seeds: list[int], recipe: str, failures
 
 
 def main(args: Namespace) -> None:
-    path, runs, keys = Path(args.folder) / "golden.json", {}, list_of_runs(args.seeds)
+    device.setup(get_arguments(["--device", "cpu"]))
+    path, runs, weights, keys = Path(args.folder) / "golden.json", {}, {}, list_of_runs(args.seeds)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         run_torch(args.torch, "golden", path)
-        interrupt.exit_if_pending()
-    golden = read_json(path)
     for key in keys:
-        runs[key] = run = do_run(args, *key)
+        _, _, seed, _ = key
+        if seed not in weights:
+            weights[seed] = initial_weights(args, seed)
+        runs[key] = run = do_run(args.torch, weights[seed], *key)
         print(f"{len(runs)}/{len(keys)}  {' '.join(map(str, key))}: mIoU {run['mIoU']:.2f} "
-              f"(running {run['mIoU_running']:.2f}), {run['seconds']:.0f} s", flush=True)
+              f"(running {run['mIoU_running']:.2f})", flush=True)
         with atomic(args.markdown) as temporary:
-            temporary.write_text(report(golden, runs, args.seeds), encoding="utf-8")
+            temporary.write_text(report(read_json(path), runs, args.seeds), encoding="utf-8")
 
 
 def arguments() -> Namespace:
     parser = Parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--torch", metavar="PYTHON", required=True, help="an interpreter with torch, numpy and pillow")
+    add("--torch", metavar="PYTHON", required=True, help=f"an interpreter with {TORCH_NEEDS}")
     add("--camvid", metavar="DIR", required=True, help="CamVid, as for utils.tools.ablation")
     add("--idd", metavar="DIR", required=True, help="IDD-Lite, as for utils.tools.ablation")
     add("--seeds", type=ablation.list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",
