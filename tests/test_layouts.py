@@ -86,7 +86,7 @@ def test_evaluation_of_a_checkpoint(trained, pairs, tmp_path):
     files = {str(path.relative_to(tmp_path / "r")) for path in (tmp_path / "r").rglob("*.png")}
     kinds, names = ("labelIds", "color"), (NAMES[1], NAMES[3])
     saved = {f"{kind}/{name}_{kind}.png" for kind in kinds for name in names}
-    assert files == saved | {"panels/night/GP/1_panel.png"}
+    assert files == saved | {"panels/night/GP/1_panel.png", "legend.png"}
     assert "--set is for Cityscapes" in fails(EVALUATE, *argv, "--set", "test")
 
 

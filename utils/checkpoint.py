@@ -227,8 +227,8 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     if {ours for _, ours in sizes} == {NUM_CLASSES}:
         raise UserError(f"{path}: has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}")
     if needed:
-        theirs = WIDTHS.get(len(tensors.get("conv1.weight", ())))
-        other = theirs and prefix == "net_G" and "conv1.weight" in needed
+        ours, theirs = (WIDTHS.get(len(found.get("conv1.weight", ()))) for found in (parameters, tensors))
+        other = theirs not in (ours, None) and prefix == "net_G"
         hint = f"add --model {theirs}" if other else "is it of another network?"
         raise UserError(f"{path}: {len(needed)} of {len(parameters)} tensors of {prefix} are not in it or "
                         f"differ in shape, such as {', '.join(needed[:3])}; {hint}")
