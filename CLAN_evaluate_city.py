@@ -42,12 +42,10 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
-from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, INFO
 from dataset.file_lists import evenly_spaced_indices, few
-from dataset.images import ImageFolder, names_crc32
-from dataset.labels import check_labels
-from dataset.layouts import plain_folder
+from dataset.images import ImageFolder, Images, names_crc32
+from dataset.layouts import labelled_images, unlabelled_images
 from dataset.pipeline import read_ahead
 from dataset.transform import IMG_MEAN, open_image
 from model.CLAN_G import PaddedMaxPool, Res_Deeplab, generator
@@ -60,9 +58,7 @@ from utils.metrics import iou_table, mean_name, percent, summary, without_label
 from utils.system import parallel
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, follow_link, read_json, rotate_existing, write_json
-from utils.visual import PANEL_WIDTH, panel, save_prediction
-
-Images = cityscapesDataSet | ImageFolder
+from utils.visual import PANEL_WIDTH, panel, save_legend, save_prediction
 
 
 def main(args) -> None:
@@ -92,6 +88,11 @@ def one_checkpoint(args) -> None:
         adapt_bn(net_G, train, args.adapt_bn, args.batch_size, args.num_workers)
     if args.predict:
         predict(args, net_G, data)
+    elif args.export == "safetensors":
+        file = Path(args.save_path) / f"CLAN_{args.model}.safetensors"
+        run_folder.archive_old_results(file)
+        checkpoint.save_safetensors(file, net_G)
+        print(f"written: {file}")
     elif args.export:
         export(args, net_G)
     else:
@@ -153,17 +154,15 @@ def images_of(args) -> tuple[Images | None, Images | None]:
     if args.predict:
         data = ImageFolder(args.predict, args.input_size)
     elif not args.export:
-        data = cityscapesDataSet(args.data_dir, args.set, args.data_list, args.input_size, labels=True)
-        data.reports += check_labels(data)
+        data = labelled_images(args.data_dir, "--data-dir", args.input_size, args.set, args.data_list)
     if args.adapt_bn and args.data_dir == args.predict:
         train = data
     elif args.adapt_bn:
-        train = plain_folder(args.data_dir, args.input_size, "--data-dir")
-        train = train or cityscapesDataSet(args.data_dir, "train", size=args.input_size)
+        train = unlabelled_images(args.data_dir, "--data-dir", args.input_size)
     return data, train
 
 
-def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
+def settings_of(args, data: Images, train: Images | None) -> dict:
     """Return what the result of a checkpoint depends on: options, images, labels, classes and precision.
 
     files_crc32 is of the names, sizes and times of all files, and of the classes.
@@ -188,14 +187,17 @@ def settings_of(args, data: cityscapesDataSet, train: Images | None) -> dict:
     }
 
 
-def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: cityscapesDataSet, settings: dict) -> None:
+def evaluate_alone(args, net_G: Res_Deeplab, path: str, data: Images, settings: dict) -> None:
     """Print the IoUs of one checkpoint, write them to result.json and, with --save, its predictions."""
     folder = Path(args.save_path)
     with_panel = set(evenly_spaced_indices(len(data), args.panels)) if args.save else ()
     if args.save:
         check_names(data)
     # All kinds, so that outputs of two evaluations do not mix.
-    run_folder.archive_old_results(*(folder / x for x in ("result.json", "labelIds", "color", "panels")))
+    kinds = "result.json", "labelIds", "color", "panels", "legend.png"
+    run_folder.archive_old_results(*(folder / kind for kind in kinds))
+    if args.save and parallel.rank() == 0:
+        save_legend(folder)
 
     def save(i: int, label: np.ndarray, trainIds: np.ndarray, logits: tuple[Tensor, Tensor]) -> None:
         parallel.exit_if_signalled(i, len(data))
@@ -330,6 +332,8 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     folder = Path(args.save_path) / "predict"
     check_names(data)
     run_folder.archive_old_results(folder)
+    if parallel.rank() == 0:
+        save_legend(folder)
     mine, skipped = parallel.indices_of_rank(len(data)), []
 
     def read(i: int) -> tuple[int, list[np.ndarray], np.ndarray] | None:

@@ -29,10 +29,9 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, mint, nn, ops
 
-from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.labels import check_labels
-from dataset.layouts import plain_folder
+from dataset.layouts import is_cityscapes, labelled_images, unlabelled_images
 from dataset.pipeline import DomainSampler, batches
 from dataset.synthia_dataset import SYNTHIADataSet
 from model.CLAN_D import discriminator
@@ -447,23 +446,20 @@ def datasets(args) -> tuple:
         source = GTA5DataSet(*given, args.gta5_split, args.gta5_subset)
     else:
         source = SYNTHIADataSet(*given)
-    target, val, city = None, None, args.data_dir_target
-    reads_target = args.method != "source" or not args.not_val
-    folder = plain_folder(city, args.input_size_target, "--data-dir-target") if reads_target else None
-    if folder and (args.set != "train" or args.data_list_target):
-        raise UserError(f"{city} is a plain folder: --set and --data-list-target are for Cityscapes")
+    source.reports += check_labels(source)
+    target, val, city, size = None, None, args.data_dir_target, args.input_size_target
     if args.method != "source":
-        target = folder or cityscapesDataSet(city, args.set, args.data_list_target, args.input_size_target)
-    if not args.not_val and not folder:  # the target's labels are read only for validation
-        val = cityscapesDataSet(city, "val", size=args.input_size_target, labels=True)
+        target = unlabelled_images(city, "--data-dir-target", size, args.set, args.data_list_target)
+    if not args.not_val and args.data_dir_val:
+        val = labelled_images(args.data_dir_val, "--data-dir-val", size)
+    elif not args.not_val and (is_cityscapes(city) or not Path(city).exists()):
+        val = labelled_images(city, "--data-dir-target", size)
     for data, name in ((source, "source"), (target, "target")):
         if data is not None and per_step > len(data):
             raise UserError(
                 f"a step takes {per_step} images (--batch-size {args.batch_size} x --iter-size "
                 f"{args.iter_size} x {count} processes), more than the {len(data)} of the {name}"
             )
-    for data in filter(None, (source, val)):
-        data.reports += check_labels(data)
     return source, target, val
 
 

@@ -27,7 +27,7 @@ class cityscapesDataSet(Images):
         stems = [os.path.splitext(file)[0] for file in files]
         truths = [truth / (re.sub(f"{INFIX}[^/]*$", "", stem) + LABEL_END) for stem in stems]
         names, images = [os.path.basename(stem) for stem in stems], [folder / file for file in files]
-        super().__init__("Cityscapes", size, names, images, truths if labels else None, reports)
+        super().__init__(size, names, images, truths if labels else None, reports)
         if labels and not list_path:
             check_all_used(truth, self.labels, LABEL_END)
 

@@ -15,7 +15,7 @@ OTHER_SUFFIXES = (".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".jp2", ".h
 SYSTEM_FOLDERS = {"$recycle.bin", "system volume information", "__macosx", "lost+found", "@eadir", "#recycle",
                   "@recycle", "#snapshot"}  # fmt: skip
 # What --predict has written (utils/visual.py), which no one wants to adapt to.
-RESULT = re.compile(r"(.*/)?predict(_\d+)?/(labelIds|color|overlay)/.*_\3\.png")
+RESULT = re.compile(r"(.*/)?predict(_\d+)?/(legend\.png|(labelIds|color|overlay)/.*_\4\.png)")
 # Parts of names that suggest labels; the content of a few such files decides.
 LABEL_WORDS = re.compile(r"(?<![a-z])(gt(?!a)|(anno?|seg|colou?r)(?![a-z]))|label|lbl|mask|annot|segment|"
                          r"semantic|panoptic|truth|instance|trainid", re.IGNORECASE)
@@ -141,8 +141,10 @@ def find_files(paths: list[Path]) -> dict[Path, Path]:
 
     there = {}
     for folder in filter(os.path.isdir, {os.path.dirname(path) for path in paths}):
-        there |= {key(entry.path): entry.path for entry in os.scandir(folder) if entry.is_file()}
-    return {path: Path(there[key(path)]) for path in paths if key(path) in there}
+        files = [entry.path for entry in os.scandir(folder) if entry.is_file()]
+        there |= {key(file): file for file in files} | {file: file for file in files}
+    found = {path: there.get(str(path), there.get(key(path))) for path in paths}
+    return {path: Path(file) for path, file in found.items() if file}
 
 
 def check_files(paths: list[Path], what: str) -> list[Path]:

@@ -5,30 +5,30 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.file_lists import few, find_files, list_images
+from dataset.file_lists import check_all_used, few, find_files, list_images
 from dataset.images import Images
 from utils.system.errors import UserError
 
 
 class GTA5DataSet(Images):
-    """images/NNNNN.png with labels/NNNNN.png below `root`.
+    """images/NAME.png or .jpg with labels/NAME.png below `root`, in folders of the same names, too.
 
     The images are all of them, those of a list file, or a `subset` of the file split.mat (`split`). Up to 1 %
     of the pairs may be absent, as downloads lack 25 that split.mat and the authors' lists name: they are
-    skipped, and `reports` lists them. UserError if a folder, more pairs or one file of a pair is missing.
+    skipped, and `reports` lists them. UserError if a folder, more pairs or the label of an image is missing.
+    With `evaluation` labels keep their size, and labels without image and unread formats are errors, too.
     """
 
     what, folders = "GTA5", ("images", "labels")
     home = "https://download.visinf.tu-darmstadt.de/data/from_games/"
-    labels_at_size = True
 
     def __init__(self, root: str, list_path: str | None = None, size: tuple[int, int] = (1280, 720),
-                 split: str | None = None, subset: str = "all"):
+                 split: str | None = None, subset: str = "all", evaluation: bool = False):
         images, labels = (Path(root) / folder for folder in self.folders)
         if not images.is_dir() or not labels.is_dir():
             raise UserError(f"{self.what} not found: no folders {images} and {labels} (--data-dir); "
                             f"download: {self.home} — or try --demo, which needs no data")
-        files, reports = list_images(images, list_path)
+        files, reports = list_images(images, list_path, complete=evaluation)
         if split:
             files = read_split(split, subset, files)
         names = [os.path.splitext(file)[0] for file in files]
@@ -36,10 +36,13 @@ class GTA5DataSet(Images):
         there = find_files([path for _, *pair in pairs for path in pair]).keys()
         absent = [name for name, *pair in pairs if there.isdisjoint(pair)]
         if 0 < len(absent) <= 0.01 * len(pairs):
-            reports += (f"{split or list_path}: {len(absent)} of {len(pairs)} images skipped: {self.what} "
-                        f"here has neither image nor label of {few(absent, 25)}",)
+            reports += (f"{split or list_path}: {len(absent)} of {len(pairs)} images skipped, as "
+                        f"neither image nor label is there: {few(absent, 25)}",)
             pairs = [pair for pair in pairs if pair[0] not in absent]
-        super().__init__(self.what, size, *map(list, zip(*pairs)), reports)
+        super().__init__(size, *map(list, zip(*pairs)), reports)
+        self.labels_at_size = not evaluation
+        if evaluation and not list_path:
+            check_all_used(labels, self.labels, ".png")
 
 
 def read_split(path: str, subset: str, found: list[str]) -> list[str]:

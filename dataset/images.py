@@ -28,15 +28,15 @@ class Images:
     open_label = staticmethod(open_label)
     _warned = False  # of a label whose aspect ratio is not its image's
 
-    def __init__(self, what: str, size: tuple[int, int], names: list[str], images: list[Path],
+    def __init__(self, size: tuple[int, int], names: list[str], images: list[Path],
                  labels: list[Path] | None = None, reports: tuple[str, ...] = ()):
         """UserError if a file is missing, or two images share a name: their results would be one file."""
         self.size, self.names, self.reports = size, names, reports
-        self.images = check_files(images, f"{what} image")
-        self.labels = None if labels is None else check_files(labels, f"{what} label")
+        self.images = check_files(images, "image")
+        self.labels = None if labels is None else check_files(labels, "label")
         count = Counter(names)
         if twice := [str(path) for path, name in zip(self.images, names) if count[name] > 1]:
-            raise UserError(f"{len(twice)} of {len(names)} {what} images share a name with another: "
+            raise UserError(f"{len(twice)} of {len(names)} images share a name with another: "
                             f"{few(twice, 4)}; rename them or leave them out")
 
     def __len__(self) -> int:
@@ -95,9 +95,10 @@ class ImageFolder(Images):
             root, files = root.parent, [root.name]
         names = [os.path.splitext(file)[0] for file in files]
         names = names if len(set(names)) == len(names) else files
-        super().__init__(option, size, names, [root / file for file in files], reports=reports)
+        super().__init__(size, names, [root / file for file in files], reports=reports)
 
 
-def names_crc32(data: Images) -> int:
-    """Return a checksum of the names of a data set's images, in order."""
-    return zlib.crc32("\n".join(data.names).encode(errors="surrogateescape"))  # names of any encoding
+def names_crc32(data: Images, labels: bool = False) -> int:
+    """Return a checksum of the names of a data set's images, in order, and of the sizes of its `labels`."""
+    sizes = [str(path.stat().st_size) for path in data.labels] if labels else []
+    return zlib.crc32("\n".join([*data.names, *sizes]).encode(errors="surrogateescape"))  # of any encoding

@@ -23,11 +23,12 @@ def build_parser() -> Parser:
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: that of the checkpoint")
     add("--data-dir", metavar="DIR", default="./data/Cityscapes",
-        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}; for --adapt-bn also a plain folder of "
-        "images (default: ./data/Cityscapes; with --predict what is predicted)")
+        help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or images/ and labels/ as of GTA5; for "
+        "--adapt-bn with --predict also a plain folder of images (default: ./data/Cityscapes; with --predict "
+        "what is predicted)")
     add("--set", default="val", metavar="NAME", help="split of Cityscapes to evaluate on")
     add("--data-list", metavar="FILE",
-        help="one image per line, relative to leftImg8bit/SET/ (default: all found, sorted)")
+        help="one image per line, relative to leftImg8bit/SET/ or images/ (default: all found, sorted)")
     add("--demo", type=number(int, 0), nargs="?", const=1234, metavar="SEED",
         help="evaluate on the images that --demo of the training script generated for this --random-seed "
         "(default: %(const)s), in ./data/demo")
@@ -58,8 +59,9 @@ def build_parser() -> Parser:
     add("--predict", metavar="PATH",
         help="inference only: predict this image, or every .png, .jpg and .jpeg below this folder, of up "
         "to 67 megapixels")
-    add("--export", choices=("mindir",),
-        help="no evaluation; write the network for images of --input-size as one file")
+    add("--export", choices=("mindir", "safetensors"),
+        help="no evaluation; write one file: mindir, the network for images of --input-size, or safetensors, "
+        "its weights under their PyTorch names")
     add_machine_options(parser)
     return parser
 

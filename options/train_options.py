@@ -32,7 +32,10 @@ def add_method_options(parser: Parser) -> None:
         "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (default: ./data/SYNTHIA)")
     add("--data-dir-target", default="./data/Cityscapes", metavar="DIR", resume="mutable", path=True,
         help="Cityscapes, official tree or data/{gtFine,leftimg8bit}, or any folder of images, searched "
-        "recursively; without labels there is no validation")
+        "recursively; if it has images/ and labels/, images/ alone")
+    add("--data-dir-val", metavar="DIR", resume="mutable", path=True,
+        help="labelled images to validate on, whatever the target is: Cityscapes, whose val set it is, or "
+        "images/ and labels/ (default: --data-dir-target if that is Cityscapes, else no validation)")
     add("--data-list", metavar="FILE", resume="list", path=True,
         help="one image per line, relative to images/ or RGB/ (default: all images found, sorted)")
     add("--data-list-target", metavar="FILE", resume="list", path=True, **NO_D,
@@ -175,6 +178,8 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
         (subset and not split, f"--gta5-subset {args.gta5_subset} needs --gta5-split FILE, GTA5's split.mat"),
         (split and args.data_list, "--gta5-split and --data-list both choose the images: leave out one"),
         (split and not subset, "--gta5-split has no effect with --gta5-subset all: choose train or val"),
+        (args.data_dir_val and args.not_val and not args.continue_train,
+         "--data-dir-val has no effect with --not-val: leave out one"),
     ):  # fmt: skip
         if wrong:
             parser.error(message)

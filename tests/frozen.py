@@ -1,7 +1,4 @@
-"""The training script with batch norm in evaluation mode: then an image's gradients depend on it alone.
-
-    python tests/frozen.py OPTIONS
-"""
+"""The training script with batch norm in evaluation mode: then an image's gradients depend on it alone."""
 
 import sys
 from pathlib import Path

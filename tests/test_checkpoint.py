@@ -1,16 +1,19 @@
 """Checkpoints of this project and of others, which are generated here with their names and shapes."""
 
 import gzip
+import json
 import pickle
 import tracemalloc
 
 import mindspore
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
 from tests.golden import shapes_D, shapes_G, state
+from tests.scripts import EAGER, EVALUATE, run
 from tests.test_torch_file import legacy, saved, zipped
 from utils import checkpoint
 from utils.system.errors import UserError
@@ -55,6 +58,68 @@ def test_authors_snapshot_matches_completely(net_G, authors):
     assert np.array_equal(net_G.layer6.conv2d_list[3].bias.asnumpy(), authors["layer6.conv2d_list.3.bias"])
 
 
+def test_an_export_has_the_names_and_shapes_of_the_authors_network(net_G, authors, tmp_path):
+    load(net_G, authors, complete=True)
+    checkpoint.save_safetensors(tmp_path / "G", net_G)
+    tensors = safetensors.numpy.load_file(tmp_path / "G")
+    assert {name: value.shape for name, value in tensors.items()} == shapes_G()
+    assert all(v.dtype == np.float32 and np.array_equal(v, authors[name]) for name, v in tensors.items())
+    assert checkpoint.model_of(checkpoint.read(str(tmp_path / "G"))) == "resnet101"
+
+
+def test_an_exported_network_is_read_again_to_the_bit(small, reference, tmp_path):
+    """By the scripts, which know the network by its shapes and the kind of file by its content."""
+    export = [EVALUATE, "--export", "safetensors", "--save-path", tmp_path, *EAGER, "--restore-from"]
+    file, first = tmp_path / "CLAN_small.safetensors", tmp_path / "CLAN_small_1.safetensors"
+    run(*export, reference / "GTA5_6.ckpt")
+    assert "earlier results are now" in run(*export, file).stdout
+    assert first.read_bytes() == file.read_bytes()
+    load(small["net_G"], checkpoint.read(str(file)), complete=True)
+    content = checkpoint.read(str(reference / "GTA5_6.ckpt"))
+    assert all(np.array_equal(content[n], v) for n, v in values_of(small["net_G"], "net_G.").items())
+
+
+def packed(tensors, dtype="F32"):
+    """Return a safetensors file of numbers (an array for each name), which are of `dtype`."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, value in tensors.items():
+        offsets = [len(data), len(data) + value.nbytes]
+        header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": offsets}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize("dtype, store, expected", [
+    ("F16", lambda v: v.astype(np.float16), lambda v: v.astype(np.float16).astype(np.float32)),
+    ("BF16", lambda v: v.view("<u2")[..., 1::2], lambda v: (v.view("<u4") & 0xFFFF0000).view("<f4")),
+    ("F64", lambda v: v.astype(float), lambda v: v),
+])  # fmt: skip
+def test_safetensors_of_other_precisions_become_float32(small, tmp_path, dtype, store, expected):
+    net, path = small["net_G"], tmp_path / "G.bin"
+    values = values_of(net)
+    path.write_bytes(packed({name: store(v) for name, v in values.items()}, dtype))
+    assert ", 0 skipped, 0 left" in load(net, checkpoint.read(str(path)), complete=True)
+    assert all(np.array_equal(expected(values[name]), v) for name, v in values_of(net).items())
+
+
+FILE = packed({"net.a": np.ones((2, 3), np.float32), "net.b": np.ones(4, np.float32)})
+
+
+@pytest.mark.parametrize("data, told", [
+    (FILE[:-1], "a damaged safetensors file"), (FILE[:60], "a damaged safetensors file"),
+    (FILE + b"x", "a damaged safetensors file"), (b"\0" * 7 + b"\1" + FILE[8:], "not a readable"),
+    (packed({"a": np.ones(4, np.uint8)}, "F8_E4M3"), "'a' is of the type F8_E4M3; save the weights as F32"),
+    (FILE, "520 of 536 tensors of net_G are not in it"), (packed({}), "520 of 536 tensors of net_G"),
+])  # fmt: skip
+def test_damaged_and_foreign_safetensors_are_an_error(net_G, tmp_path, data, told):
+    path = tmp_path / "G.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"^{path}: {told}.*") as error:
+        checkpoint.load(net_G, checkpoint.read(str(path)), str(path), "net_G")
+    assert "\n" not in str(error.value)
+
+
 def test_backbones_of_others_leave_both_classifiers_alone(net_G, authors):
     both = {name: value + 1 for name, value in authors.items() if name.startswith(("layer5", "layer6"))}
     first = {name: value for name, value in both.items() if name.startswith("layer5")}
@@ -97,8 +162,9 @@ def test_the_other_suffix_is_found(tmp_path):
         (tmp_path / name).write_bytes(b"")
     for given, found in (("GTA5_best.pth", "GTA5_best.ckpt"), ("v1.2", "v1.2.ckpt"), ("v1.ckpt", "v1.ckpt")):
         assert checkpoint.find(str(tmp_path / given)) == str(tmp_path / found)
-    with pytest.raises(UserError, match="no such checkpoint"):
-        checkpoint.find(".")
+    for given, told in (("v2", "no such checkpoint"), (".", "is a folder: name a file in it")):
+        with pytest.raises(UserError, match=told):
+            checkpoint.find(str(tmp_path / given))
 
 
 @pytest.mark.parametrize("name, broken, value", [("net_G", "layer3.0.bn2.moving_variance", np.nan),
@@ -134,7 +200,6 @@ def test_content_decides_on_the_kind_of_a_file(small, tmp_path, name):
     (b"", "an empty file; download it again"), (bytes(10**4), "an empty file"),
     (b"\xef\xbb\xbf\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "a web page; .*gdown"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS .*lfs pull"),
-    (b'\x40\0\0\0\0\0\0\0{"conv1.weight":{"dtype":"F32","shape"', "a safetensors .*torch.save"),
     (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "an exported model"),
     (b"\n\x031.0\x12\tMindSpore*\x052.8.0:\xa8\x17\n0", "an exported model; give the checkpoint"),
     (gzip.compress(b"x", mtime=0), "an archive"), (b"G.pth".ljust(257, b"\0") + b"ustar", "an archive"),

@@ -78,7 +78,7 @@ def test_user_errors_name_the_file(gta5, city):
     with pytest.raises(UserError, match="leftImg8bit: no folder vall in it; --set"):
         cityscapesDataSet(city, "vall")
     (city / "gtFine" / "val" / "aachen" / "aachen_000002_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(UserError, match="1 of 2 Cityscapes label"):
+    with pytest.raises(UserError, match="1 of 2 label"):
         cityscapesDataSet(city, "val", labels=True)
 
 
@@ -108,23 +108,23 @@ def test_a_few_absent_numbers_of_gta5_are_skipped(tmp_path):
     for where, chosen in ((path, {"list_path": path}), (split, {"split": split, "subset": "train"})):
         data = GTA5DataSet(root, **chosen)
         assert data.names == names[3:] and len(data.images) == len(data.labels) == 297
-        report = f"{where}: 3 of 300 images skipped: GTA5 here has neither image nor label of "
+        report = f"{where}: 3 of 300 images skipped, as neither image nor label is there: "
         assert data.reports == (report + "00001, 00002, 00003",)
     path.write_text(".png\n".join(["x", *names, ""]))
-    with pytest.raises(UserError, match="4 of 301 GTA5 image files are missing: .*x.png"):
+    with pytest.raises(UserError, match="4 of 301 image files are missing: .*x.png"):
         GTA5DataSet(root, path)  # more than one in a hundred
     (root / "images" / "x.png").touch()
-    with pytest.raises(UserError, match="1 of 298 GTA5 label files are missing: .*x.png"):
+    with pytest.raises(UserError, match="1 of 298 label files are missing: .*x.png"):
         GTA5DataSet(root, path)
 
 
 def test_two_images_of_one_name_are_an_error(gta5, city, tmp_path):
     names = tmp_path / "list.txt"
     names.write_text("00001.png\n00002.png\n00001.png\n")
-    with pytest.raises(UserError, match="2 of 3 GTA5 images share a name.*/00001.png, .*/00001.png;"):
+    with pytest.raises(UserError, match="2 of 3 images share a name.*/00001.png, .*/00001.png;"):
         GTA5DataSet(gta5, names)
     shutil.copytree(city / "leftImg8bit" / "val" / "aachen", city / "leftImg8bit" / "val" / "bonn")
-    with pytest.raises(UserError, match="4 of 4 Cityscapes images share a name"):
+    with pytest.raises(UserError, match="4 of 4 images share a name"):
         cityscapesDataSet(city, "val")
 
 

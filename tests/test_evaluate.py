@@ -376,8 +376,8 @@ def test_panels_show_what_was_predicted(trained, saved, data):
     net_G, seen = network(trained), set()
     for i, path in zip((0, 2), paths):
         figure = pixels_of(path).astype(int)
-        assert figure.shape == (28 + 246 + 3 * 28 + 6, 5 * 486 + 6 + 64, 3)
-        cells = [figure[28:268, x : x + 480] for x in range(6, 2436, 486)]
+        assert figure.shape == (67 + 246 + 220, 6 + 5 * 486 + 186, 3)
+        cells = [figure[67:307, x : x + 480] for x in range(6, 2436, 486)]
         x, truth = city[i]
         prediction = LABEL_TO_TRAIN[pixels_of(saved / "labelIds" / f"{city.names[i]}_labelIds.png")]
         seen |= set(np.unique(prediction))
@@ -389,8 +389,9 @@ def test_panels_show_what_was_predicted(trained, saved, data):
         assert abs(cells[0].mean((0, 1)) - pixels_of(city.images[i]).mean((0, 1))).max() < 2
         M = alignment_map(*(up(c, (240, 480)) for c in net_G(Tensor(x[None])))).asnumpy()[0, 0]
         assert abs(cells[4] - heatmap(M / np.quantile(M, 0.995)).astype(int)).max() <= 2
-        legend = {tuple(colour) for colour in figure[274:].reshape(-1, 3)}
+        legend = {tuple(colour) for colour in figure[313:].reshape(-1, 3)}
         assert legend >= {*CLASSES.values(), *ERRORS.values()}
+    assert {tuple(colour) for colour in pixels_of(saved / "legend.png").reshape(-1, 3)} >= {*CLASSES.values()}
     assert len(seen) > 2
 
 

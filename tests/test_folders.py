@@ -12,7 +12,7 @@ from scipy.io import savemat
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.images import ImageFolder
-from dataset.layouts import plain_folder
+from dataset.layouts import unlabelled_images
 from tests.golden import synthetic_image, write_city, write_gta5
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, run, train_words
 from utils.system.errors import UserError
@@ -30,7 +30,7 @@ def save(path, pixels=RGB):
 
 def folder_error(path, option="--predict") -> str:
     with pytest.raises(UserError) as caught:
-        (ImageFolder if option == "--predict" else plain_folder)(str(path), SIZE, option)
+        ImageFolder(path, SIZE) if option == "--predict" else unlabelled_images(path, option, SIZE)
     return str(caught.value)
 
 
@@ -66,7 +66,8 @@ def test_photographs_pass_whatever_they_are_called(tmp_path):
     save(tmp_path / "masks" / "grey.png", RGB[..., 0])
     save(tmp_path / "plain" / "drawing.png", IN_COLOUR)
     (tmp_path / "masks" / "damaged.png").write_bytes(b"no image")  # is reported when it is its turn
-    assert len(ImageFolder(tmp_path, SIZE)) == 7
+    (tmp_path / "masks" / "a.JPG").write_bytes((tmp_path / "masks" / "a.jpg").read_bytes())
+    assert len(set(ImageFolder(tmp_path, SIZE).images)) == 8
     save(tmp_path / "only" / "masks" / "a.png", IDS)  # nothing in colour next to it
     assert len(ImageFolder(tmp_path / "only", SIZE)) == 1
 
@@ -91,7 +92,7 @@ def test_sets_of_cityscapes_are_no_plain_target(tmp_path, city, above):
         assert "train and val of Cityscapes are in it" in message
         assert f"give --data-dir-target {place.parent}, with leftImg8bit and gtFine in it" in message
     assert len(ImageFolder(place, SIZE)) == 6  # for --predict
-    assert len(plain_folder(place / "val", SIZE, "--data-dir-target")) == 3
+    assert len(unlabelled_images(place / "val", "--data-dir-target", SIZE)) == 3
 
 
 def test_gtFine_among_the_images_of_cityscapes(city):
@@ -190,7 +191,7 @@ def test_links_that_lead_nowhere_are_told_at_the_start(gta5, city, tmp_path):
         link.symlink_to("../elsewhere.png")
         assert len(GTA5DataSet(gta5)) == 3
         (gta5 / "elsewhere.png").unlink()
-        with pytest.raises(UserError, match=f"(1 of 3 GTA5 label files are missing|lead nowhere): {link}"):
+        with pytest.raises(UserError, match=f"(1 of 3 label files are missing|lead nowhere): {link}"):
             GTA5DataSet(gta5)
         link.unlink()
         save(link)
@@ -236,4 +237,4 @@ def test_both_scripts_report_what_is_skipped(data, reference, tmp_path):
     assert json.loads((tmp_path / "r" / "result.json").read_text())["images"] == 3
     assert target in run(EVALUATE, *evaluation, "--predict", place / "train").stdout
     message = fails(TRAIN, *argv, "--data-dir-target", place, "--snapshot-dir", tmp_path / "other")
-    assert f"give --data-dir-target {city}, with gtFine in it" in message
+    assert f"give --data-dir-target {city}, with leftImg8bit and gtFine in it" in message

@@ -11,6 +11,7 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mindspore.train.checkpoint_pb2 import Checkpoint
@@ -64,11 +65,14 @@ def saved(folder: Path, crc_check: bool) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["torch_zip.pth", "torch_legacy.pth", "without_a_checksum.ckpt"])
+@pytest.mark.parametrize("kind", ["torch_zip.pth", "torch_legacy.pth", "no_checksum.ckpt", "safetensors"])
 @given(st.data())
 def test_damaged_checkpoints(tmp_path_factory, kind, draw):
     folder = tmp_path_factory.getbasetemp()
-    data = saved(folder, crc_check=False) if kind.endswith("ckpt") else (FIXTURES / kind).read_bytes()
+    if kind == "safetensors":
+        data = safetensors.numpy.save({"a": np.ones((3, 4), np.float32), "b": np.arange(5)})
+    else:
+        data = saved(folder, crc_check=False) if kind.endswith("ckpt") else (FIXTURES / kind).read_bytes()
     path, data = folder / f"fuzz_{kind}", draw.draw(damaged(data))
     assert isinstance(read_within_bounds(checkpoint.read, path, data), dict | UserError)
 

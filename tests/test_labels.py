@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import mindspore
 import numpy as np
 import png
 import pytest
@@ -12,6 +13,7 @@ from dataset.classes import INFO
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.labels import check_labels, open_label
 from dataset.transform import LABEL_TO_TRAIN, PALETTE, TRAIN_TO_LABEL, open_image, to_input
+from model.CLAN_G import generator
 from tests.golden import write_city, write_gta5
 from tests.scripts import EAGER, EVALUATE, TRAIN, fails, train_words
 from utils.system.errors import UserError
@@ -192,7 +194,7 @@ def test_both_scripts_check_their_labels(data, tmp_path):
     for path in (*labels_of(city), source / "labels" / "1.png"):
         trainIds(path, np.asarray(Image.open(path)))
     argv = train_words(data, tmp_path / "run", "--num-steps", 1, *EAGER, "--method", "source")
-    (tmp_path / "a.ckpt").touch()
+    mindspore.save_checkpoint(generator("small"), str(tmp_path / "a.ckpt"))
     for message in (fails(TRAIN, *argv, "--data-dir-target", city), fails(TRAIN, *argv, "--data-dir", source),
                     fails(EVALUATE, "--restore-from", tmp_path / "a.ckpt", "--data-dir", city)):
         assert "look like trainIds" in message

@@ -130,7 +130,7 @@ def test_two_processes_evaluate_as_one(data, tmp_path, two_processes):
     run(EVALUATE, *argv, "--save-path", tmp_path / "one")
     assert (tmp_path / "two" / "result.json").read_text() == (tmp_path / "one" / "result.json").read_text()
     images = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
-    assert len(images) == 9  # label ids, colours and panels
+    assert len(images) == 10  # label ids, colours and panels, and the legend
     for name in images:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 

@@ -25,7 +25,8 @@ def make_step(level: str, size: str = "1024,512", mode: str = "pynative", *more:
     """
     args = get_arguments(["--model", "small", "--device", "cpu", "--mode", mode, "--amp-level", level,
                           "--input-size", size, "--input-size-target", size, *more])  # fmt: skip
-    device.setup(args)
+    modes = {"graph": mindspore.GRAPH_MODE, "pynative": mindspore.PYNATIVE_MODE}
+    mindspore.set_context(mode=modes[mode], jit_config={"jit_level": "O0"})
     mindspore.set_seed(5)
     return CLANStep(args, generator("small"), discriminator("small")).set_train()
 

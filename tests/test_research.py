@@ -16,7 +16,8 @@ from model.CLAN_G import generator
 from tests.scripts import ROOT, module, python
 from utils import checkpoint
 from utils.system.errors import UserError
-from utils.tools import ablation
+from utils.system.files import read_json
+from utils.tools import ablation, curves
 from utils.tools.ccd import distances
 from utils.tools.demo_scenes import write_demo_data
 
@@ -83,6 +84,19 @@ def test_curves_of_a_finished_and_of_a_running_training(reference, tmp_path):
     (folder / "options.json").write_text(json.dumps({**options, "batch_size": 1, "source": "synthia"}))
     (folder / "miou.csv").write_text("step,mIoU_16,mIoU_13\n4000,30.25,35.5\n")
     assert "after 4000 steps: mIoU_16 30.25\n" in module("utils.tools.curves", folder).stdout
+
+
+def test_curves_say_what_they_show(reference):
+    losses, options = curves.columns(reference / "loss.csv"), read_json(reference / "options.json")
+    figure = curves.draw(losses, {}, options, "a run")
+    texts = {text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))}
+    assert {"λ_adv · damp · L_adv", "2 · λ_weight · damp · L_weight", "end of warm-up", "every step"} <= texts
+    assert any("damp = 1 − step / 6" in text for text in texts)
+    assert not any("mean of" in text for text in texts)  # of so few steps
+    tops = [axes.get_ylim()[1] for axes in figure.axes if axes.get_ylabel().startswith("lr")]
+    assert tops == pytest.approx([1.05 * losses["lr"].max(), 1.4 * losses["lr_D"].max()])
+    losses = {name: np.resize(values, 200) for name, values in losses.items()}
+    assert "mean of 4 steps" in str(curves.draw(losses, {}, {}, "").axes[0].get_legend_handles_labels())
 
 
 def test_curves_without_matplotlib_or_a_run_say_so_in_one_line(reference, tmp_path):

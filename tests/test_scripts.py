@@ -42,7 +42,7 @@ def test_a_place_for_results_that_cannot_be_is_found_before_the_work(reference, 
     (tmp_path / "file").write_text("")
     argv = ["--restore-from", reference / "GTA5_6.ckpt", "--data-dir", data / "City"]
     done = run(EVALUATE, *argv, "--save-path", tmp_path / "file", cwd=tmp_path, code=2)
-    assert "File exists" in done.stderr and "mIoU" not in done.stdout
+    assert f"--save-path {tmp_path / 'file'}: is a file; choose" in done.stderr and not done.stdout
 
 
 @pytest.mark.parametrize("argv, named", [
@@ -131,7 +131,7 @@ def test_evaluation_writes_predictions_and_agrees_with_validation(reference, dat
     assert "earlier results are now" in again.stdout
     assert again.stdout.splitlines()[-1] == f"written: {tmp_path / 'result' / 'result.json'}"
     names = {p.name for p in (tmp_path / "result").iterdir()}
-    assert names == {"result.json", "result_1.json", "labelIds_1", "color_1", "panels_1"}
+    assert names == {"result.json", "result_1.json", "labelIds_1", "color_1", "panels_1", "legend_1.png"}
 
 
 def test_adapt_bn_uses_no_labels_and_changes_the_statistics(reference, data, tmp_path):

@@ -86,7 +86,7 @@ def test_synthia_errors_name_the_file(synthia):
     with pytest.raises(UserError, match="0000000.png: not a label of SYNTHIA; expected 16-bit RGB"):
         data[0]
     (folder / NAMES[2]).unlink()
-    with pytest.raises(UserError, match="1 of 3 SYNTHIA label files are missing: .*0000002.png"):
+    with pytest.raises(UserError, match="1 of 3 label files are missing: .*0000002.png"):
         SYNTHIADataSet(synthia)
 
 
@@ -204,7 +204,7 @@ def test_gta5_split_errors_are_named(gta5, tmp_path):
         savemat(path, {name: wrong})
         assert message()
     savemat(path, {"trainIds": [0, 1]})
-    with pytest.raises(UserError, match="1 of 2 GTA5 image files are missing: .*/00000.png"):
+    with pytest.raises(UserError, match="1 of 2 image files are missing: .*/00000.png"):
         GTA5DataSet(gta5, split=str(path), subset="train")
 
 

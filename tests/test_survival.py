@@ -95,7 +95,11 @@ def test_resumes_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tm
     aside = {path.name for path in (folder / "after_4").iterdir()}
     assert aside >= {"GTA5_5.ckpt", "GTA5_6.ckpt", "options.json", "loss.csv", "miou.csv"}
     assert rows_of(folder / "after_4" / "miou.csv") == rows_of(reference / "miou.csv")
-    hint = re.search(f"all 5 steps are done; evaluate with: python {ROOT / EVALUATE} (.*)", output)[1]
+    gigabytes = re.search("disk: up to 2 checkpoints of (.*) GB, ", output)[1]
+    assert float(gigabytes) == pytest.approx((folder / "GTA5_5.ckpt").stat().st_size / 1e9, rel=0.1)
+    best = max(float(row["mIoU"]) for row in rows_of(folder / "miou.csv"))
+    told = f"all 5 steps are done; {folder}/GTA5_best.ckpt has mIoU {best:.2f}; evaluate the last checkpoint"
+    hint = re.search(f"{told} with: python {ROOT / EVALUATE} (.*)", output)[1]
     assert "mIoU" in run(EVALUATE, *shlex.split(hint), "--save-path", tmp_path / "result").stdout
     message = fails(TRAIN, "--resume", folder, "--num-steps-stop", 4)
     assert "has 5 steps, more than --num-steps-stop 4" in message
@@ -190,6 +194,21 @@ def test_a_checkpoint_elsewhere_keeps_its_run_or_wants_its_options(reference, tm
     shutil.copy(reference / "options.json", inside.parent)
     assert get_arguments(["--resume", str(inside)]).preheat_steps == 2
     assert run_folder.find_resumable(str(inside)).checkpoint == inside
+
+
+def test_a_run_that_ended_before_its_first_step_leaves_its_folder_free(reference, tmp_path):
+    """Unless another process may be in it: not every file system has locks."""
+    shutil.copy(reference / "options.json", tmp_path)
+    (tmp_path / "loss.csv").write_text("step,loss_seg\n")
+    with pytest.raises(UserError, match="already holds a run"):
+        run_folder.check_new(tmp_path)
+    os.close(run_folder.lock_run_dir(tmp_path))
+    run_folder.check_new(tmp_path)
+    for name, content in (("loss.csv", "step,loss_seg\n0,1.5\n"), ("GTA5_best.ckpt", "")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match="already holds a run.* --resume"):
+            run_folder.check_new(tmp_path)
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("separator, mark", [(",", ""), (";", "\ufeff")])
@@ -298,7 +317,7 @@ def test_a_signal_ends_other_programs_without_a_result(reference, data, tmp_path
     process = start(*argv, script=script, cwd=tmp_path)
     wait_for(lambda: "tensors matched" in process.stdout.readline(), process)  # the images are still to come
     assert ended(process, signal.SIGTERM).splitlines()[-1] == "stopped by SIGTERM"
-    assert not [path for path in (tmp_path / "result").rglob("*") if path.is_file()]
+    assert not {path.name for path in (tmp_path / "result").rglob("*.*")} - {"legend.png"}
 
 
 def test_a_signal_ends_the_rendering_of_the_demo(tmp_path):
@@ -365,9 +384,11 @@ def test_a_full_disk_ends_the_run_with_one_line_and_whole_files(reference, data,
 
 def test_a_folder_that_cannot_be_written(data, tmp_path):
     disk = tmp_path / "disk"
-    assert "Read-only file system" in run_on(disk, "ro", train_words(data, disk / "run", *RUN)).stderr
+    told = "error: --snapshot-dir {}: {}; choose a folder that can be written\n"
+    message = run_on(disk, "ro", train_words(data, disk / "run", *RUN)).stderr
+    assert told.format(disk / "run", "Read-only file system") in message
     (tmp_path / "file").write_text("")
-    assert "file" in fails(TRAIN, *train_words(data, tmp_path / "file", *RUN))
+    assert told.format(tmp_path / "file", "is a file") in fails(TRAIN, *train_words(data, tmp_path / "file"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):

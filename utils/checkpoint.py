@@ -11,9 +11,11 @@ import zlib
 from argparse import Namespace
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 
 import mindspore
 import numpy as np
+import safetensors.numpy
 from google.protobuf.message import DecodeError
 from mindspore import Parameter, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
@@ -31,6 +33,8 @@ BN_NAMES = dict(weight="gamma", bias="beta", running_mean="moving_mean", running
 ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
 WIDTHS = {64: "resnet101", 16: "small"}  # of the first convolution
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
+SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+SAFETENSORS = rb".{4}\0{4}\{"  # the length of the header, 8 bytes, and its beginning
 NO_CHECKSUM = "no checksum"  # an entry of the content of a file without one
 OTHER_CLASSES = "take the info.json that it was trained with, or another checkpoint"
 # How files that are no checkpoints begin, what they are and what to do.
@@ -38,7 +42,6 @@ OTHER_KINDS = {
     rb"\0*\Z": "an empty file; download it again",
     rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]": "a web page; repeat the download, from Google Drive with gdown",
     rb"version https://git-lfs": "a Git LFS pointer; fetch the file itself: git lfs pull",
-    rb'.{6}\0\0\{"': f"a safetensors file; {torch_file.RESAVE}",
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it",
     rb"\x08.\x12|\n.{2,9}\x12\x09MindSpore": "an exported model; give the checkpoint it is made from",
     rb"\x80[\2-\5]": f"a pickle that torch.save did not write; {torch_file.RESAVE}",
@@ -48,6 +51,9 @@ OTHER_KINDS = {
 
 def find(path: str) -> str:
     """Return `path` if it exists, else the same name with .ckpt, .pth or .pt; UserError if there is none."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name a file in it, such as GTA5_best.ckpt; to continue its "
+                        f"training: --resume {quote(path)}")
     stem = re.sub(r"\.(ckpt|pth|pt)$", "", path)
     for candidate in (path, f"{stem}.ckpt", f"{stem}.pth", f"{stem}.pt"):
         if Path(candidate).is_file():
@@ -58,12 +64,15 @@ def find(path: str) -> str:
 def read(path: str) -> dict[str, np.ndarray | str]:
     """Return all tensors and texts of a checkpoint of MindSpore or PyTorch, under the names in the file.
 
-    Its content decides what kind it is, not its suffix. UserError if it is of another kind or damaged.
+    Its content decides what kind it is, not its suffix: a .ckpt, a file of torch.save, or safetensors.
+    UserError if it is of another kind or damaged.
     """
     with open(path, "rb") as file:
         head = file.read(512)
     if torch_file.recognizes(head):
         return tensors_in(torch_file.load(path), path)
+    if re.match(SAFETENSORS, head, re.DOTALL):
+        return read_safetensors(path)
     for beginning, kind in OTHER_KINDS.items():
         if re.match(beginning, head, re.DOTALL):
             raise UserError(f"{path}: not a readable checkpoint, but {kind}")
@@ -85,6 +94,23 @@ def tensors_in(content: object, path: str) -> dict[str, np.ndarray]:
                 tensors[f"{key}.{name}" if name else key] = tensor
     if not tensors:
         raise UserError(f"{path}: has no state dict (names and tensors); {torch_file.RESAVE}")
+    return tensors
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file, bfloat16 as float32; UserError if it is damaged."""
+    try:
+        content = safetensors.deserialize(Path(path).read_bytes())
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: a damaged safetensors file ({error}); download it again") from None
+    tensors = {}
+    for name, tensor in content:
+        kind = tensor["dtype"]
+        if kind not in SAFETENSORS_TYPES:
+            raise UserError(f"{path}: {name[:80]!r} is of the type {kind}; save the weights as F32")
+        values = np.frombuffer(tensor["data"], SAFETENSORS_TYPES[kind])
+        values = torch_file.from_bfloat16(values) if kind == "BF16" else values
+        tensors[name] = values.reshape(tensor["shape"])
     return tensors
 
 
@@ -247,6 +273,20 @@ def save(path: Path, step_cell: nn.Cell, args: Namespace, step: int, best_mIoU: 
         finally:
             logging.disable(logging.NOTSET)
             temporary.with_suffix(".tmp").unlink(missing_ok=True)  # left by MindSpore on a full disk
+
+
+def save_safetensors(path: Path, net_G: nn.Cell) -> None:
+    """Write G to a safetensors file under the authors' PyTorch names, float32, atomically.
+
+    num_batches_tracked is left out: load_state_dict, with strict=True too, sets it to 0 where it is missing
+    in a state dict without versions.
+    """
+    theirs, tensors = {ours: name for name, ours in BN_NAMES.items()}, {}
+    for name, parameter in net_G.parameters_and_names():
+        module, leaf = name.rsplit(".", 1)
+        tensors[f"{module}.{theirs.get(leaf, leaf)}"] = parameter.asnumpy()
+    with atomic(path) as temporary:  # not save_file, whose error of a full disk is no OSError
+        temporary.write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
 def restore(content: dict, path: Path, step_cell: nn.Cell) -> float:

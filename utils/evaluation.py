@@ -86,7 +86,7 @@ def read_views(
     """Return i, the inputs (3, h, w) for item i of `data`, and its label (H, W) or image (H, W, 3).
 
     The inputs are the image at each of `scales` and, with `flip`, their mirror images after them. UserError
-    if there are several and the label or image, at whose size they are averaged, is above AVERAGED_PIXELS.
+    if there are several and the label or image, at whose size they are averaged, exceeds AVERAGED_PIXELS.
     """
     inputs, shown = data.read_scales(i, scales)
     if flip:

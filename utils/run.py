@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from dataset.classes import NUM_CLASSES
 from dataset.images import names_crc32
-from dataset.layouts import is_cityscapes
+from dataset.layouts import has_pairs, is_cityscapes
 from options.train_options import absolute_paths, shared_options
 from utils import checkpoint, run_folder, tables
 from utils.evaluation import evaluate
@@ -58,8 +59,9 @@ class Run:
             resume.content.clear()  # 400 MB, which would be held until the end
         domains = {"source": source} | ({"target": target} if target else {})
         checksums = {name: names_crc32(data) for name, data in domains.items()}
+        checksums |= {"val": names_crc32(val, labels=True)} if val else {}
         if parallel.processes() > 1:
-            about = f"{shared_options(args)} {checksums} {val and names_crc32(val)}"
+            about = f"{shared_options(args)} {checksums}"
             if not parallel.all_equal(checkpoint.fingerprint(step_cell, self.done, about)):
                 raise UserError(
                     "the processes start from different values, options or images: do all have the same "
@@ -80,7 +82,7 @@ class Run:
         if self.is_main:
             notes += self._prepare_folder(resume, checksums)
         if val is None and not args.not_val:
-            notes.append(f"no validation: {args.data_dir_target} is a folder of images without labels")
+            notes.append(f"no validation: {args.data_dir_target} is no Cityscapes; give a --data-dir-val")
         for data in filter(None, (source, target, val)):
             notes += data.reports
         self.log(
@@ -89,7 +91,7 @@ class Run:
             f"step (batch size {args.batch_size} x iter size {args.iter_size} x {parallel.processes()} "
             f"processes), steps {self.done} to {stop}; files in {self.folder}"
         )
-        for line in (device.precision_line(self.precision), *notes):
+        for line in (device.precision_line(self.precision), *notes, self.disk_line()):
             self.log(line)
         self.bar = parallel.progress(total=stop, initial=self.done, desc=args.method, unit="step")
         nets = step_cell.net_G, step_cell.net_D
@@ -103,6 +105,7 @@ class Run:
         elif self.last:
             run_folder.copy(self.last, folder / f"GTA5_{self.done}.ckpt")
         options = {name: value for name, value in vars(args).items() if not name.startswith("_")}
+        checksums = resume.options.get("names_crc32", {}) | checksums  # with that of an earlier val set
         options |= {**absolute_paths(args), "names_crc32": checksums, "processes": parallel.processes()}
         options |= {"precision": self.precision, "device": device.target(), "versions": device.versions()}
         run_folder.write_options(folder, options, resume.options, self.done)
@@ -117,6 +120,15 @@ class Run:
         if not (folder / run_folder.BEST).exists():
             self.best = 0.0
         return notes
+
+    def disk_line(self) -> str:
+        """Return a line for the log: how much disk the checkpoints of the run will take, how much is free."""
+        every, stop, keep = self.args.save_pred_every, self.args.num_steps_stop, self.args.keep_checkpoints
+        count = -(-stop // every) - self.done // every  # the last one is of step `stop`
+        count = min(count, keep + 1 if keep else count) + (self.val is not None)  # and GTA5_best.ckpt
+        size = sum(p.size * p.itemsize for p in checkpoint.state(self.step_cell)) / 1e9
+        return (f"disk: up to {count} checkpoints of {size:.2g} GB, {count * size:.3g} GB; "
+                f"{shutil.disk_usage(self.folder).free / 1e9:.3g} GB are free (--keep-checkpoints K keeps K)")
 
     def log(self, text: str) -> None:
         """Write a line to the screen and, with the time, to Train_log.log."""
@@ -279,13 +291,15 @@ class Run:
         if device.simulated():
             self.log(device.simulation_report())
             return
-        script, target = Path(__file__).parents[1] / "CLAN_evaluate_city.py", Path(self.args.data_dir_target)
-        plain = target.is_dir() and not is_cityscapes(target)
+        script = Path(__file__).parents[1] / "CLAN_evaluate_city.py"
+        target = Path(self.args.data_dir_val or self.args.data_dir_target)
+        plain = target.is_dir() and not is_cityscapes(target) and not has_pairs(target)
         # Absolute paths: the command works from any folder.
         argv = ["python", str(script), "--restore-from", os.path.abspath(self.last)]
         argv += ["--predict" if plain else "--data-dir", os.path.abspath(target)]
         argv += ["--input-size", "{},{}".format(*self.args.input_size_target)]
         if self.means[0] != NUM_CLASSES and not plain:
             argv += ["--classes", str(self.means[0])]
-        command = shlex.join([*argv, *self.device_options()])
-        self.log(f"all {self.done} steps are done; evaluate with: {command}")
+        command, best = shlex.join([*argv, *self.device_options()]), self.folder / run_folder.BEST
+        known = f"{best} has {mean_name(self.means[0])} {self.best:.2f}; " if best.exists() else ""
+        self.log(f"all {self.done} steps are done; {known}evaluate the last checkpoint with: {command}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
 from shlex import quote
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from utils.system.files import atomic, follow_link, rotate_existing, write_json
 BEST = "GTA5_best.ckpt"
 TABLES = ("loss.csv", "miou.csv")
 results_locks: list[int] = []  # at most one: see lock_results_dir
+locked: set[Path] = set()  # folders that this process has kept others out of, which not all file systems can
 
 
 @dataclass
@@ -37,6 +39,7 @@ class ResumePoint:
     damaged: dict[Path, str] = field(default_factory=dict)  # the error of each that cannot be read
     options: dict = field(default_factory=dict)  # its options.json
     rows: dict[str, list[list[str]]] = field(default_factory=dict)  # of each table, up to the checkpoint
+    other_val: bool = False  # another val set, whose scores cannot be compared with the rows of miou.csv
 
 
 def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
@@ -48,9 +51,15 @@ def snapshots(folder: Path, suffix: str = "ckpt") -> list[tuple[int, Path]]:
 def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot-dir") -> int:
     """Keep other processes out of the folder until the descriptor is closed; UserError if one is in it.
 
-    The folder is created. Of several processes, rank 0 does this for all.
+    The folder is created; UserError if that is not possible, or it cannot be written. Of several processes,
+    rank 0 keeps it for all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = "is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{option} {folder}: {reason}; choose a folder that can be written") from None
     if os.name != "posix" or parallel.rank() > 0:
         return os.open(os.devnull, os.O_RDONLY)
     import fcntl
@@ -58,6 +67,7 @@ def lock_run_dir(folder: Path, task: str = "training", option: str = "--snapshot
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked.add(folder.resolve())
     except BlockingIOError:
         os.close(lock)
         what = f"another process is {task} there"
@@ -90,10 +100,15 @@ def archive_old_results(*results: Path) -> None:
 def check_new(folder: Path) -> None:
     """Raise UserError if the folder holds a run: options, a table or a checkpoint, which nothing overwrites.
 
-    Other files, such as nohup.out, may be there and stay as they are.
+    What a run leaves that ended before its first step, neither a checkpoint nor a row, is free if the folder
+    is locked. Other files, such as nohup.out, may be there and stay as they are.
     """
-    resumable = (folder / "options.json").exists() or snapshots(folder)
-    if resumable or any((folder / name).exists() for name in (BEST, *TABLES)):
+    there = [folder / name for name in ("options.json", BEST, *TABLES) if (folder / name).exists()]
+    there += [path for _, path in snapshots(folder)]
+    begun = any(path.suffix == ".ckpt" or path.suffix == ".csv" and len(path.read_bytes().splitlines()) > 1
+                for path in there)  # fmt: skip
+    if begun or (there and folder.resolve() not in locked):
+        resumable = any(path.suffix != ".csv" for path in there)
         hint = f", or resume it: --resume {quote(str(folder))}" if resumable else ""
         raise UserError(f"{folder} already holds a run; choose another --snapshot-dir or move it away{hint}")
 
@@ -152,17 +167,22 @@ def find_resumable(given: str) -> ResumePoint:
 def check_images(point: ResumePoint, args: Namespace, names_crc32: dict[str, int]) -> list[str]:
     """Raise UserError if a list chooses other images, or another order, than in the run to resume.
 
-    names_crc32: checksums of the names of "source" and "target". Without options.json there is nothing to
-    compare. Returns a line for the log for data without a list that changed.
+    names_crc32: checksums of the names of "source", "target" and "val". Without options.json there is nothing
+    to compare. Returns a line for the log for data without a list that changed; for another val set the rows
+    of miou.csv go, too.
     """
-    before = point.options.get("names_crc32", names_crc32)
-    changed = [data for data, crc in names_crc32.items() if before.get(data) != crc]
+    before = point.options.get("names_crc32", {})
+    changed = [data for data, crc in names_crc32.items() if before.get(data, crc) != crc]
     for name, data in (("data_list", "source"), ("gta5_split", "source"), ("data_list_target", "target")):
         if data in changed and (path := getattr(args, name)):
             raise UserError(f"--{name.replace('_', '-')} {path}: chooses other images, or another order, "
                             f"than in the run of {point.folder}; give the list that it had")
     note = "images are not those of the run before: their order differs from here on"
-    return [f"the {data} {note}" for data in changed]
+    notes = [f"the {data} {note}" for data in changed if data != "val"]
+    if "val" in changed:
+        point.rows["miou.csv"], point.other_val = [], True
+        notes.append("the val set is not that of the run before: miou.csv and the best begin anew")
+    return notes
 
 
 def copy(path: Path, to: Path) -> None:
@@ -180,8 +200,10 @@ def truncate_run(point: ResumePoint) -> list[str]:
     for path in folder.glob(".GTA5_*.tmp*"):  # of a process that was killed while writing
         path.unlink()
     moved = [path for steps, path in snapshots(folder) if steps > point.steps or path in point.damaged]
-    if best.exists() and ((steps := checkpoint.step_of(best)) is None or steps > point.steps):
-        moved.append(best)
+    if best.exists():
+        steps = checkpoint.step_of(best)
+        if point.other_val or steps is None or steps > point.steps:
+            moved.append(best)
     kept = [folder / name for name in ("options.json", *TABLES) if (folder / name).exists()]
     lost = [f"rows of {path.name}" for path in kept if path.name in point.rows
             and len(path.read_bytes().splitlines()) > 1 + len(point.rows[path.name])]  # fmt: skip

@@ -51,6 +51,11 @@ def load(path: str | os.PathLike) -> object:
         raise UserError(f"{path}: {DAMAGED} ({type(error).__name__}: {ascii(str(error)[:100])})") from error
 
 
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Return bfloat16 values (N,), given as uint16, as float32, of which they are the upper halves."""
+    return np.left_shift(bits, 16, dtype="<u4").view("<f4")
+
+
 def _read_zip(file: BinaryIO) -> object:
     """Return the object in a zip: its pickle is `NAME/data.pkl`, its storages are `NAME/data/KEY`."""
     archive = zipfile.ZipFile(file)
@@ -112,8 +117,8 @@ class _Unpickler(pickle._Unpickler):
             if where is None:
                 return None
             array = np.frombuffer(where[0], dtype, numel, where[1])
-            if storage_type == "torch.BFloat16Storage":  # the upper half of a float32
-                array = np.left_shift(array, 16, dtype="<u4").view("<f4")
+            if storage_type == "torch.BFloat16Storage":
+                array = from_bfloat16(array)
             self.storages[key] = array
         return self.storages[key]
 

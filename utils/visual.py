@@ -34,6 +34,12 @@ def save_prediction(folder: Path, name: str, trainIds: np.ndarray, image: np.nda
             Image.fromarray(pixels).save(temporary, compress_level=1)  # half the time of the default, 6
 
 
+def save_legend(folder: Path) -> None:
+    """Write legend.png, which explains color/ and overlay/, next to them."""
+    with atomic(folder / "legend.png") as temporary:
+        legend(CLASSES).save(temporary)
+
+
 def heatmap(values: np.ndarray) -> np.ndarray:
     """Return values (H, W) in [0, 1] as RGB uint8 (H, W, 3): dark blue (0), red, light yellow (1)."""
     stops = np.array([(8, 8, 48), (90, 20, 110), (190, 50, 85), (245, 135, 45), (252, 253, 190)], float)
@@ -49,12 +55,11 @@ def panels(
     Each image is shown `height` pixels high. The last column shows the `heatmap` of values from 0 to `top`,
     which a colour bar next to it explains.
     """
-    gap, head, bar, columns = 6, 28, 64, 8
-    width = round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
-    figure_width = gap + len(captions) * (width + gap) + bar
-    below = -(-len(entries) // columns) * 28
-    figure = Image.new("RGB", (figure_width, head + len(rows) * (height + gap) + below + gap), "white")
-    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(size=16)
+    gap, width = 6, round(height * rows[0][0].shape[1] / rows[0][0].shape[0])
+    bar, head = (len(captions) * (width + gap) // n for n in (13, 36))
+    below = legend(entries, gap + len(captions) * (width + gap) + bar)
+    figure = Image.new("RGB", (below.width, head + len(rows) * (height + gap) + below.height), "white")
+    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(size=bar / 4)
     for c, caption in enumerate(captions):
         draw.text((gap + c * (width + gap) + width / 2, head / 2), caption, "black", font, anchor="mm")
     for r, row in enumerate(rows):
@@ -62,22 +67,27 @@ def panels(
             image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             figure.paste(image, (gap + c * (width + gap), head + r * (height + gap)))
     bottom = head + len(rows) * (height + gap) - gap
-    colour_bar(figure, (figure_width - bar, head), bottom - head, top)
-    for k, (name, colour) in enumerate(entries.items()):
-        x = gap + k % columns * ((figure_width - gap) // columns)
-        y = bottom + gap + k // columns * 28 + 4
-        draw.rectangle((x, y, x + 20, y + 20), colour, "black")
-        draw.text((x + 26, y + 10), name, "black", font, anchor="lm")
+    x, middle = below.width - bar, (head + bottom) // 2
+    ramp = heatmap(np.linspace(1, 0, bottom - head)[:, None].repeat(bar // 5, 1))
+    figure.paste(Image.fromarray(ramp), (x, head))
+    for value, y, anchor in ((top, head, "lt"), (top / 2, middle, "lm"), (0, bottom, "lb")):
+        draw.text((x + bar // 4, y), f"{value:.2g}", "black", font, anchor=anchor)
+    figure.paste(below, (0, bottom + gap))
     return figure
 
 
-def colour_bar(figure: Image.Image, place: tuple[int, int], height: int, top: float) -> None:
-    """Draw the colours of `heatmap` at `place`, 64 pixels wide; at their side `top`, half of it and 0."""
-    draw, font, (x, y) = ImageDraw.Draw(figure), ImageFont.load_default(size=16), place
-    ramp = heatmap(np.linspace(1, 0, height)[:, None].repeat(14, 1))
-    figure.paste(Image.fromarray(ramp), place)
-    for value, at, anchor in ((top, y, "lt"), (top / 2, (2 * y + height) // 2, "lm"), (0, y + height, "lb")):
-        draw.text((x + 18, at), f"{value:.2g}", "black", font, anchor=anchor)
+def legend(entries: dict[str, tuple], width: int = 1000) -> Image.Image:
+    """Return names next to their colours, in columns; as large as in a figure that is 1,000 pixels wide."""
+    size = width / 1000
+    font = ImageFont.load_default(size=16 * size)
+    columns = int(max(1, width / (max(map(font.getlength, entries)) + 40 * size)))
+    figure = Image.new("RGB", (width, round(28 * size * -(-len(entries) // columns))), "white")
+    draw = ImageDraw.Draw(figure)
+    for k, (name, colour) in enumerate(entries.items()):
+        x, y = (k % columns * 1000 / columns + 6) * size, (k // columns * 28 + 4) * size
+        draw.rectangle((x, y, x + 20 * size, y + 20 * size), colour, "black")
+        draw.text((x + 26 * size, y + 10 * size), name, "black", font, anchor="lm")
+    return figure
 
 
 def panel(image: Image.Image, prediction: np.ndarray, truth: np.ndarray, M: np.ndarray) -> Image.Image:

@@ -22,7 +22,7 @@ from pathlib import Path
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 previous: dict[signal.Signals, object] = {}  # the handlers from before `block`, which `release` sets again
 delivered: set[signal.Signals] = set()
-watchers: list[threading.Thread] = []  # at most one
+watchers: list[threading.Thread] = []
 task = "finishing the step or image; once more ends at once"  # what happens after Ctrl-C
 
 
@@ -38,7 +38,7 @@ def block() -> None:
     reblock()
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         watchers.append(threading.Thread(target=watch, daemon=True))
-        watchers[0].start()
+        watchers[-1].start()
     if "MS_ROLE" not in os.environ:
         return
     parent = Path(f"/proc/{os.getppid()}/cmdline")  # absent if it is outside the container

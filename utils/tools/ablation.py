@@ -117,7 +117,7 @@ def run_all(args: Namespace, seeds: list[int], rows: dict[str, list[str]]) -> di
 def known_result(folder: Path, argv: list[str]) -> dict | None:
     """Return the result of a run if it was done with these options."""
     result = read_json(folder / "result.json")
-    return result if result and result.get("argv") == argv else None
+    return result if result and result.get("command") == argv else None
 
 
 def train(folder: Path, argv: list[str], jobs: int) -> None:
@@ -137,7 +137,7 @@ def evaluate(folder: Path, argv: list[str], net_G: Res_Deeplab) -> dict:
     args = train_options.get_arguments(argv)
     path = folder / f"GTA5_{args.num_steps_stop}.ckpt"
     result = demo.evaluate_both_bn(net_G, path, args.data_dir_target, args.input_size_target)
-    write_json(folder / "result.json", {**result, "argv": argv})
+    write_json(folder / "result.json", {**result, "command": argv})
     return result
 
 

@@ -33,6 +33,10 @@ AUTHORS_STEPS = 2000 * np.arange(1, len(AUTHORS) + 1)
 THEIRS = {"source": "gta5", "model": "resnet101", "input_size": [1280, 720], "input_size_target": [1024, 512],
           "batch_size": 1, "iter_size": 1, "processes": 1}
 LAYOUT = [["loss_seg", "loss_weight"], ["loss_adv", "lr"], ["loss_D_s", "loss_D_t"], ["mIoU", "mIoU"]]
+MEANING = {"loss_seg": "L_seg(C1) + L_seg(C2)", "loss_weight": "2 · λ_weight · damp · L_weight",
+           "loss_adv": "λ_adv · damp · L_adv", "loss_D_s": "L_D on source images",
+           "loss_D_t": "L_D on target images", "mIoU": "%"}  # the y axes; as logged, with their factors
+DARK, PALE, ORANGE, GREY = "#1f4e79", "#9dbbd6", "#c8762b", "#999999"
 
 
 def columns(path: Path) -> dict[str, np.ndarray]:
@@ -41,10 +45,10 @@ def columns(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(header, np.array(rows, float).T)) if rows else {}
 
 
-def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: bool, title: str):
+def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], options: dict, title: str):
     """Return a matplotlib figure of loss.csv and miou.csv (see `columns`), of which one may be empty.
 
-    theirs: show the authors' curve, too. UserError without matplotlib.
+    `options` is the content of options.json. UserError without matplotlib.
     """
     try:
         import matplotlib
@@ -53,32 +57,51 @@ def draw(losses: dict[str, np.ndarray], scores: dict[str, np.ndarray], theirs: b
     matplotlib.use("Agg")  # no display
     from matplotlib import pyplot
 
+    theirs = options.items() >= THEIRS.items()
     layout = LAYOUT if scores or theirs else LAYOUT[:-1]
     figure, panels = pyplot.subplot_mosaic(layout, figsize=(11, 3.25 * len(layout)), layout="constrained")
-    figure.suptitle(title)
+    note = f"damp = 1 − step / {options.get('num_steps', 'num_steps')}"
+    if options.get("method") == "clan":
+        note += "; after the warm-up, pixels are weighted in loss_adv and loss_D_t"
+    figure.suptitle(f"{title}\n{note}")
     for name, panel in panels.items():
-        panel.set(title="learning rates" if name == "lr" else name, xlabel="step")
+        panel.set(title=name, xlabel="step", ylabel=MEANING.get(name))
         panel.grid(alpha=0.3)
     if losses:
-        step, window = losses["step"], max(1, len(losses["step"]) // 50)
-        for name in LOSSES:
-            panels[name].plot(step, losses[name], color="#9dbbd6", linewidth=0.5, label="every step")
-            smooth = uniform_filter1d(losses[name], window, mode="nearest")
-            panels[name].plot(step, smooth, color="#1f4e79", label=f"mean of {window} steps")
-        panels["loss_seg"].legend()
-        panels["lr"].plot(step, losses["lr"], color="#1f4e79", label="lr: G's backbone")
-        panels["lr"].plot(step, losses["lr_D"], color="#c8762b", label="lr_D: D")
-        panels["lr"].legend()
+        plot_losses(panels, losses, options)
     for name in [name for name in scores if name.startswith("mIoU")]:  # from SYNTHIA mIoU_16 and mIoU_13
         label = name.replace("mIoU_", "over classes: ").replace("mIoU", "this run")
         panels["mIoU"].plot(scores["step"], scores[name], "o-", label=label)
     if theirs:
-        panels["mIoU"].plot(AUTHORS_STEPS, AUTHORS, ".-", color="#999999", zorder=1,
-                            label="the authors' run (released code)")
+        label = "the authors' run (released code)"
+        panels["mIoU"].plot(AUTHORS_STEPS, AUTHORS, ".-", color=GREY, zorder=1, label=label)
     if scores or theirs:
-        panels["mIoU"].set(title="mIoU on the validation set", ylabel="%")
+        panels["mIoU"].set_title("mIoU on the validation set")
         panels["mIoU"].legend(loc="lower right")
     return figure
+
+
+def plot_losses(panels: dict, losses: dict[str, np.ndarray], options: dict) -> None:
+    """Plot the losses and, on axes of their own, the learning rates of G and D; mark the warm-up's end."""
+    step, window, warm_up = losses["step"], len(losses["step"]) // 50, options.get("preheat_steps", 0)
+    for name in LOSSES:
+        if window > 1:
+            panels[name].plot(step, losses[name], color=PALE, linewidth=0.5, label="every step")
+            smooth = uniform_filter1d(losses[name], window, mode="nearest")
+            panels[name].plot(step, smooth, color=DARK, label=f"mean of {window} steps")
+        else:
+            panels[name].plot(step, losses[name], ".-", color=DARK, label="every step")
+    # Both have the same shape; more room above that of D keeps the lines apart.
+    for axes, name, colour, label, room in ((panels["lr"], "lr", DARK, "lr: G's backbone", 1.05),
+                                            (panels["lr"].twinx(), "lr_D", ORANGE, "lr_D: D", 1.4)):
+        axes.plot(step, losses[name], color=colour)
+        axes.set_ylim(0, room * losses[name].max() or 1)
+        axes.set_ylabel(label, color=colour)
+        axes.tick_params(axis="y", colors=colour)
+    panels["lr"].set_title("learning rates")
+    for name in (*LOSSES, "lr") if 0 < warm_up <= step[-1] else ():
+        panels[name].axvline(warm_up, color=GREY, linestyle="--", linewidth=1, label="end of warm-up")
+    panels["loss_seg"].legend(loc="upper right")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -89,14 +112,14 @@ def main(args: argparse.Namespace) -> None:
     for name, content in (("loss.csv", losses), ("miou.csv", scores)):
         if not content:
             print(f"{folder / name} has no rows yet: its curves are missing")
-    theirs = (read_json(folder / "options.json") or {}).items() >= THEIRS.items()
-    figure = draw(losses, scores, theirs, str(folder))
+    options = read_json(folder / "options.json") or {}
+    figure = draw(losses, scores, options, str(folder))
     with atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)
     if scores:
         name = next(name for name in scores if name.startswith("mIoU"))
         step, text = scores["step"][-1], f"{name} {scores[name][-1]:.2f}"
-        for i in np.flatnonzero(AUTHORS_STEPS == step) if theirs else ():
+        for i in np.flatnonzero(AUTHORS_STEPS == step) if options.items() >= THEIRS.items() else ():
             text += f"; the authors' run had {AUTHORS[i]:.2f}"
         print(f"after {step:.0f} steps: {text}")
     print(f"written: {folder / 'curves.png'}")
