@@ -25,12 +25,32 @@ from pathlib import Path
 
 import numpy as np
 
-from options import Parser
+from options import Parser, number
 from tests import golden
 from tests.scripts import ROOT
+from utils.system.errors import UserError, run_script
 
 SIZES, FULL = ("320x180+256x128", "640x360+512x256"), "1280x720+1024x512"
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: those of a step after the warm-up, with pixel weights
+
+
+def sizes(text: str) -> str:
+    """Return a pair of sizes as it is; an argparse type."""
+    if not re.fullmatch(r"\d{2,}x\d{2,}\+\d{2,}x\d{2,}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not SOURCE+TARGET, such as {SIZES[0]}")
+    return text
+
+
+def torch_version(python: str) -> str:
+    """Return the version of PyTorch that an interpreter has; UserError if it cannot run our other side."""
+    command = [python, "-c", "import numpy, PIL, torch; print('PyTorch', torch.__version__)"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except OSError as error:
+        reason = error.strerror
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["it ends with an error"])[-1]
+    raise UserError(f"--torch {python}: {reason}; name an interpreter with torch, numpy and pillow")
 
 
 def inputs(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,8 +187,9 @@ def main(args: argparse.Namespace) -> None:
     """Print the table, row by row, and write it with a line about the machine."""
     versions = f"MindSpore {importlib.metadata.version('mindspore')}"
     if args.torch:
-        argv = [args.torch, "-c", "import numpy, PIL, torch; print('PyTorch', torch.__version__)"]
-        versions += f", {subprocess.run(argv, capture_output=True, text=True).stdout.strip()} (channels_last)"
+        versions += f", {torch_version(args.torch)} (channels_last)"
+    if not Path(args.markdown).parent.is_dir():
+        raise UserError(f"--markdown {args.markdown}: no such folder; make it first")
     lines, load = ["| what | this repository | PyTorch | ratio |", "|---|---|---|---|"], os.getloadavg()
     for what, form, values in measure(args.size, args.rounds, args.torch):
         cells = [form.format(value) for value in values] + [""] * (3 - len(values))
@@ -190,6 +211,6 @@ if __name__ == "__main__":
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch, numpy and pillow")
     parser.add_argument("--markdown", metavar="FILE", default="tests/results/benchmark.md", help="the table")
-    parser.add_argument("--size", nargs="*", default=SIZES, help="SOURCE+TARGET in pixels")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
-    main(parser.parse_args())
+    parser.add_argument("--size", nargs="*", type=sizes, default=SIZES, help="SOURCE+TARGET in pixels")
+    parser.add_argument("--rounds", type=number(int, 1), default=9, help="turns of each side")
+    run_script(main, parser.parse_args())

@@ -1,6 +1,7 @@
 """This project against reference outputs of the authors' PyTorch code (see golden.py)."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -35,9 +36,32 @@ def test_a_device_gets_a_verdict(tmp_path):
     """The command that checks a device, here with small images for the steps that are timed."""
     argv = ["--device", "cpu", "--steps", 3, "--sizes", "96,64", "64,48"]
     lines = module("tests.golden", *argv, cwd=tmp_path).stdout.splitlines()
-    assert "verdict: as expected of float32" in lines
-    speed = r"[\d.]+ s per step at 96,64 \+ 64,48 \(median of 2\), \d+% of it waiting for data"
+    assert [line for line in lines if "verdict" in line] == ["verdict: as expected of float32"]
+    speed = (r"[\d.]+ s per step at 96,64 \+ 64,48 \(median of 2\), [\d.]+ TFLOP/s, "
+             r"\d+% of the time waiting for data")  # fmt: skip
     assert re.fullmatch(speed, lines[-1])
+
+
+@pytest.mark.parametrize("float32, verdict", [
+    ([7.1765356, 6.6336361e-4, 0.019986896], "NOT as expected: --conv-precision float32 had no effect"),
+    ([7.1765359, 6.6336363e-4, 0.019986896], "NOT as expected: --conv-precision float32 had no effect"),
+    ([7.1765356, 6.6339361e-4, 0.019986896], "as expected: --conv-precision float32 changes losses")])
+def test_a_precision_without_effect_is_told(float32, verdict):
+    """As on a 910B whose convolutions stay in HF32: losses to the bit, or to what chance changes."""
+    assert golden.float32_verdict([7.1765356, 6.6336361e-4, 0.019986896], float32).startswith(verdict)
+
+
+@pytest.mark.parametrize("argv, named", [
+    (["golden", "--device", "ascend", "--steps", 3], "--device ascend cannot be used"),
+    (["golden", "--device", "gpu"], "invalid choice: 'gpu'"),
+    (["golden", "--jit-level", "O1"], "--jit-level need --device"),
+    (["golden", "--sizes", "96,64", "64"], "'64' is not WIDTH,HEIGHT"),
+    (["benchmark", "--torch", "/nowhere/python"], "--torch /nowhere/python: No such file or directory"),
+    (["benchmark", "--torch", sys.executable], "No module named 'torch'"),
+    (["benchmark", "--size", "320x180"], "'320x180' is not SOURCE+TARGET"),
+    (["benchmark", "--markdown", "nowhere/table.md"], "--markdown nowhere/table.md: no such folder")])
+def test_mistakes_are_named_in_one_line(argv, named, tmp_path):
+    assert named in module(f"tests.{argv[0]}", *argv[1:], cwd=tmp_path, code=2).stderr
 
 
 @pytest.mark.slow

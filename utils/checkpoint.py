@@ -31,7 +31,7 @@ from utils.system.files import atomic
 BN_NAMES = dict(weight="gamma", bias="beta", running_mean="moving_mean", running_var="moving_variance")
 # A tensor that every file of the network has: what precedes its name precedes all names of the network.
 ANCHOR = {"net_G": "layer4.0.conv1.weight", "net_D": "conv4.weight"}
-WIDTHS = {64: "resnet101", 16: "small"}  # of the first convolution
+NETWORKS = {(64, 3, 7, 7): "resnet101", (16, 3, 7, 7): "small"}  # by the shape of conv1.weight
 CKPT_TYPES = {"Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64"}
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 SAFETENSORS = rb".{4}\0{4}\{"  # the length of the header, 8 bytes, and its beginning
@@ -161,10 +161,15 @@ def step_of(path: Path) -> int | None:
 
 
 def model_of(content: dict, path: str = "") -> str:
-    """Return the name of a checkpoint's network; in files of others, conv1's width tells it."""
+    """Return the name of a checkpoint's network: as it says, else by its shapes."""
     if "model" in content:
         return content["model"]
-    return WIDTHS.get(len(tensors_of(content, "net_G", path).get("conv1.weight", ())), "resnet101")
+    return network_of(tensors_of(content, "net_G", path)) or "resnet101"
+
+
+def network_of(tensors: dict[str, np.ndarray]) -> str | None:
+    """Return the name of the network that has tensors of these shapes, if one has."""
+    return NETWORKS.get(getattr(tensors.get("conv1.weight"), "shape", None))
 
 
 def check_classes(content: dict, path: str | Path) -> None:
@@ -227,7 +232,7 @@ def load(net: nn.Cell, content: dict, path: str, prefix: str, complete: bool = F
     if {ours for _, ours in sizes} == {NUM_CLASSES}:
         raise UserError(f"{path}: has {min(sizes)[0]} classes, not {NUM_CLASSES}; {OTHER_CLASSES}")
     if needed:
-        ours, theirs = (WIDTHS.get(len(found.get("conv1.weight", ()))) for found in (parameters, tensors))
+        ours, theirs = network_of(parameters), network_of(tensors)
         other = theirs not in (ours, None) and prefix == "net_G"
         hint = f"add --model {theirs}" if other else "is it of another network?"
         raise UserError(f"{path}: {len(needed)} of {len(parameters)} tensors of {prefix} are not in it or "
