@@ -391,7 +391,7 @@ def check_update(args) -> None:
             raise UserError(
                 f"after two updates of ops.{name} on this device, a weight or moment differs from NumPy's by "
                 f"{difference:.2g}, so training would go wrong without a sign: use another MindSpore or CANN "
-                f'(README, "Environment"); here are {versions}'
+                f'(README, "Ascend 910B"); here are {versions}'
             )
 
 
@@ -399,6 +399,8 @@ def train(args) -> Path:
     """Run a training from parsed options and return the last checkpoint. UserError for a user's mistake."""
     # ------------------------------------------------------------------------ the run to resume, if any
     resume = run_folder.find_resume_point(args)
+
+    args, named = with_model(args, resume.content)
 
     # -------------------------------------------------------------------------------------------- data
     source, target, val = datasets(args)
@@ -411,7 +413,7 @@ def train(args) -> Path:
 
     # ------------------------------------------- the run, new or resumed; restores the step if resumed
     run = Run(args, resume, step_cell, source, target, val)
-    for line in filter(None, (environment_note, *loaded)):
+    for line in filter(None, (environment_note, named, *loaded)):
         run.log(line)
 
     stop, domains = args.num_steps_stop, (source, target) if target else (source,)
@@ -461,6 +463,21 @@ def datasets(args) -> tuple:
                 f"{args.iter_size} x {count} processes), more than the {len(data)} of the {name}"
             )
     return source, target, val
+
+
+def with_model(args, resumed: dict) -> tuple[Namespace, str]:
+    """Return the options with the network: --model, else that of the weights to start from, with a line.
+
+    resumed: the content of the checkpoint to resume, {} without one.
+    """
+    if args.model:
+        return args, ""
+    model, line = resumed.get("model", "resnet101"), ""
+    if not resumed and args.restore_from not in (None, "none"):
+        path = checkpoint.find(args.restore_from)
+        model = checkpoint.model_of(checkpoint.read(path), path)
+        line = f"network {model}, as in {path}"
+    return Namespace(**{**vars(args), "model": model}), line
 
 
 def load_initial_weights(args, net_G, net_D) -> list[str]:

@@ -11,11 +11,15 @@ IGNORE_LABEL = 255
 
 
 def read_classes(path: Path) -> dict:
-    """Return the content of info.json, which people edit for their own classes; UserError if it is wrong."""
+    """Return the content of info.json, which people edit for their own classes.
+
+    UserError with all that is wrong.
+    """
+    wrong = []
 
     def need(fits: bool, what: str) -> None:
         if not fits:
-            raise UserError(f"{path}: {what}")
+            wrong.append(what)
 
     def colours(value: list) -> set[tuple]:
         need(all(len(c) == 3 and set(c) <= set(range(256)) for c in value), "a colour is [R, G, B], 0 to 255")
@@ -30,16 +34,19 @@ def read_classes(path: Path) -> dict:
              f'"palette" has to be {n} different colours, none of them in "void"')
         need(not set(",\"\n\r") & set("".join(names)) and names == [name.strip() for name in names],
              '"label" has names with a comma, quote, line break or blanks around them')
-        for key, top in (("label2train", 256), ("synthia2train", 2**16)):
+        for key, top, hint in (("label2train", 256, ""),
+                               ("synthia2train", 2**16, "; delete it unless you use SYNTHIA")):
             need(all(-1 <= i < top and (0 <= t < n or t == IGNORE_LABEL) for i, t in info.get(key, [])),
-                 f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]')
+                 f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]{hint}')
         trainIds = dict(info["label2train"])
         need(len(trainIds) == len(info["label2train"]) and set(trainIds.values()).issuperset(range(n)),
              f'"label2train" needs an id for each trainId below {n}, and no id twice')
         need(len({n, *map(len, sets)}) == 1 + len(sets) and set(names).issuperset(sum(sets, [])),
              '"subsets" has to be lists of names in "label", each of another length')
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: cannot read the classes ({type(error).__name__}: {error})") from None
+        wrong.append(f"cannot read the classes ({type(error).__name__}: {error})")
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}")
     return info
 
 

@@ -95,8 +95,9 @@ def add_run_options(parser: Parser) -> None:
         help="seed of initial weights, order and augmentation")
 
     add = group_adder(parser, "network and checkpoints")
-    add("--model", choices=("resnet101", "small"), default="resnet101",
-        help="resnet101: the paper's; small: 0.9 M parameters")
+    add("--model", choices=("resnet101", "small"),
+        help="resnet101: the paper's; small: 0.9 M parameters (default: that of --restore-from, else "
+        "resnet101)")
     add("--train-bn-affine", action=BooleanOptionalAction, default=False,
         help="train batch norm's scale and offset (default: off, frozen)")
     add("--restore-from", metavar="FILE", path=True, help="initial weights of G, .ckpt or .pth, or 'none' "
@@ -178,6 +179,8 @@ def complete(parser: Parser, args: argparse.Namespace, argv: list[str] | None) -
         (subset and not split, f"--gta5-subset {args.gta5_subset} needs --gta5-split FILE, GTA5's split.mat"),
         (split and args.data_list, "--gta5-split and --data-list both choose the images: leave out one"),
         (split and not subset, "--gta5-split has no effect with --gta5-subset all: choose train or val"),
+        (args.method == "source" and args.set != "train",
+         "--set has no effect with --method source: no target images are read"),
         (args.data_dir_val and args.not_val and not args.continue_train,
          "--data-dir-val has no effect with --not-val: leave out one"),
     ):  # fmt: skip

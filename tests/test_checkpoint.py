@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from CLAN_train_gta5_2_city import with_model
 from model.CLAN_D import discriminator
 from model.CLAN_G import generator
+from options.train_options import get_arguments
 from tests.golden import shapes_D, shapes_G, state
 from tests.scripts import EAGER, EVALUATE, run
 from tests.test_torch_file import legacy, saved, zipped
@@ -155,6 +157,16 @@ def test_discriminator_and_what_does_not_cover_a_network(net_G, authors):
                                         (net_D, "net_D", tensors, "conv2.weight")):
         with pytest.raises(UserError, match=f"FILE: 1 of .* tensors of {name} .*{missing}"):
             load(net, {other: value for other, value in content.items() if other != missing}, name)
+
+
+def test_training_takes_the_network_of_the_weights(tmp_path):
+    path = tmp_path / "a.ckpt"
+    mindspore.save_checkpoint(generator("small"), str(path))
+    for argv, model in ([], "resnet101"), (["--restore-from", str(path)], "small"):
+        args, line = with_model(get_arguments(argv), {})
+        assert args.model == model and line == (f"network small, as in {path}" if argv else "")
+    assert with_model(get_arguments([]), {"model": "small"})[0].model == "small"  # resumed
+    assert with_model(get_arguments(["--model", "small"]), {}) == (get_arguments(["--model", "small"]), "")
 
 
 def test_the_other_suffix_is_found(tmp_path):

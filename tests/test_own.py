@@ -150,6 +150,13 @@ def test_a_project_of_seven_classes_edits_one_file(adapted, images, data, tmp_pa
     assert "info.json: cannot read the classes" in here(TRAIN, "--demo", code=2).stderr
 
 
+def test_all_mistakes_in_info_json_are_named_at_once(tmp_path):
+    """Those of someone who drops a class and forgets the rest."""
+    (tmp_path / "info.json").write_text(json.dumps(INFO | {"classes": 18, "label": INFO["label"][:18]}))
+    with pytest.raises(UserError, match='"palette" .*"label2train" .*delete it unless you use SYNTHIA'):
+        read_classes(tmp_path / "info.json")
+
+
 @pytest.mark.parametrize("change, named", [
     ({"palette": [[0, 0, 0]]}, "palette"), ({"palette": [[0, 0, 256]] * 19}, "a colour is"),
     ({"palette": [[9, 9, i // 2] for i in range(19)]}, "palette"), ({"void": INFO["palette"][:1]}, "palette"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -210,7 +211,8 @@ def test_a_mistake_that_only_one_process_sees_ends_the_job(data, tmp_path, two_a
     output = run_parallel(tmp_path / "logs", 2, TRAIN, *argv, ends_well=False)
     assert "already holds a run" in output[0] and "already holds a run" not in output[1]
     scheduler = (tmp_path / "logs" / "scheduler.log").read_text()
-    assert "a process ended early" in scheduler and "Traceback" not in scheduler
+    named = re.search(r'a process ended early: see "error:" in (\S+)', scheduler)[1]
+    assert "already holds a run" in Path(named).read_text("utf-8") and "Traceback" not in scheduler
 
 
 @pytest.mark.slow

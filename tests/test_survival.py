@@ -95,7 +95,7 @@ def test_resumes_from_an_older_checkpoint_and_keeps_the_newer_ones(reference, tm
     aside = {path.name for path in (folder / "after_4").iterdir()}
     assert aside >= {"GTA5_5.ckpt", "GTA5_6.ckpt", "options.json", "loss.csv", "miou.csv"}
     assert rows_of(folder / "after_4" / "miou.csv") == rows_of(reference / "miou.csv")
-    gigabytes = re.search("disk: up to 2 checkpoints of (.*) GB, ", output)[1]
+    gigabytes = re.search("disk: 2 checkpoints of (.*) GB each", output)[1]
     assert float(gigabytes) == pytest.approx((folder / "GTA5_5.ckpt").stat().st_size / 1e9, rel=0.1)
     best = max(float(row["mIoU"]) for row in rows_of(folder / "miou.csv"))
     told = f"all 5 steps are done; {folder}/GTA5_best.ckpt has mIoU {best:.2f}; evaluate the last checkpoint"

@@ -127,7 +127,7 @@ class Run:
         count = -(-stop // every) - self.done // every  # the last one is of step `stop`
         count = min(count, keep + 1 if keep else count) + (self.val is not None)  # and GTA5_best.ckpt
         size = sum(p.size * p.itemsize for p in checkpoint.state(self.step_cell)) / 1e9
-        return (f"disk: up to {count} checkpoints of {size:.2g} GB, {count * size:.3g} GB; "
+        return (f"disk: {count} checkpoints of {size:.2g} GB each, {count * size:.3g} GB in all; "
                 f"{shutil.disk_usage(self.folder).free / 1e9:.3g} GB are free (--keep-checkpoints K keeps K)")
 
     def log(self, text: str) -> None:
@@ -275,7 +275,7 @@ class Run:
         """Exit with the signal's code if one is pending in any process; the log says how to resume."""
         if parallel.any_rank(interrupt.pending_signal()):
             self.bar.close()
-            options = shlex.join(["--resume", str(self.folder), *self.device_options()])
+            options = shlex.join(["--resume", os.path.abspath(self.folder), *self.device_options()])
             self.log(f"{self.done} steps are done; resume with: {parallel.command()} {options}")
             parallel.barrier()  # msrun kills all processes when one exits: wait until rank 0 has logged
             interrupt.exit_for_signal(quiet=not self.is_main)

@@ -104,7 +104,7 @@ def setup(args: argparse.Namespace) -> None:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"--device {args.device}{found} cannot be used: {one_line(error)}; with an NPU, first: source "
-            "/usr/local/Ascend/*/set_env.sh (README, \"Environment\"); --device cpu needs none"
+            "/usr/local/Ascend/*/set_env.sh (README, \"Ascend 910B\"); --device cpu needs none"
         ) from None
     mindspore.set_context(mode=mindspore.GRAPH_MODE if args.mode == "graph" else mindspore.PYNATIVE_MODE)
     # Without a level, MindSpore 2.7 uses the deprecated GE backend (O2) on a 910A.
@@ -133,7 +133,9 @@ def init_communication() -> None:
             raise
         message = f"{process_count()} processes cannot join: for a single one, unset RANK_SIZE"
         if role:  # msrun's scheduler, which stays in `init` until the processes end
-            message = 'a process ended early: see "error:" in worker_*.log'
+            logs = Path(os.path.realpath("/proc/self/fd/1")).parent.glob("worker_*.log")
+            named = [log for log in logs if "error:" in log.read_text("utf-8", errors="replace")]
+            message = f'a process ended early: see "error:" in {named[0] if named else "worker_*.log"}'
         raise UserError(f"{message} ({one_line(error)})") from None
 
 

@@ -30,7 +30,7 @@ def rank() -> int:
 
 def command() -> str:
     """Return the command that started this script, without its options, for a hint in the log."""
-    count, script = processes(), quote(sys.argv[0])
+    count, script = processes(), quote(os.path.abspath(sys.argv[0]))
     if count == 1:
         return f"python {script}"
     if os.environ.get("MS_SCHED_HOST") != "127.0.0.1":
