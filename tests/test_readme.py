@@ -8,9 +8,10 @@ from options.train_options import build_parser
 from tests.scripts import ROOT, module, run
 
 READMES = ("README.md", "README_CN.md")
-RESULTS = ("tests/results/ablation.md", "tests/results/camvid-idd.md")
+RESULTS = tuple(f"tests/results/{name}.md" for name in (
+    "ablation", "camvid-idd", "faithfulness", "trajectory"))
 OF_OTHERS = {"--worker-num", "--local-worker-num", "--join", "--master-addr", "--master-port", "--node-rank",
-             "--dist", "--cluster-time-out", "--log-dir"}  # msrun, pip, pytest
+             "--dist", "--bind-core", "--signal"}  # msrun, pytest, sbatch
 
 
 def slug(heading: str) -> str:
