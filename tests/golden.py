@@ -5,7 +5,7 @@ both recipes and with two weight decays, logits, gradients and weights by their 
 were made on the weights and images that the functions below generate again from names and seeds, so
 that nothing large is stored and PyTorch is not needed.
 
-    python -m tests.golden                     prints the largest differences (README, "Faithfulness")
+    python -m tests.golden                     prints the largest differences (README, "What is verified")
     python -m tests.golden --device ascend     on an NPU: verdicts on its precision, and the time of a step
 """
 
