@@ -116,8 +116,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--device-id", type=number(int, 0), default=0, resume="new", demo=True, help="number of the NPU")
     add("--mode", choices=("graph", "pynative"), default="graph", resume="mutable", demo=True,
         help="MindSpore's execution mode")
-    add("--jit-level", choices=("O0", "O1"), resume="mutable", demo=True,
-        help="optimisation level of MindSpore's compiler (default: O0)")
+    add("--jit-level", choices=("O0", "O1", "O2"), resume="mutable", demo=True,
+        help="optimisation level of MindSpore's compiler; O2: CANN's graph engine, NPUs only, untested and "
+        "deprecated since MindSpore 2.9 (default: O0)")
     add("--conv-precision", choices=("default", "float32"), default="default", resume="mutable", demo=True,
         help="float32: no HF32 in convolutions on Ascend 910B and later; a 910A has only float16 "
         "(default: default, the device's own)")

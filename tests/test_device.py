@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import CLAN_train_gta5_2_city as script
+from model import CLAN_D
 from options.train_options import get_arguments
 from tests.scripts import EAGER, ROOT, TRAIN, fails, python, run, train_words
 from utils.system import device
@@ -113,7 +114,6 @@ def test_versions_of_cann_and_driver(monkeypatch, tmp_path):
         ({"RANK_SIZE": "1", "RANK_ID": "0"}, 1, False, 1),  # containers set it
         ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1, True, None),
         ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_SIZE": "4", "DEVICE_ID": "3"}, 4, True, None),
-        ({"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"}, 8, True, 3),
         ({"OMPI_COMM_WORLD_SIZE": "2", "RANK_SIZE": "1"}, 2, True, None),
     ],
 )
@@ -131,6 +131,7 @@ def test_each_process_of_a_job_has_an_npu(npu, monkeypatch, environment, count, 
     "argv, named",
     [
         (["--jit-level", "O1", "--mode", "pynative"], "--jit-level has no effect with --mode pynative"),
+        (["--jit-level", "O2", "--device", "cpu"], "--jit-level O2 needs an NPU"),
         (["--device", "cpu", "--device-id", "1"], "--device-id 1 names an NPU, but the device is the CPU"),
         (["--conv-precision", "float32"], "--conv-precision float32 is not for ascend910: leave it out"),
     ],
@@ -139,6 +140,19 @@ def test_options_that_contradict_the_device_are_refused(npu, argv, named):
     npu("ascend910")
     with pytest.raises(UserError, match=named):
         device.setup(get_arguments(argv))
+
+
+def test_a_rank_table_is_refused_without_the_level_it_forces(npu, monkeypatch):
+    """Started so, MindSpore compiles everything at O2, where D has to do without the NPU's leaky ReLU."""
+    calls = npu("ascend910")
+    monkeypatch.setattr(os, "environ", {"RANK_TABLE_FILE": "table.json", "RANK_SIZE": "8", "DEVICE_ID": "3"})
+    with pytest.raises(UserError, match="RANK_TABLE_FILE .*unset it .*add --jit-level O2"):
+        device.setup(get_arguments([]))
+    device.setup(get_arguments(["--jit-level", "O2"]))
+    assert calls[0] == ("Ascend", 3) and {"jit_config": {"jit_level": "O2"}} in calls
+    for level, activation in (("O0", CLAN_D.leaky_relu_npu), ("O2", CLAN_D.leaky_relu)):
+        monkeypatch.setattr(mindspore, "get_context", {"device_target": "Ascend", "jit_level": level}.get)
+        assert CLAN_D.discriminator("small").leaky_relu is activation
 
 
 def test_deterministic_is_set_once_per_process_and_first(npu):

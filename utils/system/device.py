@@ -79,13 +79,18 @@ def setup(args: argparse.Namespace) -> None:
             name = "CPU"
     if args.jit_level and args.mode == "pynative":
         raise UserError("--jit-level has no effect with --mode pynative")
+    if args.jit_level == "O2" and (name != "Ascend" or os.environ.get("MS_SIMULATION_LEVEL")):
+        raise UserError("--jit-level O2 needs an NPU; --device cpu, gpu and DryRuns have O0 and O1")
+    by_rank_table = os.environ.get("RANK_TABLE_FILE") and not os.environ.keys() & {"MS_ROLE", "MS_SCHED_HOST"}
+    if name == "Ascend" and by_rank_table and args.mode == "graph" and args.jit_level != "O2":
+        raise UserError("RANK_TABLE_FILE makes MindSpore compile at O2, which is untested: unset it (several "
+                        "processes start by msrun), or add --jit-level O2")  # fmt: skip
     if device_id and launched():
         raise UserError("--device-id has no effect under msrun: each process takes the device of its number")
     if device_id and name == "CPU":
         raise UserError(f"--device-id {device_id} names an NPU, but the device is the CPU: --device-id 0")
     if launched():  # None: MindSpore takes the process's number on its machine; a rank table says which
-        table = "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ
-        device_id = int(os.environ.get("DEVICE_ID", 0)) if table else None
+        device_id = int(os.environ.get("DEVICE_ID", 0)) if by_rank_table else None
     if args.deterministic:
         compute_deterministically()
     try:
