@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+from collections import Counter
 from types import SimpleNamespace
 
 import mindspore
@@ -169,8 +170,8 @@ def test_the_profiler_records_the_steps_after_the_first_ten(data, tmp_path):
     run(TRAIN, *argv, "--profile", 2)
     [trace] = (tmp_path / "run" / "profile").rglob("trace_view.json")
     operators = [event["name"] for event in json.loads(trace.read_text(encoding="utf-8"))]
-    updates = [name for name in operators if name.startswith("Default/SGD-op")]
-    assert updates and len(updates) == 2 * len({*updates})  # of each weight, one in a step
+    updates = Counter(name for name in operators if name.startswith("Default/SGD-op"))
+    assert min(updates.values()) == 2  # of a weight, one in a step; an event may be recorded in several parts
     argv = ["--resume", tmp_path / "run", "--num-steps-stop", 13]
     assert get_arguments(list(map(str, argv))).profile == 0  # a resumed run does not record again
     assert "--profile skips 10 steps" in fails(TRAIN, *argv, "--profile", 2)
