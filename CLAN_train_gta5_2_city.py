@@ -320,7 +320,7 @@ def prepare_networks(args, net_G, net_D) -> None:
         freeze_bn_affine(net_G)
     efficient = args.save_memory
     if efficient is None:  # the full network on a CPU; the small one compiles faster without
-        efficient = device.on_cpu() and args.model == "resnet101" and args.amp_level == "O0"
+        efficient = device.on_cpu() and args.model != "small" and args.amp_level == "O0"
     if efficient:
         use_low_memory_grad(net_G, net_D)
     for net in {"O0": (), "O2": (net_G,), "O3": (net_G, net_D)}[args.amp_level]:
