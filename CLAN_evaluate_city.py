@@ -327,7 +327,7 @@ def check_names(data: Images) -> None:
 def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     """Write label ids, colours and overlay of every image, at its own size, to predict/.
 
-    Images that cannot be read are skipped and reported; then UserError at the end.
+    Images and folders that cannot be read are skipped and reported; then UserError at the end.
     """
     folder = Path(args.save_path) / "predict"
     check_names(data)
@@ -355,9 +355,10 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     count = int(parallel.all_reduce_sum(np.array([len(skipped)]))[0])
     parallel.print_rank0(f"{len(data) - count} images, written: {folder}")
     parallel.barrier()  # until rank 0 has printed: msrun kills all processes when one exits
-    if count:
+    if count or data.locked:
         named = f": {few(sorted(skipped))}" if skipped else ""  # each process names its own
-        raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}")
+        folders = f"; folders that may not be read: {few(data.locked)}" if data.locked else ""
+        raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}{folders}")
 
 
 def export(args, net_G: Res_Deeplab) -> None:

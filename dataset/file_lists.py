@@ -66,20 +66,26 @@ def read_list(path: str, where: Path) -> list[str]:
     return names
 
 
-def find_images(root: Path) -> tuple[list[str], tuple[str, ...]]:
+def find_images(root: Path, locked: list[str] | None = None) -> tuple[list[str], tuple[str, ...]]:
     """Return the images below a folder, as sorted relative names, and a line on those that are not read.
 
     Hidden files (macOS adds a ._NAME.png to each), what belongs to the system and results of --predict are
     skipped. Each folder is searched once: links may lead in circles. UserError if there is no image, or for
-    links that lead nowhere; PermissionError for a folder that may not be read.
+    links that lead nowhere; PermissionError for a folder that may not be read, unless it goes into `locked`.
     """
     images, others, nowhere, seen, folders = [], [], [], set(), [str(root)] if root.is_dir() else []
     for folder in folders:  # which grows
         if (real := os.path.realpath(folder)) in seen:
             continue
         seen.add(real)
-        with os.scandir(folder) as entries:
-            visible = [e for e in entries if e.name[0] != "." and e.name.lower() not in SYSTEM_FOLDERS]
+        try:
+            with os.scandir(folder) as entries:
+                visible = [e for e in entries if e.name[0] != "." and e.name.lower() not in SYSTEM_FOLDERS]
+        except PermissionError:
+            if locked is None:
+                raise
+            locked.append(folder)
+            continue
         for entry in sorted(visible, key=lambda entry: entry.name):  # only for links these calls ask the disk
             suffix = os.path.splitext(entry.name)[1].lower()
             name = os.path.relpath(entry.path, root).replace(os.sep, "/")

@@ -79,17 +79,17 @@ class ImageFolder(Images):
     """`path`, or all PNG and JPEG files below it, sorted; items are (input,), turned upright (EXIF).
 
     `names`: paths below `path` without suffix, or all of them with it if two would be alike. UserError if
-    there is no image, or if labels are among them.
+    there is no image, or if labels are among them. `locked`: for --predict, the folders that may not be read.
     """
 
     upright = True
 
     def __init__(self, path: str, size: tuple[int, int], option: str = "--predict"):
-        root, reports = Path(path), ()
+        root, reports, self.locked = Path(path), (), []
         if not root.exists():
             raise UserError(f"{option} {path}: no such file or folder")
         if root.is_dir():
-            files, reports = find_images(root)
+            files, reports = find_images(root, self.locked if option == "--predict" else None)
             check_no_labels(root, files)
         else:
             root, files = root.parent, [root.name]

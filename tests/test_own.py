@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+import CLAN_evaluate_city
 from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES, IGNORE_LABEL, INFO, INFO_PATH, read_classes
 from dataset.gta5_dataset import GTA5DataSet
 from dataset.images import ImageFolder, names_crc32
 from dataset.labels import check_labels
 from dataset.transform import LABEL_TO_TRAIN
+from options.evaluate_options import get_arguments
 from tests.scripts import EAGER, EVALUATE, ROOT, TRAIN, fails, module, python, rows_of, run, train_words
 from utils import checkpoint
 from utils.system.errors import UserError
@@ -73,7 +75,7 @@ def test_linked_folders_are_searched_once_and_hidden_ones_are_not(images, tmp_pa
     assert names_crc32(data)
 
 
-def test_a_folder_that_may_not_be_read_is_an_error(images, monkeypatch):
+def test_a_folder_that_may_not_be_read_is_an_error_and_skipped_by_predict(images, monkeypatch, tmp_path):
     scandir = os.scandir
 
     def locked(path):
@@ -83,7 +85,15 @@ def test_a_folder_that_may_not_be_read_is_an_error(images, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", locked)  # root may read all
     with pytest.raises(PermissionError, match="Permission denied: .*day"):
-        ImageFolder(images, (64, 48))
+        ImageFolder(images, (64, 48), "--data-dir-target")
+    data = ImageFolder(images, (64, 48))
+    [locked] = data.locked
+    assert locked.endswith("/day") and data.names and not [name for name in data.names if "day" in name]
+    monkeypatch.setattr(CLAN_evaluate_city, "predictions", lambda *_: ())
+    argv = ["--restore-from", "x", "--predict", str(images), "--save-path", str(tmp_path / "r")]
+    args = get_arguments(argv)
+    with pytest.raises(UserError, match="0 of . images .*folders that may not be read: .*day"):
+        CLAN_evaluate_city.predict(args, None, data)
 
 
 @pytest.mark.slow
