@@ -49,7 +49,7 @@ def adapted(images, data, tmp_path_factory):
 
 def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     folder, output = adapted
-    assert f"no validation: {images} is no tree of Cityscapes; see --data-dir-val" in output
+    assert f"no validation: {images} is no Cityscapes tree; see --data-dir-val" in output
     assert "5 target images" in output
     assert len(rows_of(folder / "loss.csv")) == 2 and not rows_of(folder / "miou.csv")
     assert all(float(row["loss_D_t"]) > 0 for row in rows_of(folder / "loss.csv"))

@@ -82,7 +82,7 @@ class Run:
         if self.is_main:
             notes += self._prepare_folder(resume, checksums)
         if val is None and not args.not_val:
-            notes.append(f"no validation: {args.data_dir_target} is no tree of Cityscapes; see --data-dir-val")
+            notes.append(f"no validation: {args.data_dir_target} is no Cityscapes tree; see --data-dir-val")
         for data in filter(None, (source, target, val)):
             notes += data.reports
         self.log(
