@@ -36,8 +36,8 @@ SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: those of a step after the warm
 
 def sizes(text: str) -> str:
     """Return a pair of sizes as it is; an argparse type."""
-    if not re.fullmatch(r"\d{2,}x\d{2,}\+\d{2,}x\d{2,}", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not SOURCE+TARGET, such as {SIZES[0]}")
+    if not re.fullmatch(r"\d+x\d+\+\d+x\d+", text) or min(map(int, re.findall(r"\d+", text))) < 32:
+        raise argparse.ArgumentTypeError(f"'{text}' is not SOURCE+TARGET, at least 32, such as {SIZES[0]}")
     return text
 
 
