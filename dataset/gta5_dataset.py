@@ -33,12 +33,13 @@ class GTA5DataSet(Images):
             files = read_split(split, subset, files)
         names = [os.path.splitext(file)[0] for file in files]
         pairs = [(name, images / file, labels / f"{name}.png") for name, file in zip(names, files)]
-        there = find_files([path for _, *pair in pairs for path in pair]).keys()
-        absent = [name for name, *pair in pairs if there.isdisjoint(pair)]
-        if 0 < len(absent) <= 0.01 * len(pairs):
-            reports += (f"{split or list_path}: {len(absent)} of {len(pairs)} images skipped, as "
-                        f"neither image nor label is there: {few(absent, 25)}",)
-            pairs = [pair for pair in pairs if pair[0] not in absent]
+        if split or list_path:  # otherwise each image has been found
+            there = find_files([path for _, *pair in pairs for path in pair]).keys()
+            absent = [name for name, *pair in pairs if there.isdisjoint(pair)]
+            if 0 < len(absent) <= 0.01 * len(pairs):
+                reports += (f"{split or list_path}: {len(absent)} of {len(pairs)} images skipped, as "
+                            f"neither image nor label is there: {few(absent, 25)}",)
+                pairs = [pair for pair in pairs if pair[0] not in absent]
         super().__init__(size, *map(list, zip(*pairs)), reports)
         self.labels_at_size = not evaluation
         if evaluation and not list_path:
