@@ -84,7 +84,7 @@ def check_labels(data) -> tuple[str, ...]:
             return check_ids(where, counts)
     ids, count = np.flatnonzero(counts).tolist(), min(sample, len(data))
     raise UserError(f"{where}: no pixel of any class in {count} labels, only ids {ids}; take a set with "
-                    f"labels (test sets have none), use --not-val, or see {INFO_PATH}")
+                    f"labels (test sets have none: --predict, in training --not-val), or see {INFO_PATH}")
 
 
 def check_palettes(where: str, colours: set[tuple[int, tuple]]) -> None:

@@ -31,6 +31,11 @@ from tests.scripts import ROOT
 from utils.system.errors import UserError, run_script
 
 SIZES, FULL = ("320x180+256x128", "640x360+512x256"), "1280x720+1024x512"
+HEAD = """# Benchmark
+
+`python -m tests.benchmark --torch PYTHON`: batches of one image, source + target size; evaluation of images
+of 2048x1024 from an input of 1024x512.
+"""
 SETTINGS = (0.9, 0.4, 40.0)  # damp, base, local: those of a step after the warm-up, with pixel weights
 
 
@@ -200,8 +205,9 @@ def main(args: argparse.Namespace) -> None:
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     cores = f"{len(os.sched_getaffinity(0))} cores of {processor[1] if processor else platform.processor()}"
     lines += ["", f"{versions}, Python {platform.python_version()}, {cores}. Medians of {args.rounds} turns, "
-              f"2 at {FULL}. Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
-    Path(args.markdown).write_text("# Benchmark\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+              f"of 2 at {FULL}, of 3 for the evaluation. "
+              f"Load average {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after."]
+    Path(args.markdown).write_text("\n".join([HEAD, *lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":
