@@ -56,7 +56,8 @@ def add_method_options(parser: Parser) -> None:
     add("--method", choices=("clan", "tan", "source"), default="clan",
         help="clan; tan: vanilla adversarial training; source: no adaptation")
     add("--recipe", choices=tuple(RECIPES), default="default",
-        help="default: the paper; released: focal loss, repeated backbone updates, augmentation")
+        help="default: cross-entropy, one update a step, no augmentation; released: focal loss, repeated "
+        "backbone updates, augmentation, as in the authors' code")
     add("--seg-loss", choices=("ce", "focal"), help="cross-entropy or focal loss (default: by recipe)")
     add("--repeat-backbone-updates", action=BooleanOptionalAction,
         help="repeat the momentum update 3 times in bottlenecks, 4 on downsample (default: by recipe)")
