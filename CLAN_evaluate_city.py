@@ -25,7 +25,7 @@ import json
 import os
 import shutil
 import zlib
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -102,17 +102,22 @@ def one_checkpoint(args) -> None:
 def with_run(args, path: str | Path, content: dict) -> tuple[Namespace, str]:
     """Return the options with the network and the input size for a checkpoint, and a line on their origin.
 
-    The command line comes first, then the checkpoint, then, for the size, options.json next to it.
+    The command line comes first, then the checkpoint, then, for the size, options.json next to it. UserError
+    if the size found there is none.
     """
     beside = follow_link(Path(path)).parent / "options.json"
     saved = read_json(beside)
     sizes = {
         "--input-size": args.input_size,
-        "the checkpoint": size(content["input_size"]) if "input_size" in content else None,
+        "the checkpoint": content.get("input_size"),
         str(beside): saved.get("input_size_target") if isinstance(saved, dict) else None,
         "the paper": (1024, 512),
     }
-    origin, (width, height) = next(item for item in sizes.items() if item[1])
+    origin, value = next(item for item in sizes.items() if item[1] is not None)
+    try:
+        width, height = size(value if isinstance(value, str) else ",".join(map(str, value)))
+    except (TypeError, ArgumentTypeError):
+        raise UserError(f"{path}: the input size in {origin} is damaged; give --input-size W,H") from None
     model, named = args.model, "--model"
     if model == "auto":
         model, named = checkpoint.model_of(content, str(path)), "the checkpoint"
@@ -131,9 +136,9 @@ def set_up(args, origin: str) -> tuple[Images | None, Images | None]:
         if min(width, height) < 32:
             raise UserError(f"--scales {scale:g}: makes inputs of {width}x{height}, but both have to be at "
                             "least 32 pixels")  # fmt: skip
-    data, train = images_of(args)
     device.setup(args)
     run_folder.lock_results_dir(args.save_path)
+    data, train = images_of(args)
     lines = [environment_note, origin, device.precision_line(device.precision("O0", args.conv_precision))]
     if views := views_of(args):
         lines.append("predictions are means over scales {scales}, flip {flip}".format(**views))
@@ -357,8 +362,9 @@ def predict(args, net_G: Res_Deeplab, data: ImageFolder) -> None:
     parallel.barrier()  # until rank 0 has printed: msrun kills all processes when one exits
     if count or data.locked:
         named = f": {few(sorted(skipped))}" if skipped else ""  # each process names its own
-        folders = f"; folders that may not be read: {few(data.locked)}" if data.locked else ""
-        raise UserError(f"{count} of {len(data)} images could not be read and were skipped{named}{folders}")
+        lines = [f"{count} of {len(data)} images could not be read and were skipped{named}"] if count else []
+        lines += [f"folders that may not be read were skipped: {few(data.locked)}"] if data.locked else []
+        raise UserError("; ".join(lines))
 
 
 def export(args, net_G: Res_Deeplab) -> None:

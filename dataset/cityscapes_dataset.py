@@ -43,6 +43,7 @@ def find_tree(root: Path, set: str) -> tuple[Path, Path]:
                         "a training with --not-val needs no val")
     raise UserError(
         f"Cityscapes not found: no folder {root / TREES[0] / set} or {root / TREES[3] / set} "
-        "(--data-dir-target in training, --data-dir in evaluation); download: "
+        "(--data-dir-target in training, not needed with --method source --not-val; --data-dir in "
+        "evaluation); download: "
         "https://www.cityscapes-dataset.com/ — or try CLAN_train_gta5_2_city.py --demo, which needs no data"
     )

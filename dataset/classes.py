@@ -36,7 +36,8 @@ def read_classes(path: Path) -> dict:
              '"label" has names with a comma, quote, line break or blanks around them')
         for key, top, hint in (("label2train", 256, ""),
                                ("synthia2train", 2**16, "; delete it unless you use SYNTHIA")):
-            need(all(-1 <= i < top and (0 <= t < n or t == IGNORE_LABEL) for i, t in info.get(key, [])),
+            need(all(type(i) is type(t) is int and -1 <= i < top and (0 <= t < n or t == IGNORE_LABEL)
+                     for i, t in info.get(key, [])),
                  f'"{key}" has to be pairs [id below {top}, trainId below {n} or 255]{hint}')
         trainIds = dict(info["label2train"])
         need(len(trainIds) == len(info["label2train"]) and set(trainIds.values()).issuperset(range(n)),

@@ -102,6 +102,8 @@ def find_images(root: Path, locked: list[str] | None = None) -> tuple[list[str],
                         "restore their files, or remove them")
     count = f"{len(others)} of {len(others) + len(images)} images skipped, as only PNG and JPEG are read"
     reports = (f"{root}: {count}: {few(sorted(others))}",) if others else ()
+    if not images and locked:
+        raise UserError(f"no image can be reached, as folders may not be read: {few(locked)}")
     if not images:
         raise UserError("; ".join((f"{root}: no image ({', '.join(SUFFIXES)}) in it", *reports)))
     return sorted(images), reports
@@ -146,8 +148,10 @@ def find_files(paths: list[Path]) -> dict[Path, Path]:
         return stem + suffix.lower()
 
     there = {}
-    for folder in filter(os.path.isdir, {os.path.dirname(path) for path in paths}):
-        files = [entry.path for entry in os.scandir(folder) if entry.is_file()]
+    for folder in {os.path.dirname(path) for path in paths}:  # "" is the current one
+        if not os.path.isdir(folder or "."):
+            continue
+        files = [os.path.join(folder, e.name) for e in os.scandir(folder or ".") if e.is_file()]
         there |= {key(file): file for file in files} | {file: file for file in files}
     found = {path: there.get(str(path), there.get(key(path))) for path in paths}
     return {path: Path(file) for path, file in found.items() if file}

@@ -32,6 +32,8 @@ def labelled_images(path: str, option: str, size: tuple[int, int], set: str = "v
         if set != "val":
             raise UserError(f"{option} {path} has images/ and labels/: --set is for Cityscapes; leave it out")
         data = GTA5DataSet(path, list_path, size, evaluation=True)
+    elif option == "--data-dir-val" and not Path(path).exists():
+        raise UserError(f"{option} {path}: no such folder")
     elif is_cityscapes(path) or not Path(path).exists():
         data = cityscapesDataSet(path, set, list_path, size, labels=True)
     else:

@@ -10,7 +10,8 @@ from os.path import expanduser
 
 # Options that people type because other programs have them: a message suggests ours, nothing accepts theirs.
 OURS = {"lr": ("--learning-rate",), "seed": ("--random-seed",), "bs": ("--batch-size",),
-        "workers": ("--num-workers",), "gpu": ("--device-id",), "epochs": ("--num-steps",),
+        "workers": ("--num-workers",), "gpu": ("--device-id",),
+        "epoch": ("--num-steps",), "epochs": ("--num-steps",),
         "checkpoint": ("--restore-from", "--resume"), "resume-from": ("--resume",)}
 
 
@@ -69,9 +70,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             if unknown[0][:1] not in "-–—":  # what a shell makes of *.jpg; long dashes come from web pages
                 self.error(f"unexpected {unknown[0]}: it belongs to no option; quote what has spaces or *")
-            typed, known = unknown[0].split("=")[0], self._option_string_actions
-            near = [option for option in OURS.get(typed.strip("-").lower(), ()) if option in known]
-            near = " or ".join(near or difflib.get_close_matches(typed, known, 1))
+            typed, known = unknown[0].split("=")[0], {*self._option_string_actions} - {"-h", "--help"}
+            ours = OURS.get(typed.strip("-").lower())
+            near = difflib.get_close_matches(typed, known, 1) if ours is None else known.intersection(ours)
+            near = " or ".join(sorted(near))
             self.error(f"unknown option {unknown[0]}" + (f", did you mean {near}?" if near else ""))
         return args
 

@@ -18,8 +18,8 @@ def build_parser() -> Parser:
     parser = Parser("mIoU of a CLAN checkpoint on Cityscapes.")
     add = group_adder(parser, "checkpoint and data")
     add("--restore-from", metavar="PATH", required=True,
-        help="checkpoint, .ckpt or .pth, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate every "
-        "GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
+        help="checkpoint, .ckpt, .pth or .safetensors, e.g. ./checkpoint/GTA5_best.ckpt; a folder: evaluate "
+        "every GTA5_<steps>.ckpt or .pth in it and write miou.csv, or resume that")
     add("--model", choices=("auto", "resnet101", "small"), default="auto",
         help="auto: that of the checkpoint")
     add("--data-dir", metavar="DIR", default="./data/Cityscapes",

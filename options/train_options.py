@@ -101,8 +101,9 @@ def add_run_options(parser: Parser) -> None:
         "resnet101)")
     add("--train-bn-affine", action=BooleanOptionalAction, default=False,
         help="train batch norm's scale and offset (default: off, frozen)")
-    add("--restore-from", metavar="FILE", path=True, help="initial weights of G, .ckpt or .pth, or 'none' "
-        "(default: ./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
+    add("--restore-from", metavar="FILE", path=True,
+        help="initial weights of G, .ckpt, .pth or .safetensors, or 'none' (default: "
+        "./model/DeepLab_resnet_pretrained_init-f81d91e8, .ckpt or .pth)")
     add("--restore-from-D", metavar="FILE", path=True, **NO_D, help="initial weights of D (default: random)")
     add("--resume", "--continue-train", dest="continue_train", metavar="PATH", resume="new", path=True,
         help="resume from this checkpoint, or from the newest in this folder; options that are not given "

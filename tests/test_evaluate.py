@@ -149,6 +149,17 @@ def test_an_evaluation_knows_the_run(tmp_path, argv, content, beside, expected):
     assert args.input_size is None or argv  # the given options are not changed
 
 
+@pytest.mark.parametrize("content, beside", [
+    ({"input_size": "abc"}, None), ({"input_size": 5}, None), ({}, [0, 0]), ({}, 64), ({}, [64, 48, 3]),
+])  # fmt: skip
+def test_a_damaged_input_size_is_told(tmp_path, content, beside):
+    write_json(tmp_path / "options.json", {"input_size_target": beside})
+    path = tmp_path / "GTA5_1.ckpt"
+    args = CLAN_evaluate_city.get_arguments(["--restore-from", str(path)])
+    with pytest.raises(UserError, match=f"{path}: the input size in .* is damaged; give --input-size W,H"):
+        CLAN_evaluate_city.with_run(args, path, content)
+
+
 def test_a_checkpoint_alone_knows_its_run(trained, data, tmp_path):
     path, city = folder_of(tmp_path, trained, 1) / "GTA5_1.ckpt", ["--data-dir", data / "City"]
     argv = ["--restore-from", path, *city, "--save-path", tmp_path / "result", *EAGER, *CPU]
@@ -184,8 +195,9 @@ def upsampled(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return x
 
 
-def test_scales_and_flip_average_probabilities(trained, data, compiled):
+def test_scales_and_flip_average_probabilities(trained, data, compiled, monkeypatch):
     """NumPy averages the probabilities at the label's size. Each scale is compiled once."""
+    monkeypatch.setattr(evaluation, "STRIP", 40)  # of 102 rows
     net_G, city, found = network(trained), cityscapesDataSet(data / "City", "val", None, (64, 48), True), []
     evaluate(net_G, city, each=lambda *args: found.append(args[1:]), scales=(1.0, 0.75), flip=True)
     assert compiled == [net_G, net_G]
@@ -501,6 +513,7 @@ def test_an_exported_network_predicts_the_same(trained, argv, data, tmp_path):
     ("GTA5_1.ckpt", ["--predict", ""], "--predict is empty: give it a value"),
     ("GTA5_1.ckpt", ["--predict", "a.png", "b.png"], "unexpected b.png: it belongs to no option"),
     ("GTA5_1.ckpt", ["—predict", "a.png"], "unknown option —predict, did you mean --predict?"),
+    ("GTA5_1.ckpt", ["--lr", 1], "unknown option --lr (--help"),  # nothing of ours is meant
     (".", ["--export", "mindir"], "--export takes one checkpoint"),
     ("GTA5_1.ckpt", ["--export", "mindir", "--adapt-bn", 2, "--flip"], "--flip has no effect with --export"),
     ("GTA5_1.ckpt", ["--scales", "1,x"], "'x' is not a number"),

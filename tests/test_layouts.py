@@ -116,6 +116,8 @@ def test_without_adaptation_no_target_is_needed(data, trained, tmp_path):
     more = ["--data-dir-val", trained[2] / "images", "--snapshot-dir", tmp_path / "other"]
     message = fails(TRAIN, *argv, *more)
     assert f"--data-dir-val {trained[2] / 'images'}: no images with labels in it" in message
+    more[1] = tmp_path / "nowhere"
+    assert f"--data-dir-val {more[1]}: no such folder" in fails(TRAIN, *argv, *more)
     assert "no effect with --not-val" in refused("--data-dir-val", trained[2], "--not-val")
 
 

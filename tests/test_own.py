@@ -63,6 +63,12 @@ def test_training_takes_a_plain_folder_as_its_target(adapted, images):
     assert np.array_equal(data.read(3, mirror=True)[0], b[:, :, ::-1])
 
 
+def test_images_of_the_current_folder_are_found(images, monkeypatch):
+    monkeypatch.chdir(images / "trip" / "day")
+    assert ImageFolder(".", (64, 48)).names == ["b", "c"]
+    assert ImageFolder("c.png", (64, 48)).names == ["c"]
+
+
 def test_linked_folders_are_searched_once_and_hidden_ones_are_not(images, tmp_path):
     (tmp_path / "all").mkdir()
     for link in ("a link", "another name"):
@@ -92,8 +98,10 @@ def test_a_folder_that_may_not_be_read_is_an_error_and_skipped_by_predict(images
     monkeypatch.setattr(CLAN_evaluate_city, "predictions", lambda *_: ())
     argv = ["--restore-from", "x", "--predict", str(images), "--save-path", str(tmp_path / "r")]
     args = get_arguments(argv)
-    with pytest.raises(UserError, match="0 of . images .*folders that may not be read: .*day"):
+    with pytest.raises(UserError, match="^folders that may not be read were skipped: .*day$"):
         CLAN_evaluate_city.predict(args, None, data)
+    with pytest.raises(UserError, match="no image can be reached, as folders may not be read: .*day"):
+        ImageFolder(images / "trip" / "day", (64, 48))
 
 
 @pytest.mark.slow
@@ -171,7 +179,8 @@ def test_all_mistakes_in_info_json_are_named_at_once(tmp_path):
     ({"palette": [[0, 0, 0]]}, "palette"), ({"palette": [[0, 0, 256]] * 19}, "a colour is"),
     ({"palette": [[9, 9, i // 2] for i in range(19)]}, "palette"), ({"void": INFO["palette"][:1]}, "palette"),
     ({"classes": 8}, "classes"), ({"label": ["a, b", *CLASS_NAMES[1:]]}, "label"),
-    ({"label2train": [[7, 70]]}, "label2train"), ({"label2train": INFO["label2train"][:9]}, "label2train"),
+    ({"label2train": [[7, 70]]}, "label2train"), ({"label2train": [[7.0, 0]]}, "label2train"),
+    ({"label2train": INFO["label2train"][:9]}, "label2train"),
     ({"label2train": [*INFO["label2train"], [7, 6]]}, "label2train"), ({"subsets": [["x"]]}, "subsets"),
 ])
 def test_mistakes_in_info_json_are_named(tmp_path, change, named):

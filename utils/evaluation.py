@@ -22,6 +22,7 @@ from utils.system.errors import UserError
 argmax = ops.Argmax(axis=1, output_type=mindspore.int32)
 mirror = ops.ReverseV2(axis=[3])
 AVERAGED_PIXELS = 2**24  # of an image whose probabilities are averaged: those of 19 classes take 1.3 GB
+STRIP = 256  # rows: a softmax takes several times the memory of its logits
 
 
 class Predict(nn.Cell):
@@ -53,11 +54,14 @@ def best_mean_class(views: list[tuple], size: tuple[int, int], classifier: str, 
     """
     if len(views) == 1:
         return best_class(views[0], size, classifier)
-    total = 0
+    tops = range(0, size[0], STRIP)
+    totals = [0] * len(tops)
     for n, logits in enumerate(views):
-        p = softmax(logits_at(logits, size, classifier))
-        total += mirror(p) if flip and n >= len(views) // 2 else p
-    return argmax(total)
+        logits = logits_at(logits, size, classifier)
+        for k, top in enumerate(tops):
+            p = softmax(logits[:, :, top : top + STRIP])
+            totals[k] += mirror(p) if flip and n >= len(views) // 2 else p
+    return ops.concat([argmax(total) for total in totals], axis=1)
 
 
 def evaluate(

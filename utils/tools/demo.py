@@ -25,7 +25,7 @@ from dataset.cityscapes_dataset import cityscapesDataSet
 from dataset.classes import CLASS_NAMES
 from model.CLAN_G import Res_Deeplab, generator
 from model.upsample import up
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.evaluation import adapt_bn, evaluate
 from utils.loss import alignment_map
 from utils.metrics import class_iou, mean_iou, number_or_none, percent
@@ -58,6 +58,7 @@ def demo(args) -> None:
     started, folder, steps, seed = time.time(), Path(args.snapshot_dir), args.num_steps, args.random_seed
     if (folder / "stage_a").exists():
         raise UserError(f"{folder} already holds a demo; choose another --snapshot-dir or move that one away")
+    run_folder.lock_run_dir(folder, "working")  # until this process ends
     data = write_demo_data("./data/demo", seed)
     run_stages(args, data)
 
