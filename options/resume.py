@@ -20,7 +20,7 @@ def merge_resume_options(parser: Parser, args: Namespace, argv: list[str] | None
     given = follow_link(Path(args.continue_train))
     path = (given if given.is_dir() else given.parent) / "options.json"
     if not path.is_file():
-        if not given.exists():
+        if not any(os.path.exists(f"{given}{suffix}") for suffix in ("", ".ckpt")):
             parser.error(f"--resume {args.continue_train}: no such checkpoint or folder")
         if not args.snapshot_dir:
             parser.error(f"{path} is missing: check --resume, or give the run's options and --snapshot-dir")
