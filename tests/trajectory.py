@@ -1,19 +1,23 @@
 """Train beside PyTorch on photographs, CamVid to IDD-Lite; write tests/results/trajectory.md.
 
-    python -m tests.trajectory --torch PYTHON --camvid DIR --idd DIR [--seeds 1,2,3,4,5]
+    python -m tests.trajectory --torch PYTHON --camvid DIR --idd DIR [--seeds 1,2,3,4,5] [--perturbed 2]
 
 Both sides start from the same weights (stage A on CamVid, a D from the seed) and see the same images in the
 same order, scale and mirroring. This side is the training script; PyTorch's is tests/trajectory_torch.py,
 which is first compared with the reference outputs of the authors' code. All weights are evaluated here. To
-tell errors from chaos, PyTorch's run is repeated twice from weights that differ by about their last bit.
+tell errors from chaos, PyTorch's run is repeated from weights that differ by about their last bit, and
+PyTorch takes each step of this side's run once from the state before it, so that no difference can grow.
 
-A run takes one thread. The tables are written after each; a second start does only what has no result yet.
-PYTHON is an interpreter with torch, safetensors, numpy and pillow.
+A run takes one thread. These single steps come first, and the states that they start from take 4 GB. The
+tables are written after each run; a second start does only what has no result yet. PYTHON is an interpreter
+with torch, safetensors, numpy and pillow.
 """
 
 import importlib.metadata
+import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from argparse import Namespace
@@ -38,13 +42,13 @@ from model.CLAN_G import Res_Deeplab, generator
 from options import Parser, number
 from options.train_options import get_arguments
 from tests.scripts import ROOT, losses
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.system.errors import UserError, run_script
 from utils.system.files import atomic, read_json, rotate_existing, write_json
 from utils.tables import LOSSES
 from utils.tools import ablation
 
-STEPS, WINDOW, FOLDER = 800, 100, "./checkpoint/trajectory"
+STEPS, WINDOW, SINGLE, FOLDER = 800, 100, 400, "./checkpoint/trajectory"
 TORCH_NEEDS = "torch, safetensors, numpy and pillow"
 COMMON = ["--model", "small", *ablation.PHOTO_SIZE, "--not-val", "--device", "cpu", "--lambda-weight", "0.1",
           "--save-pred-every", str(STEPS)]
@@ -55,10 +59,11 @@ FORMS = {  # sharp: the steps with pixel weights come before chaos has made two 
               "--learning-rate-D", "0.0001"],
     "long": ["--num-steps", str(STEPS), "--preheat-steps", "80", "--learning-rate", "0.005",
              "--learning-rate-D", "0.001"]}
-SIDES = ["ours", "PyTorch", "perturbed_1", "perturbed_2"]  # the last two are PyTorch's, too
+FORMS["single"] = [*FORMS["long"], "--num-steps-stop", str(SINGLE), "--save-pred-every", "1"]
 SHARP_PARTS = ((0, 12), (12, 25), (25, 60))  # of steps, in the table
 SHARP_LIMITS = {"default": {25: 1e-5, 60: 1e-3}, "released": {25: 1e-4, 60: 1e-3}}  # over so many steps
 GOLDEN_LIMITS = {"losses of steps 0 to 2": 1e-3, "losses of steps 3 to 7": 3e-2, "changes of weights": 5e-2}
+SINGLE_LIMITS = 3, 0.03  # of the median, as a multiple of float32's in PyTorch; of the largest difference
 MIOU = {"running": "mIoU_running", "re-estimated": "mIoU"}  # batch norm's statistics
 HEAD = """# 800 steps beside PyTorch
 
@@ -71,16 +76,20 @@ lambda_adv 0.1, with that gradient; both: lambda_weight 0.1. This side counts as
 - PyTorch's side keeps to the tolerances of `tests/golden.py` in 8 steps of the full network;
 - in the sharp form (60 steps with small learning rates, so that pixel weights come before chaos) each loss
   is within a relative 1e-5 of PyTorch's over 25 steps (released: 1e-4), and within 1e-3 over all;
+- in steps 1 to 399 of the 800, each taken once by PyTorch from the state that this side's run has reached,
+  the gradients of G and of D (what a step adds to the first moments, with weight decay) differ from those of
+  PyTorch in float64 by at most 3 %, and at the median by at most 3 times what those in float32 differ by;
 - over 800 steps, mIoU and the means of each loss over 100 steps differ from PyTorch's by at most twice as
   much as those of the perturbed runs, each at its worst over the seeds;
 - the mean difference of mIoU over the seeds is within two standard errors of 0.
 """
 
 
-def list_of_runs(seeds: list[int]) -> list[tuple[str, str, int, str]]:
-    """Return recipe, form, seed and side of all runs in their order."""
-    runs = [(recipe, "sharp", seeds[0], side) for recipe in RECIPES for side in SIDES[:3]]
-    return runs + [(recipe, "long", seed, side) for recipe in RECIPES for sides in (SIDES[:2], SIDES[2:])
+def list_of_runs(seeds: list[int], perturbed: int = 2) -> list[tuple[str, str, int, str]]:
+    """Return recipe, form, seed and side of all runs in their order; `perturbed` of them for each seed."""
+    both, others = ["ours", "PyTorch"], [f"perturbed_{k}" for k in range(1, perturbed + 1)]
+    runs = [(recipe, "sharp", seeds[0], side) for recipe in RECIPES for side in both + others[:1]]
+    return runs + [(recipe, "long", seed, side) for recipe in RECIPES for sides in (both, others)
                    for seed in seeds for side in sides]
 
 
@@ -126,23 +135,68 @@ def images_of_steps(args: Namespace) -> dict[str, list[list]]:
     return lists
 
 
+def options(weights: tuple[Path, Path], recipe: str, form: str, seed: int, folder: Path) -> list[str]:
+    """Return the training script's options. weights: from `initial_weights`; folder: where the run goes."""
+    path_G, path_D = weights
+    data = Path(ablation.PHOTO_DATA)
+    words = [*COMMON, *RECIPES[recipe], *FORMS[form], "--random-seed", seed, "--snapshot-dir", folder,
+             "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
+             "--restore-from", path_G, "--restore-from-D", path_D]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def single_steps(torch: str, weights: tuple[Path, Path], recipe: str, seed: int) -> np.ndarray:
+    """Return the relative differences of gradients from PyTorch's in float64, (SINGLE - 1, 2, 2).
+
+    In axis 1 those of G and of D; in axis 2 this side's and those of PyTorch in float32. A step starts from
+    the state that this side's run has reached.
+    """
+    folder = weights[1].parent / f"{recipe}_single"
+    argv = options(weights, recipe, "single", seed, folder / "run")
+    if not (known := ablation.known_result(folder, argv)):
+        lock = run_folder.lock_run_dir(folder / "run", option="--folder")  # a run may outlive what started it
+        shutil.rmtree(folder)  # nothing but states of a run that did not end
+        os.close(lock)
+        ablation.train(folder / "run", argv, 1)
+        interrupt.exit_if_pending()
+        for step in range(1, SINGLE + 1):
+            path = folder / "run" / f"GTA5_{step}.ckpt"
+            np.savez(folder / f"{step}.npz", **torch_state(checkpoint.read(str(path))))
+            path.unlink()
+        write_json(folder / "job.json", {"argv": argv, **images_of_steps(get_arguments(argv))})
+        print(f"{recipe}, seed {seed}: PyTorch takes {SINGLE - 1} single steps", flush=True)
+        run_torch(torch, "single", folder)
+        for path in folder.glob("*.npz"):
+            path.unlink()
+        differences = json.loads((folder / "differences.json").read_text(encoding="utf-8"))
+        known = {"differences": differences, "command": argv}
+        write_json(folder / "result.json", known)
+    return np.array(known["differences"])
+
+
+def torch_state(content: dict) -> dict[str, np.ndarray]:
+    """Return networks and moments of a checkpoint of the training script; batch norm has PyTorch's names."""
+    theirs, state = {ours: name for name, ours in checkpoint.BN_NAMES.items()}, {}
+    for name, value in content.items():
+        if "net_" in name:
+            module, leaf = name.rsplit(".", 1)
+            state[f"{module}.{theirs.get(leaf, leaf)}"] = value
+    return state
+
+
 def do_run(torch: str, weights: tuple[Path, Path], recipe: str, form: str, seed: int, side: str) -> dict:
     """Do one run unless it is done; return the content of its result.json, and its losses (steps, 5).
 
     torch: PyTorch's interpreter. weights: from `initial_weights`; the others are from `list_of_runs`.
     """
-    path_G, path_D = weights
-    folder, data = path_D.parent / f"{recipe}_{form}" / side, Path(ablation.PHOTO_DATA)
-    words = [*COMMON, *RECIPES[recipe], *FORMS[form], "--random-seed", seed, "--snapshot-dir", folder,
-             "--data-dir", data / "GTA5", "--data-dir-target", data / "Cityscapes",
-             "--restore-from", path_G, "--restore-from-D", path_D]  # fmt: skip
-    argv = [str(word) for word in words]
+    folder = weights[1].parent / f"{recipe}_{form}" / side
+    argv = options(weights, recipe, form, seed, folder)
     if side == "ours":
         ablation.train(folder, argv, 1)
     elif not ablation.known_result(folder, argv):
         if folder.exists():
             rotate_existing(folder)
-        job = {"argv": argv, "weights": os.path.abspath(path_D.parent),
+        job = {"argv": argv, "weights": os.path.abspath(weights[1].parent),
                "perturb": int(side.partition("_")[2] or 0), **images_of_steps(get_arguments(argv))}
         write_json(folder / "job.json", job)
         run_torch(torch, "train", folder)
@@ -176,21 +230,22 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [*(line.replace("nan / nan", "–").replace("nan", "–") for line in lines), ""] if rows else []
 
 
-def report(golden: dict, runs: dict[tuple, dict], seeds: list[int]) -> str:
+def report(golden: dict, singles: dict[str, np.ndarray], runs: dict[tuple, dict], keys: list[tuple]) -> str:
     """Return the content of trajectory.md: tables of what has been run, and the verdict.
 
-    golden: what tests/trajectory_torch.py found. runs: the results, by the keys of `list_of_runs`.
+    golden: what tests/trajectory_torch.py found. singles: of each recipe, from `single_steps`. runs: the
+    results, by their keys. keys: those of all runs, from `list_of_runs`.
     """
+    seeds, sides = (list(dict.fromkeys(key[k] for key in keys)) for k in (2, 3))
     failures = [f"PyTorch's side, {trace}, {what}" for trace, values in golden["differences"].items()
                 for what, limit in GOLDEN_LIMITS.items() if not values[what] <= limit]
     lines = table(["PyTorch's side against the authors' code", *GOLDEN_LIMITS],
                   [[trace, *(f"{values[what]:.1e}" for what in GOLDEN_LIMITS)]
                    for trace, values in golden["differences"].items()])  # fmt: skip
-    lines += sharp_table(runs, seeds[0], failures)
+    lines += sharp_table(runs, seeds[0], failures) + single_table(singles, seeds[0], failures)
     for recipe in RECIPES:
-        lines += long_tables(runs, seeds, recipe, failures)
-    total = len(list_of_runs(seeds))
-    of = "" if len(runs) == total else f" of the first {len(runs)} of {total} runs"
+        lines += long_tables(runs, seeds, sides, recipe, failures)
+    of = "" if len(runs) == len(keys) else f" of the first {len(runs)} of {len(keys)} runs"
     verdict = f"it does not hold: {'; '.join(failures)}" if failures else "it holds"
     lines += [f"Verdict{of}: {verdict}.", ""]
     versions = f"MindSpore {importlib.metadata.version('mindspore')}, PyTorch {golden['torch']}"
@@ -203,7 +258,8 @@ def sharp_table(runs: dict[tuple, dict], seed: int, failures: list[str]) -> list
               *(f"steps {a} to {b - 1}" for a, b in SHARP_PARTS)]
     rows = []
     for recipe, limits in SHARP_LIMITS.items():
-        ours, torch, perturbed = (runs.get((recipe, "sharp", seed, side)) for side in SIDES[:3])
+        ours, torch, perturbed = (runs.get((recipe, "sharp", seed, side))
+                                  for side in ("ours", "PyTorch", "perturbed_1"))
         for name, run in (("ours", ours), ("perturbed", perturbed)):
             if run and torch:
                 gap = abs(run["losses"] / torch["losses"] - 1).max(1)
@@ -213,21 +269,38 @@ def sharp_table(runs: dict[tuple, dict], seed: int, failures: list[str]) -> list
     return table(header, rows)
 
 
-def long_tables(runs: dict[tuple, dict], seeds: list[int], recipe: str, failures: list[str]) -> list[str]:
-    """Return the tables of a recipe; add what does not hold to `failures`."""
+def single_table(singles: dict[str, np.ndarray], seed: int, failures: list[str]) -> list[str]:
+    """Return the table of single steps; add what is beyond a limit to `failures`."""
+    header = [f"single steps, seed {seed}: relative difference of gradients from PyTorch's in float64",
+              *(f"{net}: {what}" for net in "GD" for what in ("median", "90 % below", "largest"))]
+    rows, (times, limit) = [], SINGLE_LIMITS
+    for recipe, gaps in singles.items():
+        values = np.quantile(gaps, (0.5, 0.9, 1), 0)  # (3, 2, 2)
+        for k, side in enumerate(("ours", "PyTorch in float32")):
+            rows.append([f"{recipe}, {side}", *(f"{v:.1e}" for v in values[..., k].T.flat)])
+        for net, (ours, torch), largest in zip("GD", values[0], values[2, :, 0]):
+            if not (ours <= times * torch and largest <= limit):
+                failures.append(f"single steps, {recipe}, {net}: median {ours:.1e} (float32: {torch:.1e}), "
+                                f"largest {largest:.1e}")
+    return table(header, rows)
+
+
+def long_tables(runs: dict[tuple, dict], seeds: list[int], sides: list[str], recipe: str,
+                failures: list[str]) -> list[str]:
+    """Return the tables of a recipe; add what does not hold to `failures`. sides: this, PyTorch's, others."""
     seeds = [seed for seed in seeds if (recipe, "long", seed, "PyTorch") in runs]
     if not seeds:
         return []
-    scores = np.full((len(seeds), len(SIDES), len(MIOU)), np.nan)  # nan: not run
-    means = np.full((len(seeds), len(SIDES), STEPS // WINDOW, len(LOSSES)), np.nan)
+    scores = np.full((len(seeds), len(sides), len(MIOU)), np.nan)  # nan: not run
+    means = np.full((len(seeds), len(sides), STEPS // WINDOW, len(LOSSES)), np.nan)
     for n, seed in enumerate(seeds):
-        for m, side in enumerate(SIDES):
+        for m, side in enumerate(sides):
             if run := runs.get((recipe, "long", seed, side)):
                 scores[n, m] = [run[key] for key in MIOU.values()]
                 means[n, m] = run["losses"].reshape(STEPS // WINDOW, WINDOW, -1).mean(1)
     rows = [[f"seed {seed}", *(" / ".join(f"{v:.2f}" for v in pair) for pair in pairs)]
             for seed, pairs in zip(seeds, scores)]  # fmt: skip
-    lines = table([f"{recipe}: mIoU, {' / '.join(MIOU)}", *SIDES], rows)
+    lines = table([f"{recipe}: mIoU, {' / '.join(MIOU)}", *sides], rows)
 
     differences, relative = scores - scores[:, 1:2], abs(means / means[:, 1:2] - 1).max(2)
     gaps = {f"mIoU, {name}": abs(differences[..., k]) for k, name in enumerate(MIOU)}
@@ -252,10 +325,13 @@ def long_tables(runs: dict[tuple, dict], seeds: list[int], recipe: str, failures
 
 def main(args: Namespace) -> None:
     device.setup(get_arguments(["--device", "cpu"]))
-    path, runs, weights, keys = Path(args.folder) / "golden.json", {}, {}, list_of_runs(args.seeds)
+    path, first = Path(args.folder) / "golden.json", args.seeds[0]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         run_torch(args.torch, "golden", path)
+    weights = {first: initial_weights(args, first)}
+    singles = {recipe: single_steps(args.torch, weights[first], recipe, first) for recipe in RECIPES}
+    runs, keys = {}, list_of_runs(args.seeds, args.perturbed)
     for key in keys:
         _, _, seed, _ = key
         if seed not in weights:
@@ -264,7 +340,7 @@ def main(args: Namespace) -> None:
         print(f"{len(runs)}/{len(keys)}  {' '.join(map(str, key))}: mIoU {run['mIoU']:.2f} "
               f"(running {run['mIoU_running']:.2f})", flush=True)
         with atomic(args.markdown) as temporary:
-            temporary.write_text(report(read_json(path), runs, args.seeds), encoding="utf-8")
+            temporary.write_text(report(read_json(path), singles, runs, keys), encoding="utf-8")
 
 
 def arguments() -> Namespace:
@@ -274,7 +350,9 @@ def arguments() -> Namespace:
     add("--camvid", metavar="DIR", required=True, help="CamVid, as for utils.tools.ablation")
     add("--idd", metavar="DIR", required=True, help="IDD-Lite, as for utils.tools.ablation")
     add("--seeds", type=ablation.list_of(number(int, 0, 2**31 - 1)), default="1,2,3,4,5",
-        help="with commas between; the first is that of the sharp form")
+        help="with commas between; the first is that of the sharp form and of single steps")
+    add("--perturbed", type=number(int, 1), default=2, metavar="K",
+        help="perturbed runs for each seed (default: 2)")
     add("--folder", default=FOLDER, help=f"of all runs (default: {FOLDER})")
     add("--markdown", metavar="FILE", default="tests/results/trajectory.md", help="the tables")
     return parser.parse_args()

@@ -1,7 +1,8 @@
-"""The PyTorch side of tests/trajectory.py: train on a list of images, or repeat the reference outputs.
+"""The PyTorch side of tests/trajectory.py: train, take single steps, or repeat the reference outputs.
 
     python -m tests.trajectory_torch golden FILE
     python -m tests.trajectory_torch train FOLDER
+    python -m tests.trajectory_torch single FOLDER
 
 Networks and steps are those of tests/benchmark_torch.py; nothing here needs mindspore.
 """
@@ -21,9 +22,19 @@ from safetensors.numpy import load_file
 from dataset.transform import LABEL_TO_TRAIN
 from options.train_options import get_arguments
 from tests import golden
-from tests.benchmark_torch import Discriminator, Generator, Trainer, load_weights, read_image
+from tests.benchmark_torch import (
+    Discriminator,
+    Generator,
+    Trainer,
+    load_weights,
+    read_image,
+    updates_per_step,
+)
 from utils import tables
 from utils.tables import LOSSES
+
+# What precedes the names of the first moments of G and of D in a state of this project.
+MOMENTS = "optimizer_G.moments.net_G.", "optimizer_D.moment1.net_D."
 
 
 def schedule(i: int, args: Namespace) -> tuple[float, ...]:
@@ -52,13 +63,18 @@ def train(trainer: Trainer, source: list[list], target: list[list]) -> list[list
 
     source: image, label, scale and mirror of each step. target: the same without a label.
     """
-    args, rows = trainer.args, []
-    for i, (of_source, of_target) in enumerate(zip(source, target, strict=True)):
-        x_s, y_s = read_source(*of_source, args.input_size)
-        factors = schedule(i, args)
-        losses = trainer.step(x_s, y_s, read_target(*of_target, args.input_size_target), *factors)
-        rows.append([i, *losses, *factors[-2:]])
+    rows = []
+    for i, items in enumerate(zip(source, target, strict=True)):
+        rows.append([i, *take_step(trainer, i, *items), *schedule(i, trainer.args)[-2:]])
     return rows
+
+
+def take_step(trainer: Trainer, i: int, source: list, target: list) -> list[float]:
+    """Take step i with an item of each list of `train`; return the losses."""
+    args, dtype = trainer.args, trainer.G.conv1.weight.dtype
+    x_s, y_s = read_source(*source, args.input_size)
+    x_t = read_target(*target, args.input_size_target)
+    return trainer.step(x_s.to(dtype), y_s, x_t.to(dtype), *schedule(i, args))
 
 
 def train_run(folder: Path) -> None:
@@ -80,6 +96,61 @@ def train_run(folder: Path) -> None:
     assert np.isfinite(rows).all(), "a loss is not finite"
     torch.save(G.state_dict(), folder / f"GTA5_{len(rows)}.ckpt")
     tables.write(folder / "loss.csv", ("step", *LOSSES, "lr", "lr_D"), rows)
+
+
+def single_steps(folder: Path) -> None:
+    """Take each step once from a state of this project's run; write differences.json, (steps, 2, 2).
+
+    They are the relative differences from PyTorch in float64 of the gradients of G and D (axis 1) of this
+    project and of PyTorch in float32 (axis 2). State i, in i.npz, is that before step i.
+    """
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    args, differences = get_arguments(job["argv"]), []
+    after = dict(np.load(folder / "1.npz"))
+    for i in range(1, args.num_steps_stop):
+        before, after = after, dict(np.load(folder / f"{i + 1}.npz"))
+        ends = [after]
+        for dtype in (torch.float32, torch.float64):
+            trainer, moments = trainer_at(before, args, dtype)
+            take_step(trainer, i, job["source"][i], job["target"][i])
+            ends.append({name: moment.numpy() for name, moment in moments.items()})
+        ours, single, double = (gradients(before, end, args) for end in ends)
+        differences.append([[golden.norm(x - exact) / golden.norm(exact) for x in both]
+                            for *both, exact in zip(ours, single, double)])
+    (folder / "differences.json").write_text(json.dumps(differences), encoding="utf-8")
+
+
+def trainer_at(state: dict, args: Namespace, dtype: torch.dtype) -> tuple[Trainer, dict]:
+    """Return a trainer with the networks and first moments of a state, and these moments by their names.
+
+    D's second moments are left at 0: they decide only how far D's weights move.
+    """
+    G, D = Generator(args.model), Discriminator(args.model)
+    for net, prefix in ((G, "net_G."), (D, "net_D.")):
+        load_weights(net, {name.removeprefix(prefix): value for name, value in state.items()
+                           if name.startswith(prefix)})
+        net.to(dtype)
+    trainer, moments = Trainer(G, D, args), {}
+    for prefix, net, weights in zip(MOMENTS, (G, D), (trainer.weights_G, trainer.weights_D)):
+        names = [f"{prefix}{name}" for name, p in net.named_parameters() if p.requires_grad]
+        moments |= {name: entry[1] for name, entry in zip(names, weights, strict=True)}
+    for name, moment in moments.items():
+        moment.copy_(torch.from_numpy(state[name]))
+    return trainer, moments
+
+
+def gradients(before: dict, after: dict, args: Namespace) -> list[np.ndarray]:
+    """Return what a step has added to the first moments of G and of D.
+
+    That is each weight's gradient times a factor, and for G the weight decay.
+    """
+    parts = {prefix: [] for prefix in MOMENTS}
+    for prefix in MOMENTS:
+        for name in (name for name in before if name.startswith(prefix)):
+            times = updates_per_step(name.removeprefix(prefix)) if args.repeat_backbone_updates else 1
+            decay = args.momentum**times if prefix == MOMENTS[0] else 0.9
+            parts[prefix].append((after[name] - decay * before[name].astype(float)).ravel())
+    return [np.concatenate(part) for part in parts.values()]
 
 
 def compare_golden(trace: str) -> dict[str, float]:
@@ -130,4 +201,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "golden":
         compare_all_golden(sys.argv[2])
     else:
-        train_run(Path(sys.argv[2]))
+        {"train": train_run, "single": single_steps}[sys.argv[1]](Path(sys.argv[2]))
