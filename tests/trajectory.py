@@ -176,12 +176,7 @@ def single_steps(torch: str, weights: tuple[Path, Path], recipe: str, seed: int)
 
 def torch_state(content: dict) -> dict[str, np.ndarray]:
     """Return networks and moments of a checkpoint of the training script; batch norm has PyTorch's names."""
-    theirs, state = {ours: name for name, ours in checkpoint.BN_NAMES.items()}, {}
-    for name, value in content.items():
-        if "net_" in name:
-            module, leaf = name.rsplit(".", 1)
-            state[f"{module}.{theirs.get(leaf, leaf)}"] = value
-    return state
+    return {checkpoint.torch_name(name): value for name, value in content.items() if "net_" in name}
 
 
 def do_run(torch: str, weights: tuple[Path, Path], recipe: str, form: str, seed: int, side: str) -> dict:

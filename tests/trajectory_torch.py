@@ -22,14 +22,7 @@ from safetensors.numpy import load_file
 from dataset.transform import LABEL_TO_TRAIN
 from options.train_options import get_arguments
 from tests import golden
-from tests.benchmark_torch import (
-    Discriminator,
-    Generator,
-    Trainer,
-    load_weights,
-    read_image,
-    updates_per_step,
-)
+from tests.benchmark_torch import Discriminator, Generator, Trainer, load_weights, read_image
 from utils import tables
 from utils.tables import LOSSES
 
@@ -111,19 +104,20 @@ def single_steps(folder: Path) -> None:
         before, after = after, dict(np.load(folder / f"{i + 1}.npz"))
         ends = [after]
         for dtype in (torch.float32, torch.float64):
-            trainer, moments = trainer_at(before, args, dtype)
+            trainer, moments, decays = trainer_at(before, args, dtype)
             take_step(trainer, i, job["source"][i], job["target"][i])
             ends.append({name: moment.numpy() for name, moment in moments.items()})
-        ours, single, double = (gradients(before, end, args) for end in ends)
+        ours, single, double = (gradients(before, end, decays) for end in ends)
         differences.append([[golden.norm(x - exact) / golden.norm(exact) for x in both]
                             for *both, exact in zip(ours, single, double)])
     (folder / "differences.json").write_text(json.dumps(differences), encoding="utf-8")
 
 
-def trainer_at(state: dict, args: Namespace, dtype: torch.dtype) -> tuple[Trainer, dict]:
-    """Return a trainer with the networks and first moments of a state, and these moments by their names.
+def trainer_at(state: dict, args: Namespace, dtype: torch.dtype) -> tuple[Trainer, dict, dict]:
+    """Return a trainer with the networks and first moments of a state.
 
-    D's second moments are left at 0: they decide only how far D's weights move.
+    And, by the names in the state, these moments and by what a step multiplies each. D's second moments are
+    left at 0: they decide only how far D's weights move.
     """
     G, D = Generator(args.model), Discriminator(args.model)
     for net, prefix in ((G, "net_G."), (D, "net_D.")):
@@ -136,21 +130,18 @@ def trainer_at(state: dict, args: Namespace, dtype: torch.dtype) -> tuple[Traine
         moments |= {name: entry[1] for name, entry in zip(names, weights, strict=True)}
     for name, moment in moments.items():
         moment.copy_(torch.from_numpy(state[name]))
-    return trainer, moments
+    decays = [args.momentum**times for *_, times in trainer.weights_G] + [0.9] * len(trainer.weights_D)
+    return trainer, moments, dict(zip(moments, decays, strict=True))
 
 
-def gradients(before: dict, after: dict, args: Namespace) -> list[np.ndarray]:
-    """Return what a step has added to the first moments of G and of D.
+def gradients(before: dict, after: dict, decays: dict[str, float]) -> list[np.ndarray]:
+    """Return what a step has added to the first moments of G and of D; decays: from `trainer_at`.
 
     That is each weight's gradient times a factor, and for G the weight decay.
     """
-    parts = {prefix: [] for prefix in MOMENTS}
-    for prefix in MOMENTS:
-        for name in (name for name in before if name.startswith(prefix)):
-            times = updates_per_step(name.removeprefix(prefix)) if args.repeat_backbone_updates else 1
-            decay = args.momentum**times if prefix == MOMENTS[0] else 0.9
-            parts[prefix].append((after[name] - decay * before[name].astype(float)).ravel())
-    return [np.concatenate(part) for part in parts.values()]
+    added = {name: after[name] - decay * before[name].astype(float) for name, decay in decays.items()}
+    return [np.concatenate([x.ravel() for name, x in added.items() if name.startswith(prefix)])
+            for prefix in MOMENTS]
 
 
 def compare_golden(trace: str) -> dict[str, float]:

@@ -280,16 +280,19 @@ def save(path: Path, step_cell: nn.Cell, args: Namespace, step: int, best_mIoU: 
             temporary.with_suffix(".tmp").unlink(missing_ok=True)  # left by MindSpore on a full disk
 
 
+def torch_name(name: str) -> str:
+    """Return the authors' PyTorch name of a parameter: the last part of those of batch norm differs."""
+    module, leaf = name.rsplit(".", 1)
+    return f"{module}.{next((theirs for theirs, ours in BN_NAMES.items() if ours == leaf), leaf)}"
+
+
 def save_safetensors(path: Path, net_G: nn.Cell) -> None:
     """Write G to a safetensors file under the authors' PyTorch names, float32, atomically.
 
     num_batches_tracked is left out: load_state_dict, with strict=True too, sets it to 0 where it is missing
     in a state dict without versions.
     """
-    theirs, tensors = {ours: name for name, ours in BN_NAMES.items()}, {}
-    for name, parameter in net_G.parameters_and_names():
-        module, leaf = name.rsplit(".", 1)
-        tensors[f"{module}.{theirs.get(leaf, leaf)}"] = parameter.asnumpy()
+    tensors = {torch_name(name): parameter.asnumpy() for name, parameter in net_G.parameters_and_names()}
     with atomic(path) as temporary:  # not save_file, whose error of a full disk is no OSError
         temporary.write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
 
